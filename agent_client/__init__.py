@@ -1,0 +1,1 @@
+"""The device: its update agent, and the library that an application embeds."""

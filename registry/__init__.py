@@ -1,0 +1,1 @@
+"""What exists: models, versions, variants, devices, users and the audit trail; their HTTP routes and commands."""

@@ -1,0 +1,177 @@
+"""The registry's tables: one set of SQLAlchemy models for SQLite and PostgreSQL.
+
+The database is the truth; blobs lie beside it by digest, signed metadata in the tenant's TUF folder. Times are aware UTC.
+`rollout.tables` adds its own tables to the same `Base`.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, String, TypeDecorator, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC moment; SQLite loses the zone, this puts it back."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("expected an aware datetime")
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Every table of the project; constraints have names, so that Alembic can change them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[str]: JSON}
+
+
+class Tenant(Base):
+    """A customer: one TUF repository, one name space of everything below."""
+
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[datetime]
+
+
+class User(Base):
+    """A person or CI job: a role in one tenant, known by an API token of which only the SHA-256 is kept."""
+
+    __tablename__ = "users"
+    __table_args__ = (UniqueConstraint("tenant", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    name: Mapped[str] = mapped_column(String(128))
+    role: Mapped[str] = mapped_column(String(32))
+    token_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+
+
+class Version(Base):
+    """One immutable publication of a model. `state`: BUILDING → READY (at least one variant) | FAILED."""
+
+    __tablename__ = "versions"
+    __table_args__ = (UniqueConstraint("tenant", "model", "version"), UniqueConstraint("tenant", "model", "counter"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    model: Mapped[str] = mapped_column(String(256), index=True)
+    version: Mapped[str] = mapped_column(String(64))
+    channel: Mapped[str] = mapped_column(String(16))
+    counter: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16))
+    card: Mapped[dict[str, Any]]
+    source_sha256: Mapped[str] = mapped_column(String(64))
+    source_length: Mapped[int]
+    card_sha256: Mapped[str] = mapped_column(String(64))
+    golden_sha256: Mapped[str] = mapped_column(String(64))
+    statement_sha256: Mapped[str] = mapped_column(String(64))
+    """The publisher's DSSE envelope, a blob."""
+    published_by: Mapped[str] = mapped_column(String(128))
+    published_at: Mapped[datetime]
+
+
+class Variant(Base):
+    """The build of one version for one profile. `state`: BUILDING → READY | FAILED (then `error` says why)."""
+
+    __tablename__ = "variants"
+    __table_args__ = (UniqueConstraint("version_id", "profile"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    model: Mapped[str] = mapped_column(String(256), index=True)
+    version: Mapped[str] = mapped_column(String(64))
+    profile: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    precision: Mapped[str | None] = mapped_column(String(32))
+    counter: Mapped[int]
+    path: Mapped[str | None] = mapped_column(String(512))
+    manifest_sha256: Mapped[str | None] = mapped_column(String(64), index=True)
+    manifest_length: Mapped[int | None]
+    size_bytes: Mapped[int | None]
+    evidence: Mapped[dict[str, Any] | None]
+    """The gate attestation's results: parity, accuracy, benchmark, scan, library versions."""
+    error: Mapped[str | None]
+    created_at: Mapped[datetime]
+    ready_at: Mapped[datetime | None]
+    released_at: Mapped[datetime | None]
+    """When a rollout of it completed for its profile; the latest one is the stable that gates compare with."""
+
+
+class Group(Base):
+    """Devices that are steered together."""
+
+    __tablename__ = "groups"
+    __table_args__ = (UniqueConstraint("tenant", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    name: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class Device(Base):
+    """An enrolled device. `online` and `last_seen_at` follow its status messages; never updated on every heartbeat."""
+
+    __tablename__ = "devices"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    group: Mapped[str] = mapped_column("group_name", String(64), index=True)
+    profile: Mapped[str] = mapped_column(String(64), index=True)
+    public_key: Mapped[str]
+    """PEM, P-256."""
+    facts: Mapped[dict[str, Any]]
+    agent_version: Mapped[str] = mapped_column(String(64))
+    enrolled_at: Mapped[datetime]
+    online: Mapped[bool] = mapped_column(default=False)
+    last_seen_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class ClaimToken(Base):
+    """A right to enrol, stored hashed: for one group, a number of times, until it expires."""
+
+    __tablename__ = "claim_tokens"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    group: Mapped[str] = mapped_column("group_name", String(64))
+    uses_left: Mapped[int]
+    expires_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(128))
+
+
+class AuditRecord(Base):
+    """One state change or decision, append-only; `leaf_sha256` is RFC 6962's leaf hash of its canonical JSON."""
+
+    __tablename__ = "audit_records"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64), index=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(128))
+    action: Mapped[str] = mapped_column(String(64), index=True)
+    subject: Mapped[str] = mapped_column(String(512), index=True)
+    detail: Mapped[dict[str, Any]]
+    leaf_sha256: Mapped[str] = mapped_column(String(64))

@@ -1,0 +1,60 @@
+"""Errors of the signer package, split by what the caller does next.
+
+`UntrustedError` and everything below it: refuse, report, never retry. `SignerUnavailableError`: retry later.
+"""
+
+
+class SignerError(Exception):
+    """Base of every error that this package raises."""
+
+
+class SignerUnavailableError(SignerError):
+    """The signer process, a token or a KMS did not answer: retry with backoff."""
+
+
+class KeyUriError(SignerError):
+    """A key URI names no usable key: fix the setting."""
+
+
+class UntrustedError(SignerError):
+    """Something was not signed by whom it must be, or does not say what it must: refuse, report, never retry."""
+
+
+class FormatError(UntrustedError):
+    """The bytes are not what the format allows (size, depth, duplicate keys, types, unknown major format)."""
+
+
+class SignatureError(UntrustedError):
+    """No valid signature by enough of the keys that may sign this."""
+
+
+class UnknownKeyError(SignatureError):
+    """Signed only by keys that the trust policy does not name: refresh the metadata once, then decide."""
+
+
+class ScopeError(UntrustedError):
+    """Validly signed, but for another tenant, group, profile, device or release."""
+
+
+class ReplayError(UntrustedError):
+    """Older than what was already accepted ((epoch, seq), metadata version, release counter)."""
+
+
+class ExpiredError(UntrustedError):
+    """Past its `expires` or `not_after`: no update may start on it."""
+
+
+class DigestError(UntrustedError):
+    """The bytes do not have the digest or length that was signed."""
+
+
+class ApprovalError(UntrustedError):
+    """Fewer valid approvals of this release than the trust policy requires."""
+
+
+class RevokedError(UntrustedError):
+    """The trust policy revokes this digest, or its counter lies below the policy's minimum."""
+
+
+class MustUnderstandError(UntrustedError):
+    """The document requires a feature that this agent does not have."""

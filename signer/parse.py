@@ -1,0 +1,126 @@
+"""Strict parsing of hostile JSON: the only way bytes from outside become values.
+
+Size and depth are capped before the parser runs; duplicate keys, NaN, Infinity, floats out of range, integers beyond
+2**53 - 1, lone surrogates and trailing bytes are refused. Every refusal is a `FormatError`.
+"""
+
+import json
+import math
+from typing import NoReturn, TypeVar
+
+import msgspec
+
+from modelfleet.signer.errors import FormatError
+
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 16
+MAX_INTEGER = 2**53 - 1  # RFC 8259 section 6: integers that every implementation agrees on
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+def parse_json(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> object:
+    """Return the JSON value of `data`, or refuse it.
+
+    Args:
+        max_bytes: refused before parsing when longer.
+        max_depth: deepest nesting of arrays and objects.
+
+    Raises:
+        FormatError: not strict JSON, or beyond a cap.
+    """
+    if len(data) > max_bytes:
+        raise FormatError(f"expected at most {max_bytes} bytes, got {len(data)}")
+    _require_depth(data, max_depth)
+    try:
+        text = data.decode("utf-8")
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=_bounded_integer,
+            parse_float=_finite_float,
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not strict JSON: {error}") from error
+
+
+def parse_struct(
+    data: bytes, kind: type[StructT], *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH
+) -> StructT:
+    """Return `data` as a `kind`; unknown fields are allowed, an unknown major `format` is not.
+
+    Raises:
+        FormatError: not strict JSON, not of this type, or of a major format newer than ours.
+    """
+    return convert(parse_json(data, max_bytes=max_bytes, max_depth=max_depth), kind)
+
+
+def convert(value: object, kind: type[StructT]) -> StructT:
+    """Return an already parsed JSON value as a `kind`, its major format checked.
+
+    Raises:
+        FormatError: a field is missing or of a wrong type, or the major format is not ours.
+    """
+    require_format(value)
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
+        raise FormatError(f"not a {kind.__name__}: {error}") from error
+
+
+def require_format(value: object, *, major: int = 1) -> None:
+    """Refuse an object whose `format` field has another major number.
+
+    Raises:
+        FormatError: `format` is present and its major is not `major`.
+    """
+    found = value.get("format", f"{major}.0") if isinstance(value, dict) else f"{major}.0"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if not isinstance(found, str) or found.split(".")[0] != str(major):
+        raise FormatError(f"expected format {major}.x, got {found!r}: upgrade this program")
+
+
+def _require_depth(data: bytes, max_depth: int) -> None:
+    depth, in_string, escaped = 0, False, False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > max_depth:
+                raise FormatError(f"expected nesting of at most {max_depth}, got more")
+        elif byte in b"]}":
+            depth -= 1
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate key in an object")
+    for key in found:
+        key.encode("utf-8")  # a lone surrogate is a UnicodeEncodeError, hence a ValueError
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bounded_integer(text: str) -> int:
+    if len(text) > 17 or abs(int(text)) > MAX_INTEGER:
+        raise ValueError("integer beyond 2**53 - 1")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("float out of range")
+    return value

@@ -1,0 +1,57 @@
+# The two commands of README.md are `make demo` and `make test`; both set the environment up by themselves.
+PYTHON ?= python3
+UV := .uv/bin/uv
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := --extra server --extra postgres --extra s3 --extra onnxruntime
+STAMP := $(VENV)/.synced
+ARGS ?=
+SUITE ?=
+export UV_NO_PROGRESS ?= 1
+export PYTHONDONTWRITEBYTECODE ?= 1
+
+.PHONY: help setup demo test test-fast check format bench docs clean
+
+help:            ## list what make can do
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(STAMP)  ## create .venv from the lock file
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
+		{ echo "missing: python >= 3.11 and < 3.14 as '$(PYTHON)' (Debian: apt-get install python3); or: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "missing: pip (Debian: apt-get install python3-pip)"; exit 1; }
+	@echo "setting up: uv"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .uv 'uv==0.13.8'
+
+$(STAMP): $(UV) pyproject.toml uv.lock
+	@echo "setting up: .venv from uv.lock (about a minute the first time)"
+	@test -x $(BIN)/python || $(UV) venv --quiet --no-project --python $(PYTHON) $(VENV)
+	@$(UV) sync --quiet --locked $(EXTRAS)
+	@touch $@
+
+demo: $(STAMP)   ## run the main job on this machine; ARGS=--serve leaves the service running
+	@$(BIN)/python -m examples.demo $(ARGS)
+
+test: $(STAMP)   ## run every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+
+format: $(STAMP) ## format the code and sort its imports
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## SUITE=name runs benchmarks/suites/name.py; its last line is its verdict
+	@test -n "$(SUITE)" || { echo "which suite? make bench SUITE=name, one of: $$(ls benchmarks/suites | grep -v '^_' | sed -n 's/\.py$$//p' | tr '\n' ' ')"; exit 2; }
+	@$(BIN)/python -m benchmarks.suites.$(SUITE) $(ARGS)
+
+docs: $(STAMP)   ## build the documentation site into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:           ## remove what make made
+	rm -rf $(VENV) .uv .cache site build dist

@@ -1,0 +1,161 @@
+"""The embedded MQTT broker: amqtt on a thread and loop of its own, for development and up to about 200 devices.
+
+amqtt speaks MQTT 3.1.1 without an offline queue and hands a connecting client retained messages of other clients' subscriptions
+(agents drop what is not theirs). `FleetPlugin` authenticates every connection and checks every topic: a device publishes and
+reads only under its own id, and reads its tenant's group documents.
+"""
+
+import asyncio
+import hmac
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from amqtt.broker import Broker
+from amqtt.contexts import Action, BaseContext, BrokerConfig, ListenerConfig, ListenerType
+from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
+from amqtt.session import Session
+
+from modelfleet.agent_client.protocol import HOST_TOPIC, TOPIC_ROOT, device_topic
+from modelfleet.service.errors import BrokerStartError
+
+START_TIMEOUT_SECONDS = 15
+CONTROLLER = "modelfleet-controller"
+
+Authenticate = Callable[[str, str], bool]
+"""(device id, token) -> whether the token is that device's; called off the broker's loop."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Access:
+    tenant: str
+    authenticate_device: Authenticate
+    controller_password: str
+
+    def authenticates(self, username: str, client_id: str, password: str, will_topic: str | None) -> bool:
+        if username == CONTROLLER:
+            return hmac.compare_digest(password, self.controller_password)
+        if username != client_id or will_topic not in (None, device_topic(self.tenant, username, "status")):
+            return False
+        return self.authenticate_device(username, password)
+
+    def permits(self, username: str, topic: str, action: Action) -> bool:
+        if username == CONTROLLER:
+            return True
+        if action is Action.PUBLISH:
+            return topic in {device_topic(self.tenant, username, kind) for kind in ("report", "metrics", "status")}
+        own = {device_topic(self.tenant, username, "desired"), HOST_TOPIC}
+        return topic in own or self._is_group_document(topic)
+
+    def _is_group_document(self, topic: str) -> bool:
+        parts = topic.removeprefix(f"{TOPIC_ROOT}/{self.tenant}/g/").split("/")
+        return topic.startswith(f"{TOPIC_ROOT}/{self.tenant}/g/") and len(parts) == 3 and parts[2] == "desired"
+
+
+_ACCESS: dict[str, _Access] = {}
+# amqtt makes its plugins itself, from a dotted name and plain values: this is how one finds its broker's rules.
+
+
+class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
+    """Authenticates the controller by password and a device by its token, and holds each to its topics."""
+
+    def __init__(self, context: BaseContext) -> None:
+        super().__init__(context)
+        self._access = _ACCESS[self.config.key]
+
+    async def authenticate(self, *, session: Session) -> bool | None:
+        """Whether the connection is who it says it is."""
+        session.is_anonymous = False
+        password = session.password or ""
+        return await asyncio.to_thread(
+            self._access.authenticates, session.username or "", session.client_id or "", password, session.will_topic
+        )
+
+    async def topic_filtering(
+        self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
+    ) -> bool | None:
+        """Whether the session may publish to, subscribe to or receive from the topic."""
+        if session is None or topic is None or action is None:
+            return False
+        return self._access.permits(session.username or "", topic, action)
+
+    @dataclass
+    class Config:
+        """Names the broker whose rules apply."""
+
+        key: str = field(default="")
+
+
+class EmbeddedBroker:
+    """One amqtt broker on loopback, running from `start` until `stop`."""
+
+    def __init__(self, tenant: str, authenticate: Authenticate, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.controller_password = secrets.token_urlsafe(32)
+        self._host, self._port = host, port
+        self._key = secrets.token_hex(8)
+        _ACCESS[self._key] = _Access(
+            tenant=tenant, authenticate_device=authenticate, controller_password=self.controller_password
+        )
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, `mqtt://host:port`; the port is known once started."""
+        return f"mqtt://{self._host}:{self._port}"
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            BrokerStartError: the port is taken, or amqtt did not come up in time.
+        """
+        self._thread.start()
+        if not self._ready.wait(START_TIMEOUT_SECONDS) or self._error is not None:
+            raise BrokerStartError(f"the embedded broker did not start on {self.url}: {self._error}") from self._error
+
+    def stop(self) -> None:
+        """Close every connection; retained messages are gone, and rebuilt from the database at the next start."""
+        if self._loop is not None and self._stopping is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(START_TIMEOUT_SECONDS)
+        _ACCESS.pop(self._key, None)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:  # noqa: BLE001 - whatever it was, the starter must hear of it
+            self._error = error
+            log.exception("embedded broker ended")
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        broker = Broker(self._config())
+        await broker.start()
+        connected: Callable[..., Any] = partial(broker.stream_connected, listener_name="default")
+        server = await asyncio.start_server(connected, self._host, self._port)
+        self._port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        try:
+            await self._stopping.wait()
+        finally:
+            server.close()
+            await broker.shutdown()
+
+    def _config(self) -> BrokerConfig:
+        # EXTERNAL: we open the socket ourselves, which alone lets port 0 pick a free port and tell us which.
+        return BrokerConfig(
+            listeners={"default": ListenerConfig(type=ListenerType.EXTERNAL)},
+            plugins={f"{FleetPlugin.__module__}.FleetPlugin": {"key": self._key}},
+        )

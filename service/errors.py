@@ -1,0 +1,21 @@
+"""Errors of the service package: what an operator has to mend before the service can run."""
+
+
+class ServiceError(Exception):
+    """Base of every error that this package raises."""
+
+
+class SettingsError(ServiceError):
+    """A setting is missing or contradicts another; the message names the variable."""
+
+
+class NotInitialisedError(ServiceError):
+    """The data folder holds no tenant yet: run `modelfleet init` first."""
+
+
+class BrokerStartError(ServiceError):
+    """The embedded broker did not come up."""
+
+
+class SignerStartError(ServiceError):
+    """The signer process did not come up."""

@@ -1,0 +1,64 @@
+"""Settings of one service process, from environment variables `MODELFLEET_*`; the defaults are the embedded ones.
+
+The data folder's layout is made by `modelfleet init` (`signer.ceremony` says who owns which part of it).
+"""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from modelfleet.service.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """What a service process is told from outside.
+
+    Attributes:
+        data: folder of everything the embedded default stores.
+        tenant: the tenant this process serves.
+        host, port: where HTTP listens; port 0 picks a free one.
+        public_url: what devices are told; empty: the address that HTTP listens on.
+        database_url: SQLAlchemy URL; empty: SQLite in `data`.
+        jobs_database_url: DBOS' own database; empty: a second SQLite file in `data`.
+        mqtt_url: an external broker (`mqtt://host:port`); empty: amqtt in this process on `mqtt_port` (0: a free one).
+        mqtt_username, mqtt_password: the controller's account at an external broker.
+        s3_bucket: artifacts in S3 in place of the folder `data/blobs`.
+        tick_seconds: how often the controller decides.
+        build_workers: how many variants are built at once.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MODELFLEET_", extra="ignore")
+
+    data: Path = Path("var/modelfleet")
+    tenant: str = "default"
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    public_url: str = ""
+    database_url: str = ""
+    jobs_database_url: str = ""
+    mqtt_url: str = ""
+    mqtt_port: int = Field(default=1883, ge=0, le=65535)
+    mqtt_username: str = ""
+    mqtt_password: str = ""
+    s3_bucket: str = ""
+    s3_endpoint_url: str = ""
+    tick_seconds: float = Field(default=1.0, gt=0, le=60)
+    build_workers: int = Field(default=2, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.s3_endpoint_url and not self.s3_bucket:
+            raise SettingsError("MODELFLEET_S3_ENDPOINT_URL is set without MODELFLEET_S3_BUCKET")
+        return self
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database of the registry and the controller."""
+        return self.database_url or f"sqlite:///{self.data.absolute() / 'modelfleet.db'}"
+
+    @property
+    def dbos_url(self) -> str:
+        """The database of the durable workflows."""
+        return self.jobs_database_url or f"sqlite:///{self.data.absolute() / 'jobs.db'}"

@@ -35,8 +35,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a device holds a candidate to, beside the manifest's own limits (the stricter of the two wins).
 
-    latency_ms: p95 of one inference. accuracy: share of the golden set. error_share: of the inferences in probation, judged
-    from probation_inferences on. probation_seconds: how long after activation the device itself may go back.
+    latency_ms: p95 of one inference. accuracy: share of the golden set. error_share: of the inferences in probation,
+    judged from probation_inferences on. probation_seconds: how long after activation the device itself may go back.
     metrics_seconds: the interval at which it sends counters.
     """
 
@@ -71,7 +71,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """Something asked of one device once; `id` makes it idempotent. Kinds: retry, cancel, re-benchmark, collect-logs."""
+    """Something asked of one device; `id` makes it happen once. Kinds: retry, cancel, re-benchmark, collect-logs."""
 
     id: Annotated[str, msgspec.Meta(max_length=64)]
     kind: Name

@@ -60,7 +60,7 @@ def verify_envelope(
         threshold: how many different keys must have signed.
 
     Raises:
-        FormatError: oversized, not a strict DSSE envelope, another payload type, or a key under an id that is not its own.
+        FormatError: oversized, not a strict envelope, another payload type, or a key under an id that is not its own.
         UnknownKeyError: signed only by keys that are not in `keys`.
         SignatureError: fewer than `threshold` valid signatures by `keys`.
     """

@@ -55,7 +55,7 @@ def manifest_path(model: str, version: str, profile: str) -> str:
     """Return the TUF target path of a variant's manifest.
 
     Raises:
-        FormatError: a part is not a valid name (no `..`, `.`, empty part, backslash, `%` or control character can pass).
+        FormatError: a part is no valid name (no `..`, `.`, empty part, backslash, `%` or control character can pass).
     """
     require(model, MODEL_PATTERN, "model")
     require(version, VERSION_PATTERN, "version")

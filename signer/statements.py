@@ -1,6 +1,7 @@
-"""What people, CI and workers say under their own keys: source statements, gate attestations, approvals, and the policy.
+"""What people, CI and workers say under their own keys: source statements, gate attestations, approvals, the policy.
 
-Every one is a DSSE payload but the trust policy, which is the TUF target `trust/policy.json` under the offline targets role.
+Every one is a DSSE payload but the trust policy, which is the TUF target `trust/policy.json` under the offline targets
+role.
 """
 
 from typing import Annotated

@@ -1,0 +1,201 @@
+"""The online half of a tenant's TUF repository: what the registry may sign by itself, snapshot and timestamp.
+
+Rules: bins come signed by the signer process and are checked here before anybody sees them; target files are written
+first, then bins, then the snapshot, the timestamp last, so that a crash leaves clients on the former state; a published
+bin never goes back. Python-tuf's `Metadata` API only.
+"""
+
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from securesystemslib.signer import Signer
+from tuf.api.exceptions import LengthOrHashMismatchError
+from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+
+from modelfleet.signer.errors import DigestError, FormatError, ReplayError
+from modelfleet.signer.files import folder_lock, write_durably
+from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
+from modelfleet.signer.trust import PolicyChain, parse_metadata, policy_of, require_signed
+
+SNAPSHOT_LIFE = timedelta(days=7)
+TIMESTAMP_LIFE = timedelta(hours=24)
+
+SignedT = TypeVar("SignedT", bound=Signed)
+
+
+class OnlineRepository:
+    """One tenant's metadata and target files as devices fetch them; safe among threads and processes.
+
+    Args:
+        metadata_dir: what is served under `/tuf/{tenant}/metadata/`.
+        targets_dir: what is served under `/tuf/{tenant}/targets/`, each file under `<folder>/<sha256>.<name>`.
+    """
+
+    def __init__(
+        self, metadata_dir: Path, targets_dir: Path, snapshot_signer: Signer, timestamp_signer: Signer
+    ) -> None:
+        self._metadata_dir = metadata_dir
+        self._targets_dir = targets_dir
+        self._snapshot_signer = snapshot_signer
+        self._timestamp_signer = timestamp_signer
+        self._lock = threading.RLock()
+
+    def publish(self, bin_metadata: Mapping[str, bytes], targets: Mapping[str, bytes], now: datetime) -> None:
+        """Serve new bins and the target files that they name; nothing changes where all of it is there already.
+
+        Args:
+            bin_metadata: role name -> signed metadata, as the signer process returned it.
+            targets: target path -> bytes; each must be named by one of `bin_metadata`.
+
+        Raises:
+            SignatureError: a bin is not signed by the releases key. DigestError: a target is not what a bin names.
+            ReplayError: a bin is older than the published one, or differs under the same version.
+        """
+        with self._exclusive():
+            parent = self._targets().signed
+            bins = {role: _checked_bin(parent, role, data) for role, data in bin_metadata.items()}
+            files = [_named_target(bins.values(), path, data) for path, data in targets.items()]
+            published = self._snapshot().signed
+            newer = {
+                role: data for role, data in bin_metadata.items() if self._is_newer(published, role, bins[role], data)
+            }
+            for target, data in files:
+                self._write_target(target, data)
+            self._serve(newer, {role: bins[role].version for role in newer}, now)
+
+    def publish_policy(self, targets_metadata: bytes, policy: bytes, now: datetime) -> None:
+        """Serve a new top-level targets.json, signed offline, and the policy that it names.
+
+        Raises:
+            SignatureError: not signed by enough targets keys. DigestError: another policy.
+            ReplayError: not newer than the published one.
+        """
+        with self._exclusive():
+            metadata = parse_metadata(targets_metadata, Targets)
+            require_signed(self._root(), Targets.type, metadata)
+            policy_of(metadata.signed, policy)
+            if self._is_newer(self._snapshot().signed, Targets.type, metadata.signed, targets_metadata):
+                self._write_target(metadata.signed.targets[POLICY_PATH], policy)
+                self._serve({Targets.type: targets_metadata}, {Targets.type: metadata.signed.version}, now)
+
+    def refresh(self, now: datetime) -> None:
+        """Re-sign the timestamp when less than half of its life is left, and the snapshot likewise."""
+        with self._exclusive():
+            if self._snapshot().signed.expires - now < SNAPSHOT_LIFE / 2:
+                self._sign_snapshot({}, now)
+            elif self._timestamp().signed.expires - now < TIMESTAMP_LIFE / 2:
+                self._sign_timestamp(now)
+
+    def policy(self) -> TrustPolicy:
+        """Return the published trust policy."""
+        with self._exclusive():
+            return policy_of(self._targets().signed, self.policy_chain().policy)
+
+    def policy_chain(self) -> PolicyChain:
+        """Return what the signer process needs to verify the policy by itself, from its own root."""
+        with self._exclusive():
+            version = self._snapshot().signed.meta[f"{Targets.type}.json"].version
+            data = self._path(Targets.type, version).read_bytes()
+            target = parse_metadata(data, Targets).signed.targets[POLICY_PATH]
+            return PolicyChain(targets=data, policy=(self._targets_dir / target.get_prefixed_paths()[0]).read_bytes())
+
+    def versions(self) -> dict[str, int]:
+        """Return role -> published version, of the snapshot, the timestamp and all that the snapshot names."""
+        with self._exclusive():
+            snapshot, timestamp = self._snapshot().signed, self._timestamp().signed
+            named = {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
+            return named | {Snapshot.type: snapshot.version, Timestamp.type: timestamp.version}
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._lock:
+            if getattr(self, "_held", False):
+                yield
+                return
+            with folder_lock(self._metadata_dir.parent):
+                self._held = True
+                try:
+                    yield
+                finally:
+                    self._held = False
+
+    def _path(self, role: str, version: int) -> Path:
+        return self._metadata_dir / f"{version}.{role}.json"
+
+    def _root(self) -> Root:
+        newest = max(self._metadata_dir.glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]))
+        return parse_metadata(newest.read_bytes(), Root).signed
+
+    def _timestamp(self) -> Metadata[Timestamp]:
+        return parse_metadata((self._metadata_dir / "timestamp.json").read_bytes(), Timestamp)
+
+    def _snapshot(self) -> Metadata[Snapshot]:
+        version = self._timestamp().signed.snapshot_meta.version
+        return parse_metadata(self._path(Snapshot.type, version).read_bytes(), Snapshot)
+
+    def _targets(self) -> Metadata[Targets]:
+        version = self._snapshot().signed.meta[f"{Targets.type}.json"].version
+        return parse_metadata(self._path(Targets.type, version).read_bytes(), Targets)
+
+    def _is_newer(self, published: Snapshot, role: str, found: Targets, data: bytes) -> bool:
+        meta = published.meta.get(f"{role}.json")
+        if meta is None:
+            raise FormatError(f"expected a role that the snapshot names, got {role[:40]!r}")
+        if found.version < meta.version:
+            raise ReplayError(f"{role}: expected version >= {meta.version}, got {found.version}")
+        if found.version == meta.version and self._path(role, meta.version).read_bytes() != data:
+            raise ReplayError(f"{role}: version {meta.version} is published with other bytes")
+        return found.version > meta.version
+
+    def _write_target(self, target: TargetFile, data: bytes) -> None:
+        path = self._targets_dir / target.get_prefixed_paths()[0]
+        if not path.exists():  # the name holds the digest: what is there is right
+            write_durably(path, data)
+
+    def _serve(self, metadata: Mapping[str, bytes], versions: Mapping[str, int], now: datetime) -> None:
+        for role, data in metadata.items():
+            write_durably(self._path(role, versions[role]), data)
+        if versions:
+            self._sign_snapshot(versions, now)
+
+    def _sign_snapshot(self, versions: Mapping[str, int], now: datetime) -> None:
+        metadata = self._snapshot()
+        for role, version in versions.items():
+            metadata.signed.meta[f"{role}.json"] = MetaFile(version)
+        _renew(metadata, self._snapshot_signer, now + SNAPSHOT_LIFE)
+        write_durably(self._path(Snapshot.type, metadata.signed.version), metadata.to_bytes())
+        self._sign_timestamp(now, metadata.signed.version)
+
+    def _sign_timestamp(self, now: datetime, snapshot_version: int | None = None) -> None:
+        metadata = self._timestamp()
+        if snapshot_version is not None:
+            metadata.signed.snapshot_meta = MetaFile(snapshot_version)
+        _renew(metadata, self._timestamp_signer, now + TIMESTAMP_LIFE)
+        write_durably(self._metadata_dir / "timestamp.json", metadata.to_bytes())
+
+
+def _renew(metadata: Metadata[SignedT], signer: Signer, expires: datetime) -> None:
+    metadata.signed.version += 1
+    metadata.signed.expires = expires.replace(microsecond=0)
+    metadata.sign(signer)
+
+
+def _checked_bin(parent: Targets, role: str, data: bytes) -> Targets:
+    metadata = parse_metadata(data, Targets)
+    require_signed(parent, role, metadata)
+    return metadata.signed
+
+
+def _named_target(bins: Collection[Targets], path: str, data: bytes) -> tuple[TargetFile, bytes]:
+    target = next((found.targets[path] for found in bins if path in found.targets), None)
+    if target is None:
+        raise DigestError(f"expected a target that the given bins name, got {path[:120]!r}")
+    try:
+        target.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError as error:
+        raise DigestError(f"{path}: {error}") from error
+    return target, data

@@ -1,0 +1,161 @@
+"""The trust policy and the TUF chain above it: root -> targets -> `trust/policy.json`.
+
+Everything that asks "who may sign this?" asks a `TrustPolicy` that came through here. TUF's own errors are wrapped
+once, in this module.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from securesystemslib.exceptions import Error as SecureSystemsError
+from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
+from tuf.api.metadata import Metadata, Root, Signed, Targets
+from tuf.api.serialization import DeserializationError
+
+from modelfleet.signer.errors import (
+    DigestError,
+    ExpiredError,
+    FormatError,
+    ReplayError,
+    ScopeError,
+    SignatureError,
+)
+from modelfleet.signer.keys import key_id
+from modelfleet.signer.parse import parse_json, parse_struct
+from modelfleet.signer.statements import POLICY_PATH, PublicKey, TrustPolicy
+
+MAX_METADATA_BYTES = 4 * 1024 * 1024
+MAX_POLICY_BYTES = 256 * 1024
+BIN_PREFIX = "releases"
+
+SignedT = TypeVar("SignedT", bound=Signed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyChain:
+    """What proves a policy to someone who has the root: the bytes of targets.json and of trust/policy.json."""
+
+    targets: bytes
+    policy: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustedPolicy:
+    """A policy that the root vouches for, and the targets metadata that delegates the bins."""
+
+    targets: Targets
+    policy: TrustPolicy
+
+
+def parse_metadata(data: bytes, kind: type[SignedT]) -> Metadata[SignedT]:
+    """Return TUF metadata of the role `kind`; its signatures are not verified yet.
+
+    Raises:
+        FormatError: not strict JSON, or not metadata of that role.
+    """
+    parse_json(data, max_bytes=MAX_METADATA_BYTES)
+    try:
+        found: Metadata[SignedT] = Metadata.from_bytes(data)
+    except (DeserializationError, RepositoryError) as error:
+        raise FormatError(f"not TUF metadata: {error}") from error
+    if not isinstance(found.signed, kind):
+        raise FormatError(f"expected TUF metadata of {kind.__name__}, got {found.signed.type}")
+    return found
+
+
+def require_signed(delegator: Root | Targets, role: str, metadata: Metadata[SignedT]) -> None:
+    """Refuse `metadata` unless enough keys that `delegator` names for `role` signed it.
+
+    Raises:
+        SignatureError: they did not, or there is no such role.
+    """
+    try:
+        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, SecureSystemsError, ValueError) as error:
+        raise SignatureError(f"{role}: {error}") from error
+
+
+def trusted_root(data: bytes) -> Root:
+    """Return a root that signs itself; whether it is *the* root is said by where `data` came from.
+
+    Raises:
+        FormatError, SignatureError.
+    """
+    metadata = parse_metadata(data, Root)
+    require_signed(metadata.signed, Root.type, metadata)
+    return metadata.signed
+
+
+def trusted_policy(
+    root: Root, chain: PolicyChain, *, tenant: str, now: datetime, minimum_version: int = 0
+) -> TrustedPolicy:
+    """Return the policy that `root` vouches for.
+
+    Args:
+        minimum_version: the highest version of targets.json seen so far.
+
+    Raises:
+        UntrustedError: unsigned, expired, older than seen, or of another tenant.
+    """
+    metadata = parse_metadata(chain.targets, Targets)
+    require_signed(root, Targets.type, metadata)
+    targets = metadata.signed
+    for signed in (root, targets):
+        if signed.is_expired(now):
+            raise ExpiredError(f"{signed.type} metadata expired at {signed.expires}: re-sign it in an offline ceremony")
+    if targets.version < minimum_version:
+        raise ReplayError(f"expected targets version >= {minimum_version}, got {targets.version}")
+    return TrustedPolicy(targets=targets, policy=policy_of(targets, chain.policy, tenant=tenant))
+
+
+def policy_of(targets: Targets, data: bytes, *, tenant: str | None = None) -> TrustPolicy:
+    """Return the policy in `data`, which must be the one that `targets` names.
+
+    Raises:
+        DigestError: it is another file. FormatError, ScopeError: as `parse_policy`.
+    """
+    target = targets.targets.get(POLICY_PATH)
+    if target is None:
+        raise FormatError(f"expected targets.json to name {POLICY_PATH}, it does not")
+    try:
+        target.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError as error:
+        raise DigestError(f"{POLICY_PATH}: {error}") from error
+    return parse_policy(data, tenant=tenant)
+
+
+def parse_policy(data: bytes, *, tenant: str | None = None) -> TrustPolicy:
+    """Return the policy in `data`, every key under its own id.
+
+    Args:
+        tenant: whose policy it must be (None: any).
+
+    Raises:
+        FormatError: not a policy, or a key that stands under another key's id.
+        ScopeError: another tenant's.
+    """
+    policy = parse_struct(data, TrustPolicy, max_bytes=MAX_POLICY_BYTES)
+    approvers = {keyid: approver.key for keyid, approver in policy.approvers.items()}
+    for keys in (policy.directors, approvers, policy.publishers, policy.gates):
+        _require_own_ids(keys)
+    if tenant is not None and policy.tenant != tenant:
+        raise ScopeError(f"expected the policy of tenant {tenant}, got that of {policy.tenant}")
+    return policy
+
+
+def bin_of(targets: Targets, path: str) -> str:
+    """Return the name of the hash bin that holds `path`.
+
+    Raises:
+        FormatError: targets.json delegates no hash bins.
+    """
+    if targets.delegations is None or targets.delegations.succinct_roles is None:
+        raise FormatError("expected targets.json to delegate hash bins, it does not")
+    return targets.delegations.succinct_roles.get_role_for_target(path)
+
+
+def _require_own_ids(keys: dict[str, PublicKey]) -> None:
+    for keyid, key in keys.items():
+        if key_id(key) != keyid:
+            raise FormatError(f"expected the key with the id {keyid[:12]}, got the key {key_id(key)[:12]}")

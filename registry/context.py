@@ -1,7 +1,7 @@
 """What the registry's routes and jobs work with, put together once by the composition root (`service`)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,11 +24,30 @@ class BuildQueue(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UploadLimits:
+    """The most bytes that a publication's parts may have; what is longer is refused while it streams in."""
+
+    model_bytes: int = 2 * 1024**3
+    golden_bytes: int = 256 * 1024**2
+    card_bytes: int = 64 * 1024
+    statement_bytes: int = 128 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildLimits:
+    """What one conversion may use."""
+
+    timeout_seconds: float = 120.0
+    memory_bytes: int = 4 * 1024**3
+
+
+@dataclass(frozen=True, kw_only=True)
 class Registry:
     """The registry's collaborators.
 
     gate_key_uri is only handed on to the converter worker's process. public_url and mqtt_url are what a device is told
-    at enrolment.
+    at enrolment. `on_device_changed` is called with a device's id, after the commit, whenever a device was enrolled: the
+    rollout controller appends what issues its assignment.
     """
 
     tenant: str
@@ -42,3 +61,6 @@ class Registry:
     work_dir: Path
     public_url: str
     mqtt_url: str
+    upload_limits: UploadLimits = field(default_factory=UploadLimits)
+    build_limits: BuildLimits = field(default_factory=BuildLimits)
+    on_device_changed: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])

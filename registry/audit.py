@@ -1,0 +1,101 @@
+"""The audit trail: one record per decision or change of state, appended and never changed.
+
+Each record keeps RFC 6962's leaf hash (section 2.1: SHA-256 of 0x00 and the entry) of its canonical JSON, so that the
+Merkle log of a later version can be built over what is already there, and a changed row is found.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import event, select
+from sqlalchemy.orm import Session
+
+from modelfleet.registry.errors import AuditError
+from modelfleet.registry.tables import AuditRecord
+
+
+def append(
+    session: Session,
+    *,
+    tenant: str,
+    actor: str,
+    action: str,
+    subject: str,
+    detail: Mapping[str, Any],
+    now: datetime,
+) -> AuditRecord:
+    """Add one record to the session's transaction, so that the change and its record commit together.
+
+    Args:
+        session: in a transaction.
+        actor: who did it: a user's name, `device:<id>` or `system`.
+        tenant: whose trail.
+        action: `noun.verb`, such as `version.publish`.
+        subject: what it was done to, such as `digits@1.0.0`.
+        detail: JSON values only; no secrets.
+        now: aware.
+    """
+    record = AuditRecord(
+        tenant=tenant,
+        at=now.astimezone(UTC),
+        actor=actor,
+        action=action,
+        subject=subject,
+        detail=json.loads(json.dumps(dict(detail), allow_nan=False, default=str)),
+    )
+    record.leaf_sha256 = leaf_sha256(record)
+    session.add(record)
+    return record
+
+
+def records(
+    session: Session,
+    tenant: str,
+    *,
+    subject: str | None = None,
+    action: str | None = None,
+    after: int = 0,
+    limit: int = 500,
+) -> Sequence[AuditRecord]:
+    """Return the tenant's records in order, from the one after id `after` on; `subject` and `action` select exactly."""
+    query = select(AuditRecord).where(AuditRecord.tenant == tenant, AuditRecord.id > after)
+    if subject is not None:
+        query = query.where(AuditRecord.subject == subject)
+    if action is not None:
+        query = query.where(AuditRecord.action == action)
+    return session.scalars(query.order_by(AuditRecord.id).limit(limit)).all()
+
+
+def altered(session: Session, tenant: str) -> list[int]:
+    """Return the ids of records whose content no longer has the leaf hash it was appended with."""
+    found = session.scalars(select(AuditRecord).where(AuditRecord.tenant == tenant))
+    return [record.id for record in found if leaf_sha256(record) != record.leaf_sha256]
+
+
+def leaf_sha256(record: AuditRecord) -> str:
+    """Return RFC 6962's leaf hash of the record, hexadecimal."""
+    return hashlib.sha256(b"\x00" + canonical(record)).hexdigest()
+
+
+def canonical(record: AuditRecord) -> bytes:
+    """Return the record as JSON with sorted keys and no spaces: what its leaf hash covers (the row id is not part)."""
+    entry = {
+        "tenant": record.tenant,
+        "at": record.at.astimezone(UTC).isoformat(timespec="microseconds"),
+        "actor": record.actor,
+        "action": record.action,
+        "subject": record.subject,
+        "detail": record.detail,
+    }
+    return json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _refuse(_mapper: object, _connection: object, record: AuditRecord) -> None:
+    raise AuditError(f"audit record {record.id} cannot be changed or removed: append a new one")
+
+
+event.listen(AuditRecord, "before_update", _refuse)
+event.listen(AuditRecord, "before_delete", _refuse)

@@ -1,0 +1,101 @@
+"""The HTTP client behind every command: JSON in, JSON out, problem+json as `ApiError`.
+
+A request is repeated only while no connection could be made; once bytes went out, the caller decides.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import urllib3
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry, Timeout
+
+from modelfleet.registry.errors import ApiError, ServerUnreachableError
+
+CHUNK_BYTES = 1024 * 1024
+_RETRY = Retry(total=None, connect=3, read=0, redirect=0, status=0, other=0, backoff_factor=0.2)
+
+
+class ApiClient:
+    """Speaks to one server as one user.
+
+    Args:
+        url: the server, such as `http://127.0.0.1:8080`.
+        token: the user's API token; None only for public routes.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout_seconds: float = 60.0) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._pool = urllib3.PoolManager(retries=_RETRY, timeout=Timeout(connect=5.0, read=timeout_seconds))
+
+    def get(self, path: str, **params: str | int | None) -> Any:
+        """Return the JSON at `path`; parameters that are None are left out.
+
+        Raises:
+            ApiError: the server refused.
+            ServerUnreachableError: it did not answer.
+        """
+        fields = {name: str(value) for name, value in params.items() if value is not None}
+        return self._request("GET", path, fields=fields)
+
+    def post(self, path: str, body: object = None) -> Any:
+        """Send `body` as JSON and return the answer; raises as `get` does."""
+        data = json.dumps({} if body is None else body, allow_nan=False).encode()
+        return self._request("POST", path, body=data, headers={"Content-Type": "application/json"})
+
+    def upload(self, path: str, parts: Mapping[str, Path | bytes]) -> Any:
+        """Send files as multipart/form-data, streamed, and return the answer; raises as `get` does."""
+        boundary = secrets.token_hex(16)
+        heads = {name: _part_head(boundary, name) for name in parts}
+        tail = f"--{boundary}--\r\n".encode()
+        length = sum(len(heads[name]) + _length(part) + 2 for name, part in parts.items()) + len(tail)
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        return self._request("POST", path, body=_multipart(heads, parts, tail), headers=headers)
+
+    def _request(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **kind: Any) -> Any:
+        sent = {**self._headers, **(headers or {})}
+        try:
+            answer = self._pool.request(method, self._url + path, headers=sent, **kind)
+        except (HTTPError, OSError) as error:
+            raise ServerUnreachableError(f"{self._url} did not answer: {error}") from error
+        return _parse(answer.status, answer.data)
+
+
+def _parse(status: int, data: bytes) -> Any:
+    try:
+        value: Any = json.loads(data) if data else None
+    except ValueError:
+        value = {"detail": data[:200].decode(errors="replace")}
+    if not 200 <= status < 300:
+        raise ApiError(status, cast("dict[str, object]", value) if isinstance(value, dict) else {"detail": str(value)})
+    return value
+
+
+def _part_head(boundary: str, name: str) -> bytes:
+    return (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+
+
+def _length(part: Path | bytes) -> int:
+    return len(part) if isinstance(part, bytes) else part.stat().st_size
+
+
+def _multipart(heads: Mapping[str, bytes], parts: Mapping[str, Path | bytes], tail: bytes) -> Iterator[bytes]:
+    for name, part in parts.items():
+        yield heads[name]
+        if isinstance(part, bytes):
+            yield part
+        else:
+            with part.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
+        yield b"\r\n"
+    yield tail

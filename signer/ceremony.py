@@ -13,8 +13,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
-from securesystemslib.signer import Key, Signer
-from tuf.api.metadata import (
+
+from modelfleet.signer.errors import FormatError, KeyUriError
+from modelfleet.signer.files import write_durably
+from modelfleet.signer.keys import Key, Signer, generate_key, key_id, load_signer, public_key
+from modelfleet.signer.metadata import (
     Delegations,
     Metadata,
     MetaFile,
@@ -24,11 +27,9 @@ from tuf.api.metadata import (
     TargetFile,
     Targets,
     Timestamp,
+    parse_metadata,
+    sign_metadata,
 )
-
-from modelfleet.signer.errors import FormatError, KeyUriError
-from modelfleet.signer.files import write_durably
-from modelfleet.signer.keys import generate_key, key_id, load_signer, public_key
 from modelfleet.signer.names import NAME_PATTERN, require
 from modelfleet.signer.repository import SNAPSHOT_LIFE, TIMESTAMP_LIFE, OnlineRepository
 from modelfleet.signer.statements import POLICY_PATH, Approver, PublicKey, TrustPolicy
@@ -141,11 +142,11 @@ def update_policy(
     policy = change(repository.policy())
     data = encode_policy(policy)
     parse_policy(data, tenant=tenant)  # what devices will do with it
-    metadata: Metadata[Targets] = Metadata.from_bytes(repository.policy_chain().targets)
+    metadata = parse_metadata(repository.policy_chain().targets, Targets)
     metadata.signed.targets = {POLICY_PATH: TargetFile.from_data(POLICY_PATH, data, ["sha256"])}
     metadata.signed.version += 1
     metadata.signed.expires = _after(now, TARGETS_LIFE)
-    repository.publish_policy(_sign(metadata, _offline(paths.targets_keys)), data, now)
+    repository.publish_policy(sign_metadata(metadata, _offline(paths.targets_keys)), data, now)
     return policy
 
 
@@ -193,7 +194,7 @@ def _sign_everything(paths: CeremonyResult, policy: TrustPolicy, bits: int, now:
     succinct = SuccinctRoles([releases.public_key.keyid], 1, bits, BIN_PREFIX)
     roles = list(succinct.get_roles())
     for role in roles:
-        data = _sign(Metadata(Targets(version=1, expires=_after(now, BIN_LIFE))), [releases])
+        data = sign_metadata(Metadata(Targets(version=1, expires=_after(now, BIN_LIFE))), [releases])
         write_durably(paths.metadata_dir / f"1.{role}.json", data)
         write_durably(paths.signer_state / f"{role}.json", data)
     policy_data = encode_policy(policy)
@@ -203,7 +204,7 @@ def _sign_everything(paths: CeremonyResult, policy: TrustPolicy, bits: int, now:
     targets = Targets(
         version=1, expires=_after(now, TARGETS_LIFE), targets={POLICY_PATH: target}, delegations=delegations
     )
-    write_durably(paths.metadata_dir / "1.targets.json", _sign(Metadata(targets), _offline(paths.targets_keys)))
+    write_durably(paths.metadata_dir / "1.targets.json", sign_metadata(Metadata(targets), _offline(paths.targets_keys)))
     _sign_online(paths, roles, now)
     _sign_root(paths, now)
 
@@ -212,8 +213,8 @@ def _sign_online(paths: CeremonyResult, roles: Sequence[str], now: datetime) -> 
     meta = {f"{role}.json": MetaFile(1) for role in (Targets.type, *roles)}
     snapshot = Metadata(Snapshot(version=1, expires=_after(now, SNAPSHOT_LIFE), meta=meta))
     timestamp = Metadata(Timestamp(version=1, expires=_after(now, TIMESTAMP_LIFE), snapshot_meta=MetaFile(1)))
-    write_durably(paths.metadata_dir / "1.snapshot.json", _sign(snapshot, [load_signer(paths.snapshot_key)]))
-    write_durably(paths.metadata_dir / "timestamp.json", _sign(timestamp, [load_signer(paths.timestamp_key)]))
+    write_durably(paths.metadata_dir / "1.snapshot.json", sign_metadata(snapshot, [load_signer(paths.snapshot_key)]))
+    write_durably(paths.metadata_dir / "timestamp.json", sign_metadata(timestamp, [load_signer(paths.timestamp_key)]))
 
 
 def _sign_root(paths: CeremonyResult, now: datetime) -> None:
@@ -227,18 +228,9 @@ def _sign_root(paths: CeremonyResult, now: datetime) -> None:
         for uri in uris:
             root.add_key(_key(uri), role)
         root.roles[role].threshold = min(OFFLINE_THRESHOLD, len(uris))
-    data = _sign(Metadata(root), _offline(paths.root_keys))
+    data = sign_metadata(Metadata(root), _offline(paths.root_keys))
     write_durably(paths.metadata_dir / "1.root.json", data)
     write_durably(paths.root_json, data)  # last: its presence says that the ceremony is complete
-
-
-def _sign(
-    metadata: Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp], signers: Sequence[Signer]
-) -> bytes:
-    metadata.signatures.clear()
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    return metadata.to_bytes()
 
 
 def _offline(uris: Sequence[str]) -> list[Signer]:

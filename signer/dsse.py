@@ -12,10 +12,9 @@ from typing import Annotated, Final
 import msgspec
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error as SecureSystemsError
-from securesystemslib.signer import Key, Signature, Signer
 
 from modelfleet.signer.errors import FormatError, SignatureError, UnknownKeyError
-from modelfleet.signer.keys import to_sslib
+from modelfleet.signer.keys import Key, Signature, Signer, to_sslib
 from modelfleet.signer.parse import parse_struct
 from modelfleet.signer.statements import KeyId, PublicKey
 

@@ -2,6 +2,8 @@
 
 All keys are ECDSA P-256 (docs/decisions/0002-one-key-algorithm.md). A new kind of key store is one row in `LOADERS`.
 """
+# securesystemslib documents these classes as `securesystemslib.signer`'s, without listing them as exported:
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,11 +12,17 @@ from typing import Final
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+from securesystemslib import signer as securesystemslib_signer
 
 from modelfleet.signer.errors import FormatError, KeyUriError
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.statements import PublicKey
+
+Key = securesystemslib_signer.Key
+Signature = securesystemslib_signer.Signature
+Signer = securesystemslib_signer.Signer
+CryptoSigner = securesystemslib_signer.CryptoSigner
+SSlibKey = securesystemslib_signer.SSlibKey
 
 KEY_TYPE: Final = "ecdsa"
 SCHEME: Final = "ecdsa-sha2-nistp256"

@@ -6,25 +6,33 @@ bin never goes back. Python-tuf's `Metadata` API only.
 """
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
-
-from securesystemslib.signer import Signer
-from tuf.api.exceptions import LengthOrHashMismatchError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from modelfleet.signer.errors import DigestError, FormatError, ReplayError
 from modelfleet.signer.files import folder_lock, write_durably
+from modelfleet.signer.keys import Signer
+from modelfleet.signer.metadata import (
+    Metadata,
+    MetaFile,
+    RoleT,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+    parse_metadata,
+    require_signed,
+    require_target,
+    sign_metadata,
+)
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
-from modelfleet.signer.trust import PolicyChain, parse_metadata, policy_of, require_signed
+from modelfleet.signer.trust import PolicyChain, policy_of
 
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(hours=24)
-
-SignedT = TypeVar("SignedT", bound=Signed)
 
 
 class OnlineRepository:
@@ -111,7 +119,7 @@ class OnlineRepository:
             return named | {Snapshot.type: snapshot.version, Timestamp.type: timestamp.version}
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> Generator[None]:
         with self._lock:
             if getattr(self, "_held", False):
                 yield
@@ -166,22 +174,22 @@ class OnlineRepository:
         metadata = self._snapshot()
         for role, version in versions.items():
             metadata.signed.meta[f"{role}.json"] = MetaFile(version)
-        _renew(metadata, self._snapshot_signer, now + SNAPSHOT_LIFE)
-        write_durably(self._path(Snapshot.type, metadata.signed.version), metadata.to_bytes())
+        data = _renewed(metadata, self._snapshot_signer, now + SNAPSHOT_LIFE)
+        write_durably(self._path(Snapshot.type, metadata.signed.version), data)
         self._sign_timestamp(now, metadata.signed.version)
 
     def _sign_timestamp(self, now: datetime, snapshot_version: int | None = None) -> None:
         metadata = self._timestamp()
         if snapshot_version is not None:
             metadata.signed.snapshot_meta = MetaFile(snapshot_version)
-        _renew(metadata, self._timestamp_signer, now + TIMESTAMP_LIFE)
-        write_durably(self._metadata_dir / "timestamp.json", metadata.to_bytes())
+        data = _renewed(metadata, self._timestamp_signer, now + TIMESTAMP_LIFE)
+        write_durably(self._metadata_dir / "timestamp.json", data)
 
 
-def _renew(metadata: Metadata[SignedT], signer: Signer, expires: datetime) -> None:
+def _renewed(metadata: Metadata[RoleT], signer: Signer, expires: datetime) -> bytes:
     metadata.signed.version += 1
     metadata.signed.expires = expires.replace(microsecond=0)
-    metadata.sign(signer)
+    return sign_metadata(metadata, [signer])
 
 
 def _checked_bin(parent: Targets, role: str, data: bytes) -> Targets:
@@ -194,8 +202,5 @@ def _named_target(bins: Collection[Targets], path: str, data: bytes) -> tuple[Ta
     target = next((found.targets[path] for found in bins if path in found.targets), None)
     if target is None:
         raise DigestError(f"expected a target that the given bins name, got {path[:120]!r}")
-    try:
-        target.verify_length_and_hashes(data)
-    except LengthOrHashMismatchError as error:
-        raise DigestError(f"{path}: {error}") from error
+    require_target(target, data)
     return target, data

@@ -1,35 +1,19 @@
 """The trust policy and the TUF chain above it: root -> targets -> `trust/policy.json`.
 
-Everything that asks "who may sign this?" asks a `TrustPolicy` that came through here. TUF's own errors are wrapped
-once, in this module.
+Everything that asks "who may sign this?" asks a `TrustPolicy` that came through here.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
 
-from securesystemslib.exceptions import Error as SecureSystemsError
-from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
-from tuf.api.metadata import Metadata, Root, Signed, Targets
-from tuf.api.serialization import DeserializationError
-
-from modelfleet.signer.errors import (
-    DigestError,
-    ExpiredError,
-    FormatError,
-    ReplayError,
-    ScopeError,
-    SignatureError,
-)
+from modelfleet.signer.errors import ExpiredError, FormatError, ReplayError, ScopeError
 from modelfleet.signer.keys import key_id
-from modelfleet.signer.parse import parse_json, parse_struct
+from modelfleet.signer.metadata import Root, Targets, parse_metadata, require_signed, require_target
+from modelfleet.signer.parse import parse_struct
 from modelfleet.signer.statements import POLICY_PATH, PublicKey, TrustPolicy
 
-MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_POLICY_BYTES = 256 * 1024
 BIN_PREFIX = "releases"
-
-SignedT = TypeVar("SignedT", bound=Signed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +30,6 @@ class TrustedPolicy:
 
     targets: Targets
     policy: TrustPolicy
-
-
-def parse_metadata(data: bytes, kind: type[SignedT]) -> Metadata[SignedT]:
-    """Return TUF metadata of the role `kind`; its signatures are not verified yet.
-
-    Raises:
-        FormatError: not strict JSON, or not metadata of that role.
-    """
-    parse_json(data, max_bytes=MAX_METADATA_BYTES)
-    try:
-        found: Metadata[SignedT] = Metadata.from_bytes(data)
-    except (DeserializationError, RepositoryError) as error:
-        raise FormatError(f"not TUF metadata: {error}") from error
-    if not isinstance(found.signed, kind):
-        raise FormatError(f"expected TUF metadata of {kind.__name__}, got {found.signed.type}")
-    return found
-
-
-def require_signed(delegator: Root | Targets, role: str, metadata: Metadata[SignedT]) -> None:
-    """Refuse `metadata` unless enough keys that `delegator` names for `role` signed it.
-
-    Raises:
-        SignatureError: they did not, or there is no such role.
-    """
-    try:
-        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-    except (RepositoryError, SecureSystemsError, ValueError) as error:
-        raise SignatureError(f"{role}: {error}") from error
 
 
 def trusted_root(data: bytes) -> Root:
@@ -118,10 +74,7 @@ def policy_of(targets: Targets, data: bytes, *, tenant: str | None = None) -> Tr
     target = targets.targets.get(POLICY_PATH)
     if target is None:
         raise FormatError(f"expected targets.json to name {POLICY_PATH}, it does not")
-    try:
-        target.verify_length_and_hashes(data)
-    except LengthOrHashMismatchError as error:
-        raise DigestError(f"{POLICY_PATH}: {error}") from error
+    require_target(target, data)
     return parse_policy(data, tenant=tenant)
 
 

@@ -1,0 +1,80 @@
+"""python-tuf's metadata classes, and the steps that all metadata goes through: parse strictly, require signed.
+
+TUF's and securesystemslib's own errors are wrapped here, once.
+"""
+# python-tuf documents these classes as `tuf.api.metadata`'s, without listing them as exported:
+# pyright: reportPrivateImportUsage=false
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from securesystemslib.exceptions import Error as SecureSystemsError
+from tuf.api import metadata as tuf_metadata
+from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
+from tuf.api.serialization import DeserializationError
+
+from modelfleet.signer.errors import DigestError, FormatError, SignatureError
+from modelfleet.signer.keys import Signer
+from modelfleet.signer.parse import parse_json
+
+Delegations = tuf_metadata.Delegations
+Metadata = tuf_metadata.Metadata
+MetaFile = tuf_metadata.MetaFile
+Root = tuf_metadata.Root
+Snapshot = tuf_metadata.Snapshot
+SuccinctRoles = tuf_metadata.SuccinctRoles
+TargetFile = tuf_metadata.TargetFile
+Targets = tuf_metadata.Targets
+Timestamp = tuf_metadata.Timestamp
+
+MAX_METADATA_BYTES = 4 * 1024 * 1024
+
+RoleT = TypeVar("RoleT", Root, Timestamp, Snapshot, Targets)
+
+
+def parse_metadata(data: bytes, kind: type[RoleT]) -> Metadata[RoleT]:
+    """Return TUF metadata of the role `kind`; its signatures are not verified yet.
+
+    Raises:
+        FormatError: not strict JSON, or not metadata of that role.
+    """
+    parse_json(data, max_bytes=MAX_METADATA_BYTES)
+    try:
+        found = Metadata[RoleT].from_bytes(data)
+    except (DeserializationError, RepositoryError) as error:
+        raise FormatError(f"not TUF metadata: {error}") from error
+    if found.signed.type != kind.type:
+        raise FormatError(f"expected TUF metadata of {kind.__name__}, got {found.signed.type}")
+    return found
+
+
+def require_signed(delegator: Root | Targets, role: str, metadata: Metadata[RoleT]) -> None:
+    """Refuse `metadata` unless enough keys that `delegator` names for `role` signed it.
+
+    Raises:
+        SignatureError: they did not, or there is no such role.
+    """
+    try:
+        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, SecureSystemsError, ValueError) as error:
+        raise SignatureError(f"{role}: {error}") from error
+
+
+def require_target(target: TargetFile, data: bytes) -> None:
+    """Refuse `data` unless it has the length and digests of `target`.
+
+    Raises:
+        DigestError: it has not.
+    """
+    try:
+        target.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError as error:
+        raise DigestError(f"{target.path}: {error}") from error
+
+
+def sign_metadata(metadata: Metadata[RoleT], signers: Iterable[Signer]) -> bytes:
+    """Return the bytes of `metadata` with the signatures of `signers` and no others."""
+    metadata.signatures.clear()
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return metadata.to_bytes()

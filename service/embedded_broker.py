@@ -19,7 +19,6 @@ from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext, BrokerConfig, ListenerConfig, ListenerType
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
-
 from modelfleet.agent_client.protocol import HOST_TOPIC, TOPIC_ROOT, device_topic
 from modelfleet.service.errors import BrokerStartError
 
@@ -133,7 +132,7 @@ class EmbeddedBroker:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except Exception as error:  # noqa: BLE001 - whatever it was, the starter must hear of it
+        except Exception as error:
             self._error = error
             log.exception("embedded broker ended")
         finally:

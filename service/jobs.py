@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
-
 from modelfleet.service.settings import Settings
 
 BUILD_QUEUE = "build"
@@ -69,7 +68,9 @@ class Jobs:
         DBOS(config=_config(self._settings))
         DBOS.launch()
         workers = self._settings.build_workers
-        DBOS.register_queue(BUILD_QUEUE, worker_concurrency=workers, polling_interval_sec=0.2, on_conflict="always_update")
+        DBOS.register_queue(
+            BUILD_QUEUE, worker_concurrency=workers, polling_interval_sec=0.2, on_conflict="always_update"
+        )
         DBOS.register_queue(
             VARIANT_QUEUE, worker_concurrency=workers, polling_interval_sec=0.2, on_conflict="always_update"
         )

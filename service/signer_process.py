@@ -30,7 +30,12 @@ class SignerProcess:
         self.socket = self._runtime_dir / "signer.sock"
         self._command = [sys.executable, "-m", "modelfleet.signer.cli", "serve"]
         self._command += ["--socket", str(self.socket), "--tenant", tenant, "--state", str(data / "signer" / "state")]
-        self._command += ["--key", f"file:{(data / 'signer' / 'releases.pem').absolute()}", "--root", str(data / "root.json")]
+        self._command += [
+            "--key",
+            f"file:{(data / 'signer' / 'releases.pem').absolute()}",
+            "--root",
+            str(data / "root.json"),
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="signer-watcher", daemon=True)
@@ -64,7 +69,9 @@ class SignerProcess:
         while time.monotonic() < until:
             assert self._process is not None
             if self._process.poll() is not None:
-                raise SignerStartError(f"the signer process ended with {self._process.returncode}; its message is above")
+                raise SignerStartError(
+                    f"the signer process ended with {self._process.returncode}; its message is above"
+                )
             try:
                 client.status()
             except SignerUnavailableError:

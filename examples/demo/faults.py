@@ -1,0 +1,44 @@
+"""The fault of the demo's third act: a runtime that computes one model wrongly, on the devices that have it.
+
+It stands between the agent and onnxruntime, as a broken driver or kernel would, and acts on real inferences only.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from modelfleet.benchmarks.session import OPENERS, Session, SessionOpener
+
+Tensors = Mapping[str, npt.NDArray[np.generic]]
+
+
+class BrokenKernel:
+    """Opens models as onnxruntime does; those whose file's SHA-256 is in `digests` answer with the classes rotated by one."""
+
+    def __init__(self, runtime: str = "onnxruntime") -> None:
+        self.digests: set[str] = set()
+        self._open: SessionOpener = OPENERS[runtime]
+
+    def __call__(self, path: Path) -> Session:
+        """Open the model at `path`."""
+        session = self._open(path)
+        broken = hashlib.sha256(path.read_bytes()).hexdigest() in self.digests
+        return _Rotated(session) if broken else session
+
+
+class _Rotated:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._session.outputs
+
+    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[np.generic]]:
+        return {name: np.roll(value, 1, axis=-1) for name, value in self._session.run(inputs).items()}

@@ -1,0 +1,31 @@
+"""The FastAPI application, assembled from the folders' routers."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI
+from modelfleet.registry import problems
+from modelfleet.registry.routes import router as registry_router
+from modelfleet.rollout.routes import router as rollout_router
+from modelfleet.service.compose import Service
+
+
+def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
+    """Return the application; its lifespan starts and stops the service, `on_ready` is called in between."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await anyio.to_thread.run_sync(service.start)
+        app.state.registry, app.state.controller = service.registry, service.controller
+        on_ready()
+        try:
+            yield
+        finally:
+            await anyio.to_thread.run_sync(service.stop)
+
+    app = FastAPI(title="modelfleet", version="1", lifespan=lifespan)
+    problems.install(app)
+    app.include_router(registry_router)
+    app.include_router(rollout_router)
+    return app

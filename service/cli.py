@@ -1,0 +1,146 @@
+"""The `modelfleet` command: `init` and `serve`, and the commands of the folders."""
+
+import json
+import logging
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
+from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
+from modelfleet.service.errors import ServiceError
+from modelfleet.service.settings import Settings
+from pydantic import ValidationError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="modelfleet")
+def main() -> None:
+    """Distribute machine-learning models to fleets of edge devices.
+
+    Commands that talk to a server take --url and --token, or MODELFLEET_URL and MODELFLEET_TOKEN from the environment.
+    Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 not trusted, 4 the server cannot be reached.
+
+    Example: modelfleet init --data ./fleet --tenant acme && modelfleet serve --data ./fleet --tenant acme
+    """
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path("var/modelfleet"), show_default=True)
+@click.option("--tenant", default="default", show_default=True, help="Name of the tenant to make.")
+@click.option(
+    "--bits", type=click.IntRange(1, 14), default=7, show_default=True, help="2^bits hash bins; 10 for 100k targets."
+)
+@click.option(
+    "--approver", "approvers", multiple=True, default=("approver",), show_default=True, help="A person who may approve."
+)
+@click.option(
+    "--approvals", type=click.IntRange(1, 16), default=1, show_default=True, help="Approvals that a release needs."
+)
+@click.option("--user", "users", multiple=True, metavar="NAME:ROLE", help="A user with an API token; repeat for more.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def init(
+    data: Path,
+    tenant: str,
+    bits: int,
+    approvers: tuple[str, ...],
+    approvals: int,
+    users: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a data folder: keys, signed metadata, database, users with their tokens (shown once).
+
+    Example: modelfleet init --data ./fleet --tenant acme --approver bob --user alice:releaser --user bob:approver
+    """
+    from modelfleet.service.initialise import initialise, parse_users
+
+    try:
+        made = initialise(
+            Settings(data=data, tenant=tenant),
+            bits=bits,
+            approvers=approvers,
+            approvals_required=approvals,
+            users=parse_users(users or ("admin:admin",)),
+            now=datetime.now(UTC),
+        )
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(made, indent=2))
+        return
+    click.echo(f"made {data}: tenant {tenant}")
+    for name, token in made["tokens"].items():
+        click.echo(f"token of {name}: {token}")
+    click.echo(f"next: modelfleet serve --data {data} --tenant {tenant}")
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder (MODELFLEET_DATA).")
+@click.option("--tenant", help="Tenant to serve (MODELFLEET_TENANT).")
+@click.option("--host", help="Address to listen on (MODELFLEET_HOST).")
+@click.option("--port", type=click.IntRange(0, 65535), help="HTTP port, 0 for a free one (MODELFLEET_PORT).")
+@click.option("--mqtt-port", type=click.IntRange(0, 65535), help="Port of the embedded broker (MODELFLEET_MQTT_PORT).")
+@click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
+def serve(as_json: bool, **given: str | int | Path | None) -> None:
+    """Run API, rollout controller and, unless MODELFLEET_MQTT_URL names one, an embedded MQTT broker.
+
+    Example: modelfleet serve --data ./fleet --tenant acme --port 8080
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    for noisy in ("amqtt", "transitions", "uvicorn.access", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
+        run(settings, as_json=as_json)
+    except (ServiceError, ValidationError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def run(settings: Settings, *, as_json: bool) -> None:
+    """Serve until a signal ends it; prints one ready line with the addresses on standard output."""
+    import uvicorn
+    from modelfleet.service.app import create_app
+    from modelfleet.service.compose import Service
+
+    listener = listen(settings)
+    host, port = listener.getsockname()[:2]
+    url = settings.public_url or f"http://{host}:{port}"
+    service = Service(settings, url)
+
+    def ready() -> None:
+        addresses = {"url": url, "mqtt": service.registry.mqtt_url}
+        click.echo(json.dumps(addresses) if as_json else f"modelfleet serves {url}, MQTT at {addresses['mqtt']}")
+        sys.stdout.flush()
+
+    config = uvicorn.Config(create_app(service, ready), log_config=None, lifespan="on", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise ServiceError("the service did not start; the reason is above")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return a listening socket, so that the port is known before anything is told about it.
+
+    Raises:
+        ServiceError: the address is taken or not ours.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ServiceError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port"
+        ) from error
+    return listener
+
+
+for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS):
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

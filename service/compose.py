@@ -1,0 +1,198 @@
+"""One service process put together: database, stores, signer, registry, broker, controller, durable jobs.
+
+`Service.start` brings them up in the order in which they need each other, `stop` takes them down in reverse.
+"""
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from modelfleet.hardware_profiles.profile import load_profiles
+from modelfleet.registry import build
+from modelfleet.registry.auth import authenticates_device
+from modelfleet.registry.context import Registry
+from modelfleet.registry.store import BlobStore, FolderStore, S3Store
+from modelfleet.registry.tables import Tenant, Version
+from modelfleet.rollout.broker import PahoBroker
+from modelfleet.rollout.controller import Controller
+from modelfleet.service.database import migrate, open_database, session_factory
+from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
+from modelfleet.service.errors import NotInitialisedError, SettingsError
+from modelfleet.service.jobs import Jobs, Work
+from modelfleet.service.settings import Settings
+from modelfleet.service.signer_process import SignerProcess
+from modelfleet.signer.client import SignerClient
+from modelfleet.signer.keys import load_signer
+from modelfleet.signer.repository import OnlineRepository
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session, sessionmaker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerAddress:
+    """Where MQTT is, and the controller's account there."""
+
+    url: str
+    username: str
+    password: str
+
+
+class Service:
+    """Everything that one `modelfleet serve` runs, from `start` until `stop`.
+
+    Attributes:
+        registry: what the HTTP routes and the builds work with.
+        controller: the rollout controller.
+    """
+
+    registry: Registry
+    controller: Controller
+
+    def __init__(self, settings: Settings, public_url: str) -> None:
+        self._settings, self._public_url = settings, public_url
+        self._running = ExitStack()
+
+    def start(self) -> None:
+        """Bring everything up, or nothing.
+
+        Raises:
+            NotInitialisedError: the data folder has no such tenant.
+            ServiceError: a part did not start.
+        """
+        with ExitStack() as starting:
+            self._start(starting)
+            self._running = starting.pop_all()
+
+    def stop(self) -> None:
+        """Take everything down; what was in work is recovered at the next start."""
+        self._running.close()
+
+    def _start(self, parts: ExitStack) -> None:
+        settings = self._settings
+        require_initialised(settings)
+        engine = open_database(settings.sqlalchemy_url)
+        parts.callback(engine.dispose)
+        migrate(engine)
+        sessions = session_factory(engine)
+        require_tenant(sessions, settings)
+        signer = SignerProcess(settings.data, settings.tenant)
+        parts.callback(signer.stop)
+        signer.start()
+        address = self._start_broker(parts, sessions)
+        jobs = Jobs(settings)
+        self.registry = assemble_registry(settings, sessions, signer, jobs, self._public_url, address.url)
+        self.controller = assemble_controller(settings, self.registry, address)
+        self.registry.repository.refresh(datetime.now(UTC))
+        parts.callback(self.controller.stop)
+        self.controller.start()
+        parts.callback(jobs.stop)
+        jobs.start(self._work())
+        log.info("service started", extra={"url": self._public_url, "mqtt": address.url})
+
+    def _start_broker(self, parts: ExitStack, sessions: sessionmaker[Session]) -> BrokerAddress:
+        settings = self._settings
+        if settings.mqtt_url:
+            return BrokerAddress(
+                url=settings.mqtt_url, username=settings.mqtt_username, password=settings.mqtt_password
+            )
+        broker = EmbeddedBroker(
+            settings.tenant,
+            lambda device, token: authenticates_device(sessions, device, token),
+            host=settings.host,
+            port=settings.mqtt_port,
+        )
+        parts.callback(broker.stop)
+        broker.start()
+        return BrokerAddress(url=broker.url, username=CONTROLLER, password=broker.controller_password)
+
+    def _work(self) -> Work:
+        registry, controller = self.registry, self.controller
+        return Work(
+            profiles_of=lambda version_id: build.variant_profiles(registry, version_id),
+            build_variant=lambda version_id, profile: build.build_variant(registry, version_id, profile),
+            finish_version=lambda version_id: build.finish_version(registry, version_id),
+            unfinished_versions=lambda: unfinished_versions(registry.sessions),
+            tick=lambda: controller.tick(datetime.now(UTC)),
+            refresh=lambda: registry.repository.refresh(datetime.now(UTC)),
+        )
+
+
+def assemble_registry(
+    settings: Settings,
+    sessions: sessionmaker[Session],
+    signer: SignerProcess,
+    jobs: Jobs,
+    public_url: str,
+    mqtt_url: str,
+) -> Registry:
+    """Return the registry's collaborators as the settings ask for them."""
+    data, trust = settings.data, settings.data / "trust" / settings.tenant
+    work_dir = data / "work"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return Registry(
+        tenant=settings.tenant,
+        sessions=sessions,
+        store=open_store(settings),
+        signer=SignerClient(signer.socket),
+        repository=OnlineRepository(
+            metadata_dir=trust / "metadata",
+            targets_dir=trust / "targets",
+            snapshot_signer=load_signer(f"file:{(data / 'service' / 'snapshot.pem').absolute()}"),
+            timestamp_signer=load_signer(f"file:{(data / 'service' / 'timestamp.pem').absolute()}"),
+        ),
+        builds=jobs,
+        profiles=load_profiles(),
+        gate_key_uri=f"file:{(data / 'worker' / 'gate.pem').absolute()}",
+        work_dir=work_dir,
+        public_url=public_url,
+        mqtt_url=mqtt_url,
+    )
+
+
+def assemble_controller(settings: Settings, registry: Registry, address: BrokerAddress) -> Controller:
+    """Return the rollout controller, with its own key and its own connection to the broker."""
+    director = load_signer(f"file:{(settings.data / 'service' / 'director.pem').absolute()}")
+    broker = PahoBroker(address.url, client_id=CONTROLLER, username=address.username, password=address.password)
+    return Controller(registry=registry, broker=broker, director=director, clock=lambda: datetime.now(UTC))
+
+
+def open_store(settings: Settings) -> BlobStore:
+    """Return the artifact store: a folder, or an S3 bucket where one is set."""
+    if not settings.s3_bucket:
+        return FolderStore(settings.data / "blobs")
+    import boto3
+
+    return S3Store(settings.s3_bucket, boto3.client("s3", endpoint_url=settings.s3_endpoint_url or None))
+
+
+def require_initialised(settings: Settings) -> None:
+    """Refuse to start on a folder that `modelfleet init` has not made."""
+    if not (settings.data / "root.json").is_file():
+        raise NotInitialisedError(f"{settings.data} holds no fleet: run `modelfleet init --data {settings.data}` first")
+    if settings.mqtt_url and not settings.mqtt_username:
+        raise SettingsError("MODELFLEET_MQTT_URL is set without MODELFLEET_MQTT_USERNAME")
+
+
+def require_tenant(sessions: sessionmaker[Session], settings: Settings) -> None:
+    """Refuse to serve a tenant that the database does not know."""
+    with sessions() as session:
+        if session.get(Tenant, settings.tenant) is None:
+            raise NotInitialisedError(
+                f"no tenant {settings.tenant!r} in {settings.sqlalchemy_url}: check MODELFLEET_TENANT"
+            )
+
+
+def unfinished_versions(sessions: sessionmaker[Session]) -> list[int]:
+    """Return the ids of versions that are still to be built."""
+    with sessions() as session:
+        return list(session.scalars(select(Version.id).where(Version.state == "BUILDING")))
+
+
+def prepare_database(settings: Settings) -> Engine:
+    """Return the migrated database of a data folder, for `modelfleet init`."""
+    engine = open_database(settings.sqlalchemy_url)
+    migrate(engine)
+    return engine

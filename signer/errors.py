@@ -32,6 +32,10 @@ class UnknownKeyError(SignatureError):
     """Signed only by keys that the trust policy does not name: refresh the metadata once, then decide."""
 
 
+class EpochError(UnknownKeyError):
+    """Signed for an epoch beyond the trust policy's: refresh the metadata once, then decide, as for an unknown key."""
+
+
 class ScopeError(UntrustedError):
     """Validly signed, but for another tenant, group, profile, device or release."""
 

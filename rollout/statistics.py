@@ -1,0 +1,179 @@
+"""The evidence for and against a candidate: e-values that hold however often one looks.
+
+An e-value is a likelihood ratio against the null hypothesis "the candidate is good". Under the null its expectation is at most
+1 at every moment, and Ville's inequality (J. Ville, 1939; see A. Ramdas et al., "Game-theoretic statistics and safe anytime-valid
+inference", 2023) bounds the chance that it *ever* reaches 1/alpha by alpha. So one may look after every message.
+
+All functions are pure and work on logarithms; a count is an int, a share lies in 0..1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ALTERNATIVES = 20
+_FLOOR = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Inferences and how many of them were errors."""
+
+    n: int = 0
+    errors: int = 0
+
+    def __sub__(self, earlier: "Counts") -> "Counts":
+        n = max(0, self.n - earlier.n)
+        return Counts(n=n, errors=min(n, max(0, self.errors - earlier.errors)))
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(n=self.n + other.n, errors=self.errors + other.errors)
+
+    @property
+    def share(self) -> float:
+        """The share of errors, 0 where nothing was counted."""
+        return self.errors / self.n if self.n else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """What both arms counted in the same stretch of time."""
+
+    candidate: Counts
+    stable: Counts
+
+
+def alarm_alternatives(p0: float) -> tuple[float, ...]:
+    """Return the 20 error shares that the alarm weighs against `p0`: log-spaced in (1.3 p0, 0.98).
+
+    Where 1.3 p0 leaves no room below 0.98, the *good* share is log-spaced instead, from (1 - p0)/1.3 down to (1 - p0)/50. For p0 = 1
+    there is nothing worse, hence no alternative.
+    """
+    if p0 >= 1:
+        return ()
+    if 1.3 * p0 < 0.98:
+        return _log_spaced(1.3 * p0, 0.98)
+    return tuple(1 - good for good in _log_spaced((1 - p0) / 1.3, (1 - p0) / 50))
+
+
+def promotion_alternatives(p0: float) -> tuple[float, ...]:
+    """Return the 20 error shares that the promotion test weighs against `p0`: log-spaced in (0.01 p0, 0.8 p0)."""
+    return _log_spaced(0.01 * p0, 0.8 * p0)
+
+
+def log_mixture(counts: Counts, p0: float, alternatives: Sequence[float]) -> float:
+    """Return log E, E = mean_j (p_j/p0)^X ((1-p_j)/(1-p0))^(N-X), X errors in N; 0 where there are no alternatives.
+
+    The mean of likelihood ratios with weights fixed beforehand: the method of mixtures (DESIGN section 6), by log-sum-exp.
+    """
+    if not alternatives:
+        return 0.0
+    return _log_mean_exp([log_ratio(counts, p0, p) for p in alternatives])
+
+
+def log_ratio(counts: Counts, p0: float, p: float) -> float:
+    """Return the log-likelihood ratio of error share `p` against `p0` for these counts."""
+    null, other = _inside(p0), _inside(p)
+    good = counts.n - counts.errors
+    return counts.errors * math.log(other / null) + good * math.log((1 - other) / (1 - null))
+
+
+def log_alarm(counts: Counts, p0: float) -> float:
+    """Return the alarm's log e-value against "the error share is at most p0"."""
+    return log_mixture(counts, p0, alarm_alternatives(p0))
+
+
+def log_promotion(counts: Counts, p0: float) -> float:
+    """Return the mirror test's log e-value against "the error share is at least p0"; promote at E >= 1/beta."""
+    return log_mixture(counts, p0, promotion_alternatives(p0))
+
+
+def start_weights(stages: int) -> tuple[float, ...]:
+    """Return how the alarm's e-process is split over its starts, one per stage: 1/2, 1/4, ..., the last two equal; sum 1."""
+    return (*(2.0 ** -(stage + 1) for stage in range(stages - 1)), 2.0 ** -(stages - 1))
+
+
+def log_over_starts(log_evidence: Sequence[float], stages: int) -> float:
+    """Return the log e-value of alarms that start anew with every stage, so that good early traffic hides no later fault.
+
+    E = sum_s w_s E_s, where E_s counts from the start of stage s and is 1 before it: a mixture of test martingales is one
+    (J. Shin, A. Ramdas, A. Rinaldo, "E-detectors", 2022), and needs no further share of alpha.
+
+    Args:
+        log_evidence: log E_s of the stages that have started, the first one first.
+        stages: how many stages the plan has.
+    """
+    reached = list(log_evidence[:stages]) + [0.0] * (stages - len(log_evidence))
+    return log_sum_exp([math.log(w) + value for w, value in zip(start_weights(stages), reached, strict=True)])
+
+
+def relative_threshold(candidate_share: float, delta: float) -> float:
+    """Return q = (1+d) r / ((1+d) r + 1 - r): how probably an error is the candidate's, were it (1+d) times as error-prone.
+
+    Args:
+        candidate_share: r, the candidate's share of the exposure, 0..1.
+        delta: d, how much worse than stable is still good.
+    """
+    weighed = (1 + delta) * candidate_share
+    return weighed / (weighed + 1 - candidate_share)
+
+
+def log_relative_alarm(intervals: Sequence[Interval], delta: float) -> float:
+    """Return the alarm's log e-value against "an inference of the candidate errs at most (1+delta) times as often as stable's".
+
+    Given that an error happened, it is the candidate's with probability at most q; X of the N errors are. q follows each
+    interval's own exposure, so a growing cohort, or an hour in which everything errs, proves nothing (the product of conditional
+    e-values, mixed over j). With one interval this is `log_alarm` with p0 = q. Without concurrent stable it is 0.
+    """
+    totals = [0.0] * ALTERNATIVES
+    for interval in intervals:
+        q = relative_threshold(_exposure(interval), delta)
+        alternatives = alarm_alternatives(q)
+        both = Counts(n=interval.candidate.errors + interval.stable.errors, errors=interval.candidate.errors)
+        if both.n == 0 or q <= 0 or not alternatives:
+            continue
+        totals = [total + log_ratio(both, q, p) for total, p in zip(totals, alternatives, strict=True)]
+    return _log_mean_exp(totals)
+
+
+def population_stability(candidate: Sequence[int], stable: Sequence[int]) -> float:
+    """Return the population stability index of two histograms: sum (a - b) ln(a/b) over the cells' shares.
+
+    Source: B. Yurdakul, "Statistical properties of the population stability index", 2018. Half a count is added to each
+    cell, so that an empty one stays finite. Above 0.2 is commonly called drift; it alerts and never rolls back.
+    """
+    cells = max(len(candidate), len(stable))
+    if cells == 0 or not any(candidate) or not any(stable):
+        return 0.0
+    a, b = _shares(candidate, cells), _shares(stable, cells)
+    return math.fsum((x - y) * math.log(x / y) for x, y in zip(a, b, strict=True))
+
+
+def log_sum_exp(values: Sequence[float]) -> float:
+    """Return log(sum(exp(v))) without overflow."""
+    highest = max(values)
+    return highest + math.log(math.fsum(math.exp(value - highest) for value in values))
+
+
+def _log_mean_exp(values: Sequence[float]) -> float:
+    return log_sum_exp(values) - math.log(len(values))
+
+
+def _log_spaced(first: float, last: float) -> tuple[float, ...]:
+    step = math.log(last / first) / (ALTERNATIVES - 1)
+    return tuple(first * math.exp(step * j) for j in range(ALTERNATIVES))
+
+
+def _inside(p: float) -> float:
+    return min(max(p, _FLOOR), 1 - _FLOOR)
+
+
+def _exposure(interval: Interval) -> float:
+    both = interval.candidate.n + interval.stable.n
+    return interval.candidate.n / both if both else 0.0
+
+
+def _shares(histogram: Sequence[int], cells: int) -> list[float]:
+    smoothed = [count + 0.5 for count in histogram] + [0.5] * (cells - len(histogram))
+    total = math.fsum(smoothed)
+    return [count / total for count in smoothed]

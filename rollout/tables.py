@@ -1,0 +1,197 @@
+"""The rollout's tables, beside the registry's on the same `Base`.
+
+They hold the truth; retained MQTT messages are a cache of it. `DesiredDocument` is the outbox: it is written in the transaction
+that changes the state, and published afterwards. Times are the server's, aware UTC. `group` is `group_name` in SQL.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from modelfleet.registry.tables import Base
+
+Json = dict[str, Any]
+
+
+class Rollout(Base):
+    """Moving a slot of some groups to a version. `revision` grows with every change: writers compare and set it."""
+
+    __tablename__ = "rollouts"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    model: Mapped[str] = mapped_column(String(256))
+    version: Mapped[str] = mapped_column(String(64))
+    slot: Mapped[str] = mapped_column(String(64))
+    groups: Mapped[list[str]]
+    plan: Mapped[Json] = mapped_column(JSON)
+    plan_sha256: Mapped[str] = mapped_column(String(64))
+    author: Mapped[str] = mapped_column(String(128))
+    salt: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(24), index=True)
+    reason: Mapped[str] = mapped_column(default="")
+    """Why it is in this state, where a person or a guardrail gave a reason."""
+    skipped_profiles: Mapped[Json] = mapped_column(JSON)
+    """Profiles of the groups' devices that have no variant of this version, and why."""
+    revision: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    approve_by: Mapped[datetime]
+    """When it expires, unless it has started."""
+    approved_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class RolloutProfile(Base):
+    """One hardware profile of a rollout: its own stage and verdict.
+
+    `release` is the candidate as group documents name it, `previous` the stable release of each group before (null: none).
+    `below` is the cohort's end, `stage` the stage's number; one past the last is the soak. `baselines` hold both arms' totals at the
+    start of each stage; `trial_started_at` is when the first began, `hold_started_at` when the current wait for evidence did.
+    """
+
+    __tablename__ = "rollout_profiles"
+
+    rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(64), primary_key=True)
+    verdict: Mapped[str] = mapped_column(String(24))
+    reason: Mapped[str] = mapped_column(default="")
+    evidence: Mapped[Json] = mapped_column(JSON, default=dict)
+    """What the last decision rested on."""
+    release: Mapped[Json] = mapped_column(JSON)
+    previous: Mapped[Json] = mapped_column(JSON)
+    below: Mapped[int] = mapped_column(BigInteger, default=0)
+    stage: Mapped[int] = mapped_column(default=0)
+    baselines: Mapped[list[Json]] = mapped_column(JSON, default=list)
+    trial_started_at: Mapped[datetime | None]
+    stage_started_at: Mapped[datetime | None]
+    hold_started_at: Mapped[datetime | None]
+    rollback_started_at: Mapped[datetime | None]
+    unproven: Mapped[list[str]] = mapped_column(JSON, default=list)
+    """Devices that had not proved to be back when the rollback's time was over."""
+    ended_at: Mapped[datetime | None]
+
+
+class RolloutApproval(Base):
+    """One person's verified approval; the envelope itself is a blob, which devices fetch by its digest."""
+
+    __tablename__ = "rollout_approvals"
+
+    rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    person: Mapped[str] = mapped_column(String(128), primary_key=True)
+    envelope_sha256: Mapped[str] = mapped_column(String(64))
+    keyid: Mapped[str] = mapped_column(String(64))
+    approval: Mapped[Json] = mapped_column(JSON)
+    approved_at: Mapped[datetime]
+
+
+class SlotStable(Base):
+    """The release that a group's slot runs on one profile; `rollout` is the one that made it so."""
+
+    __tablename__ = "slot_stables"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    group: Mapped[str] = mapped_column("group_name", String(64), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(64), primary_key=True)
+    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    release: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    rollout: Mapped[str] = mapped_column(String(36))
+    updated_at: Mapped[datetime]
+
+
+class DesiredDocument(Base):
+    """The last signed document of a scope, and the outbox: published once `published_seq` is `seq`."""
+
+    __tablename__ = "desired_documents"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    scope: Mapped[str] = mapped_column(String(160), primary_key=True)
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    topic: Mapped[str] = mapped_column(String(256))
+    issued_at: Mapped[datetime] = mapped_column(index=True)
+    published_seq: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class DeviceSlot(Base):
+    """A device's last word on one of its slots, by (boot, seq)."""
+
+    __tablename__ = "device_slots"
+    __table_args__ = (Index("ix_device_slots_active", "active"),)
+
+    device: Mapped[str] = mapped_column(String(36), primary_key=True)
+    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    boot: Mapped[int] = mapped_column(BigInteger)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(16))
+    rollout: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str | None] = mapped_column(String(256))
+    version: Mapped[str | None] = mapped_column(String(64))
+    digest: Mapped[str | None] = mapped_column(String(64))
+    active: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    bench: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    seconds: Mapped[float]
+    received_at: Mapped[datetime]
+
+
+class DeviceTrial(Base):
+    """What one device did in one rollout.
+
+    `state` is its last report on it; `outcome` the last *signed* one (COMMITTED, ROLLED_BACK, REJECTED), which an unsigned
+    report cannot undo. A row exists from the device's first report on: that device has started.
+    """
+
+    __tablename__ = "device_trials"
+
+    rollout: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(36), primary_key=True)
+    boot: Mapped[int] = mapped_column(BigInteger)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    bench: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    seconds: Mapped[float]
+    started_at: Mapped[datetime]
+    received_at: Mapped[datetime]
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    outcome_boot: Mapped[int] = mapped_column(BigInteger, default=-1)
+    outcome_seq: Mapped[int] = mapped_column(BigInteger, default=-1)
+    outcome_at: Mapped[datetime | None]
+
+
+class DeviceCounters(Base):
+    """The cumulative counters of one activation of a device's slot."""
+
+    __tablename__ = "device_counters"
+
+    device: Mapped[str] = mapped_column(String(36), primary_key=True)
+    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    activation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    boot: Mapped[int] = mapped_column(BigInteger)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    n: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    slow: Mapped[int] = mapped_column(BigInteger)
+    latency: Mapped[list[int]] = mapped_column(JSON)
+    classes: Mapped[list[int]] = mapped_column(JSON)
+    received_at: Mapped[datetime]
+
+
+class HealthSample(Base):
+    """Both arms' totals at one moment of a profile's trial: what windows and the relative alarm are cut from."""
+
+    __tablename__ = "health_samples"
+
+    rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(64), primary_key=True)
+    arm: Mapped[str] = mapped_column(String(16), primary_key=True)
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.synced
 ARGS ?=
 SUITE ?=
 export UV_NO_PROGRESS ?= 1
-export PYTHONDONTWRITEBYTECODE ?= 1
+export UV_PYTHON_DOWNLOADS ?= never
 
 .PHONY: help setup demo test test-fast check format bench docs clean
 

@@ -33,11 +33,10 @@ from modelfleet.signer.metadata import (
 from modelfleet.signer.names import NAME_PATTERN, require
 from modelfleet.signer.repository import SNAPSHOT_LIFE, TIMESTAMP_LIFE, OnlineRepository
 from modelfleet.signer.statements import POLICY_PATH, Approver, PublicKey, TrustPolicy
-from modelfleet.signer.trust import BIN_PREFIX, parse_policy
+from modelfleet.signer.trust import BIN_LIFE, BIN_PREFIX, parse_policy
 
 ROOT_LIFE = timedelta(days=365)
 TARGETS_LIFE = timedelta(days=180)
-BIN_LIFE = timedelta(days=90)
 OFFLINE_KEYS = 3
 OFFLINE_THRESHOLD = 2
 PERSON_FILE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}"

@@ -43,6 +43,11 @@ def sign_envelope(payload: bytes, payload_type: str, *signers: Signer) -> bytes:
     return msgspec.json.encode(envelope.to_dict())  # pyright: ignore[reportUnknownMemberType]  # a bare dict
 
 
+def pre_authentication(payload: bytes, payload_type: str) -> bytes:
+    """Return the bytes that a DSSE signature is over (PAE), where the envelope is written by another format's rules."""
+    return Envelope(payload, payload_type, {}).pae()
+
+
 def verify_envelope(
     data: bytes,
     payload_type: str,

@@ -56,6 +56,10 @@ class ApprovalError(UntrustedError):
     """Fewer valid approvals of this release than the trust policy requires."""
 
 
+class GateFailedError(UntrustedError):
+    """A gate attestation, validly signed, says that the variant did not pass."""
+
+
 class RevokedError(UntrustedError):
     """The trust policy revokes this digest, or its counter lies below the policy's minimum."""
 

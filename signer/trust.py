@@ -4,7 +4,7 @@ Everything that asks "who may sign this?" asks a `TrustPolicy` that came through
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from modelfleet.signer.errors import ExpiredError, FormatError, ReplayError, ScopeError
 from modelfleet.signer.keys import key_id
@@ -14,6 +14,7 @@ from modelfleet.signer.statements import POLICY_PATH, PublicKey, TrustPolicy
 
 MAX_POLICY_BYTES = 256 * 1024
 BIN_PREFIX = "releases"
+BIN_LIFE = timedelta(days=90)
 
 
 @dataclass(frozen=True, kw_only=True)

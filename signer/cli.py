@@ -1,0 +1,90 @@
+"""`modelfleet-signer`: the process that holds the releases key."""
+
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from modelfleet.signer.errors import SignerError, UntrustedError
+from modelfleet.signer.files import folder_lock
+from modelfleet.signer.keys import load_signer
+from modelfleet.signer.releases import ReleaseSigner
+from modelfleet.signer.serve import SignerServer
+from modelfleet.signer.state import SignerState
+from modelfleet.signer.trust import trusted_root
+
+EXIT_FAILED = 1
+EXIT_UNTRUSTED = 3
+
+
+@click.group()
+def main() -> None:
+    r"""Hold the releases key and sign what publisher and gates vouch for.
+
+    \b
+    Example:
+      modelfleet-signer serve --socket /run/modelfleet/signer.sock --tenant acme \
+          --state /var/lib/modelfleet/signer --key file:/etc/modelfleet/releases.pem --root /etc/modelfleet/root.json
+    """
+
+
+@main.command()
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), required=True, help="Unix socket to make.")
+@click.option("--tenant", required=True, help="Whose variants to sign.")
+@click.option("--state", type=click.Path(path_type=Path, file_okay=False), required=True, help="The signer's own bins.")
+@click.option("--key", required=True, help="URI of the releases key, such as file:/etc/modelfleet/releases.pem.")
+@click.option("--root", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The trusted root.json.")
+def serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> None:
+    """Answer on SOCKET until SIGTERM, SIGINT, or the end of a pipe on standard input."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("tuf").setLevel(logging.WARNING)  # it reports every offline key that did not sign
+    try:
+        with folder_lock(state, wait=False):
+            _serve(socket_path, tenant, state, key, root)
+    except BlockingIOError:
+        _fail(f"another signer holds {state}: stop it first", EXIT_FAILED)
+    except UntrustedError as error:
+        _fail(str(error), EXIT_UNTRUSTED)
+    except (SignerError, OSError) as error:
+        _fail(str(error), EXIT_FAILED)
+
+
+def _serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> None:
+    signer = ReleaseSigner(
+        tenant=tenant, root=trusted_root(root.read_bytes()), releases=load_signer(key), state=SignerState(state)
+    )
+    with SignerServer(socket_path, signer) as server:
+        _stop_on_signal_or_end_of_pipe(lambda: threading.Thread(target=server.shutdown).start())
+        click.echo(f"modelfleet-signer: {signer.status().targets} manifests of {tenant}, listening on {socket_path}")
+        server.serve_forever(poll_interval=0.1)
+    socket_path.unlink(missing_ok=True)
+
+
+def _stop_on_signal_or_end_of_pipe(stop: Callable[[], None]) -> None:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    def on_end_of_pipe() -> None:
+        sys.stdin.buffer.read()
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    if stat.S_ISFIFO(os.fstat(0).st_mode):  # a parent that holds the other end: the signer ends with it
+        threading.Thread(target=on_end_of_pipe, daemon=True).start()
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"modelfleet-signer: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

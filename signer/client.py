@@ -1,0 +1,111 @@
+"""The registry's side of the signer process: a call is one connection, and errors come back as their own class."""
+
+import socket
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from modelfleet.signer.errors import SignerUnavailableError
+from modelfleet.signer.trust import PolicyChain
+from modelfleet.signer.wire import (
+    ErrorReply,
+    ReleaseReply,
+    ReleaseRequest,
+    Reply,
+    Request,
+    ResignReply,
+    ResignRequest,
+    StatusReply,
+    StatusRequest,
+    error_of,
+    parse_reply,
+    receive_message,
+    send_message,
+)
+
+CALL_SECONDS = 30.0
+RESIGN_BATCH = 256
+
+ReplyT = TypeVar("ReplyT", StatusReply, ReleaseReply, ResignReply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedRelease:
+    """What to publish: `bins` (role -> metadata) with `OnlineRepository.publish`, the OpenSSF bundle beside the files."""
+
+    bins: dict[str, bytes]
+    bundle: bytes
+
+
+class SignerClient:
+    """Calls the signer process.
+
+    Args:
+        socket_path: where `modelfleet-signer serve` listens.
+        timeout_seconds: total time of one call.
+    """
+
+    def __init__(self, socket_path: Path, *, timeout_seconds: float = CALL_SECONDS) -> None:
+        self._socket_path = socket_path
+        self._timeout_seconds = timeout_seconds
+
+    def status(self) -> dict[str, str | int]:
+        """Return `keyid`, `tenant`, `bins` and `targets` of the signer (SignerUnavailableError: it does not answer)."""
+        reply = self._call(StatusRequest(), StatusReply)
+        return {"keyid": reply.keyid, "tenant": reply.tenant, "bins": reply.bins, "targets": reply.targets}
+
+    def release(
+        self, *, manifest: bytes, source_envelope: bytes, gate_envelopes: Sequence[bytes], policy_chain: PolicyChain
+    ) -> SignedRelease:
+        """Have one variant signed; the same manifest again returns the same bins.
+
+        Args:
+            policy_chain: `OnlineRepository.policy_chain()`.
+
+        Raises:
+            UntrustedError: the signer refuses; the class says which check failed.
+            SignerUnavailableError: it does not answer; try again.
+        """
+        request = ReleaseRequest(
+            manifest=manifest,
+            source=source_envelope,
+            gates=tuple(gate_envelopes),
+            targets=policy_chain.targets,
+            policy=policy_chain.policy,
+        )
+        reply = self._call(request, ReleaseReply)
+        return SignedRelease(bins=reply.bins, bundle=reply.bundle)
+
+    def resign(self, before: datetime) -> dict[str, bytes]:
+        """Have a batch of the bins that expire before `before` signed anew; call again until it returns none."""
+        return self._call(ResignRequest(before=before, limit=RESIGN_BATCH), ResignReply).bins
+
+    def _call(self, request: Request, kind: type[ReplyT]) -> ReplyT:
+        reply = self._exchange(request)
+        if isinstance(reply, ErrorReply):
+            raise error_of(reply)
+        if not isinstance(reply, kind):
+            raise SignerUnavailableError(f"expected a {kind.__name__}, got a {type(reply).__name__}")
+        return reply
+
+    def _exchange(self, request: Request) -> Reply:
+        ends = time.monotonic() + self._timeout_seconds
+        try:
+            with self._connected(ends) as connection:
+                send_message(connection, request, ends)
+                return parse_reply(receive_message(connection, ends))
+        except OSError as error:  # TimeoutError among them
+            raise SignerUnavailableError(
+                f"the signer at {self._socket_path} did not answer ({error}): is `modelfleet-signer serve` running?"
+            ) from error
+
+    @contextmanager
+    def _connected(self, ends: float) -> Generator[socket.socket]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(max(0.01, ends - time.monotonic()))
+            connection.connect(str(self._socket_path))
+            yield connection

@@ -1,0 +1,135 @@
+"""What the signer process does with a request: check everything again, add the manifest to its own bin, sign.
+
+It holds the releases key and its own copy of the bins; root.json was given to it at start and is its only trust.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from modelfleet.signer.bundle import sign_bundle
+from modelfleet.signer.errors import DigestError
+from modelfleet.signer.keys import Signer
+from modelfleet.signer.manifest import Manifest
+from modelfleet.signer.metadata import Metadata, Root, TargetFile, Targets, require_signed, sign_metadata
+from modelfleet.signer.names import sha256_of
+from modelfleet.signer.release import check_release
+from modelfleet.signer.state import SignerState
+from modelfleet.signer.trust import BIN_LIFE, PolicyChain, TrustedPolicy, bin_of, trusted_policy
+from modelfleet.signer.wire import (
+    ReleaseReply,
+    ReleaseRequest,
+    Reply,
+    Request,
+    ResignReply,
+    ResignRequest,
+    StatusReply,
+    StatusRequest,
+)
+
+log = logging.getLogger(__name__)
+
+
+class ReleaseSigner:
+    """Signs variants of one tenant; safe among threads, alone on its state folder.
+
+    Args:
+        root: the trusted root; its targets role says whose policy counts.
+        clock: aware UTC.
+    """
+
+    def __init__(
+        self,
+        *,
+        tenant: str,
+        root: Root,
+        releases: Signer,
+        state: SignerState,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._tenant = tenant
+        self._root = root
+        self._releases = releases
+        self._state = state
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def answer(self, request: Request) -> Reply:
+        """Return the reply to any request (UntrustedError: refused)."""
+        match request:
+            case StatusRequest():
+                return self.status()
+            case ReleaseRequest():
+                return self.release(request)
+            case ResignRequest():
+                return self.resign(request)
+
+    def status(self) -> StatusReply:
+        """Return who signs, and how much is signed."""
+        with self._lock:
+            targets = sum(len(self._state.bin(role).signed.targets) for role in self._state.roles)
+        return StatusReply(
+            keyid=self._releases.public_key.keyid, tenant=self._tenant, bins=len(self._state.roles), targets=targets
+        )
+
+    def release(self, request: ReleaseRequest) -> ReleaseReply:
+        """Return the bin that names the manifest, signed and stored; the same manifest again changes nothing.
+
+        Raises:
+            UntrustedError: the policy is not to be believed, or a check of `release.check_release` fails.
+            DigestError: the path is taken by another manifest: versions are immutable.
+        """
+        with self._lock:
+            trusted = self._trusted_policy(PolicyChain(targets=request.targets, policy=request.policy))
+            counters = self._state.record.counters
+            manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
+            role, data = self._add(manifest, request.manifest, trusted)
+        return ReleaseReply(bins={role: data}, bundle=sign_bundle(manifest, self._releases))
+
+    def resign(self, request: ResignRequest) -> ResignReply:
+        """Return bins that expire before `request.before`, signed anew and stored, `request.limit` at most."""
+        bins: dict[str, bytes] = {}
+        with self._lock:
+            for role in self._state.roles:
+                metadata = self._state.bin(role)
+                if metadata.signed.expires < request.before and len(bins) < request.limit:
+                    bins[role] = self._sign_next(metadata)
+                    self._state.keep_bin(role, bins[role])
+        return ResignReply(bins=bins)
+
+    def _trusted_policy(self, chain: PolicyChain) -> TrustedPolicy:
+        seen = self._state.record.targets_version
+        trusted = trusted_policy(self._root, chain, tenant=self._tenant, now=self._clock(), minimum_version=seen)
+        self._state.keep_targets_version(trusted.targets.version)
+        return trusted
+
+    def _add(self, manifest: Manifest, data: bytes, trusted: TrustedPolicy) -> tuple[str, bytes]:
+        role = bin_of(trusted.targets, manifest.path)
+        metadata = self._state.bin(role)
+        known = metadata.signed.targets.get(manifest.path)
+        if known is not None:
+            _require_same(known, data)
+            return role, self._state.bin_bytes(role)
+        metadata.signed.targets[manifest.path] = TargetFile.from_data(manifest.path, data, ["sha256"])
+        signed = self._sign_next(metadata)
+        require_signed(trusted.targets, role, metadata)  # else the policy no longer names our key
+        self._state.keep_counter(manifest.model, manifest.version, manifest.counter)
+        self._state.keep_bin(role, signed)
+        log.info("signed a variant", extra={"path": manifest.path, "sha256": sha256_of(data), "bin": role})
+        return role, signed
+
+    def _sign_next(self, metadata: Metadata[Targets]) -> bytes:
+        metadata.signed.version += 1
+        metadata.signed.expires = (self._clock() + BIN_LIFE).replace(microsecond=0)
+        return sign_metadata(metadata, [self._releases])
+
+
+def _require_same(known: TargetFile, data: bytes) -> None:
+    if known.hashes.get("sha256") != sha256_of(data):
+        raise DigestError(f"{known.path} is signed with another digest: a version is immutable, publish a new one")
+
+
+def near_expiry(now: datetime) -> datetime:
+    """Return the `before` of a regular `resign`: bins with less than a third of their life left."""
+    return now + timedelta(seconds=BIN_LIFE.total_seconds() / 3)

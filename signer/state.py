@@ -1,0 +1,85 @@
+"""The signer's own memory: its copy of the bins, the release counters, and the newest targets.json it has seen.
+
+The registry cannot roll it back, because the signer never takes a bin from anybody. Each method returns after fsync.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from modelfleet.signer.errors import FormatError
+from modelfleet.signer.files import write_durably
+from modelfleet.signer.metadata import Metadata, Targets, parse_metadata
+from modelfleet.signer.names import Count, ModelName, SemVer
+from modelfleet.signer.parse import parse_struct
+from modelfleet.signer.trust import BIN_PREFIX
+
+MAX_STATE_BYTES = 64 * 1024 * 1024
+
+
+class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`counters.json`: model -> version -> release counter, and the highest version of targets.json seen."""
+
+    format: str = "1.0"
+    targets_version: Count = 0
+    counters: dict[ModelName, dict[SemVer, Count]] = {}
+
+
+class SignerState:
+    """The signer's state folder.
+
+    Raises:
+        FormatError: the folder holds no bins, or files that are not the signer's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._record_path = folder / "counters.json"
+        self._record = StateRecord()
+        if self._record_path.exists():
+            self._record = parse_struct(self._record_path.read_bytes(), StateRecord, max_bytes=MAX_STATE_BYTES)
+        self.roles: tuple[str, ...] = tuple(sorted(path.stem for path in folder.glob(f"{BIN_PREFIX}-*.json")))
+        """The names of the bins."""
+        if not self.roles:
+            raise FormatError(f"expected the signer's bins in {folder}, found none: run the key ceremony")
+
+    @property
+    def record(self) -> StateRecord:
+        """The counters and the floor of targets.json."""
+        return self._record
+
+    def bin_bytes(self, role: str) -> bytes:
+        """Return the signed metadata of a bin.
+
+        Raises:
+            FormatError: there is no such bin.
+        """
+        if role not in self.roles:
+            raise FormatError(
+                f"expected one of {len(self.roles)} bins, got {role[:40]!r}: were the bins' bits changed?"
+            )
+        return (self._folder / f"{role}.json").read_bytes()
+
+    def bin(self, role: str) -> Metadata[Targets]:
+        """Return a bin (FormatError as `bin_bytes`)."""
+        return parse_metadata(self.bin_bytes(role), Targets)
+
+    def keep_bin(self, role: str, data: bytes) -> None:
+        """Replace a bin."""
+        write_durably(self._folder / f"{role}.json", data)
+
+    def keep_targets_version(self, version: int) -> None:
+        """Remember the newest targets.json."""
+        if version > self._record.targets_version:
+            self._keep(msgspec.structs.replace(self._record, targets_version=version))
+
+    def keep_counter(self, model: str, version: str, counter: int) -> None:
+        """Remember the release counter of a version."""
+        versions = self._record.counters.get(model, {})
+        if version not in versions:
+            counters = {**self._record.counters, model: {**versions, version: counter}}
+            self._keep(msgspec.structs.replace(self._record, counters=counters))
+
+    def _keep(self, record: StateRecord) -> None:
+        write_durably(self._record_path, msgspec.json.encode(record, order="deterministic"))
+        self._record = record

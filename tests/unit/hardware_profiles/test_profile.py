@@ -1,0 +1,86 @@
+"""A profile file says exactly what it says: nothing is guessed, nothing is ignored."""
+
+import pytest
+
+from modelfleet.hardware_profiles.errors import ProfileError
+from modelfleet.hardware_profiles.profile import Precision, Runtime, load_profile, load_profiles, parse_profile
+
+GOOD = """
+name = "toy"
+summary = "A toy"
+runtime = "onnxruntime"
+precisions = ["int8", "float"]
+[requires]
+arch = ["x86_64"]
+os = ["linux"]
+[limits]
+memory_bytes = 1000
+[tolerances.int8]
+rtol = 0.1
+atol = 0.1
+mismatch_share = 0.05
+[tolerances.float]
+rtol = 1e-4
+atol = 1e-4
+"""
+
+
+def test_reads_every_part_of_a_profile():
+    profile = parse_profile(GOOD, "toy")
+    assert profile.runtime is Runtime.ONNXRUNTIME
+    assert profile.precisions == (Precision.INT8, Precision.FLOAT)
+    assert profile.tolerances[Precision.INT8].mismatch_share == 0.05
+    assert (profile.limits.latency_ms, profile.limits.accuracy, profile.limits.memory_bytes) == (100.0, 0.85, 1000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('summary = "A toy"', "", "summary"),
+        ('summary = "A toy"', 'summary = "A toy"\ncolour = "red"', "colour"),
+        ("memory_bytes = 1000", 'memory_bytes = "1 kB"', "memory_bytes"),
+        ("memory_bytes = 1000", "memory_bytes = 1000\nlatency_msec = 5", "latency_msec"),
+        ("mismatch_share = 0.05", "mismatch_share = 5", "mismatch_share"),
+        ("mismatch_share = 0.05", "mismatched = 0.05", "mismatched"),
+        ('runtime = "onnxruntime"', 'runtime = "abacus"', "abacus"),
+        ('["int8", "float"]', '["int8", "int3"]', "int3"),
+        ('["int8", "float"]', '["int8"]', "one tolerance for each"),
+        ('["int8", "float"]', '["int8", "float", "float"]', "none of them twice"),
+        ('arch = ["x86_64"]', "arch = []", "one arch"),
+        ('os = ["linux"]', 'os = ["linux"]\nruntime_version = "newest"', "runtime_version"),
+        ("[limits]", "[limits", "profile toy"),
+        ('name = "toy"', 'name = "tool"', "expected name = 'toy'"),
+        ("[limits]\nmemory_bytes = 1000", "limits = 3", "limits"),
+    ],
+)
+def test_refuses_a_profile_that_says(old: str, new: str, complaint: str):
+    assert old in GOOD
+    with pytest.raises(ProfileError, match="toy") as refused:
+        parse_profile(GOOD.replace(old, new), "toy")
+    assert complaint in str(refused.value)
+
+
+def test_the_projects_own_profiles_hold_the_default_limits():
+    profiles = load_profiles()
+    assert {"linux-cpu-float", "linux-cpu-int8", "raspberry-pi-5"} <= set(profiles)
+    for name in ("linux-cpu-float", "linux-cpu-int8", "raspberry-pi-5"):
+        assert (profiles[name].limits.latency_ms, profiles[name].limits.accuracy) == (100.0, 0.85)
+
+
+def test_only_quantized_variants_may_have_elements_outside_the_tolerance():
+    for profile in load_profiles().values():
+        for precision, tolerance in profile.tolerances.items():
+            assert (tolerance.mismatch_share > 0) == (precision is Precision.INT8)
+
+
+def test_refuses_a_folder_without_profiles(tmp_path):
+    with pytest.raises(ProfileError, match=r"expected \*\.toml"):
+        load_profiles(tmp_path)
+
+
+def test_refuses_a_profile_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(ProfileError, match="cannot read"):
+        load_profile(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ProfileError, match="UTF-8"):
+        load_profile(tmp_path / "binary.toml")

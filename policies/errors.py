@@ -25,3 +25,16 @@ class AuthorApprovedError(ApprovalRefusedError):
 
 class NotEnoughApprovalsError(ApprovalRefusedError):
     """Fewer valid approvals by distinct persons than the trust policy requires."""
+
+
+class IncompatibleError(PolicyError):
+    """A device is not of the kind that a variant was built for; `reasons` holds every mismatch, expected and got."""
+
+    def __init__(self, profile: str, reasons: Sequence[str]) -> None:
+        super().__init__(f"not a {profile}: " + "; ".join(reasons))
+        self.profile = profile
+        self.reasons = tuple(reasons)
+
+
+class GateFileError(PolicyError):
+    """A file of quality gates does not say what it must: fix the file."""

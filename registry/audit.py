@@ -34,7 +34,7 @@ def append(
         actor: who did it: a user's name, `device:<id>` or `system`.
         tenant: whose trail.
         action: `noun.verb`, such as `version.publish`.
-        subject: what it was done to, such as `digits@1.0.0`.
+        subject: what it was done to, `kind/name`, such as `version/digits@1.0.0`.
         detail: JSON values only; no secrets.
         now: aware.
     """

@@ -7,7 +7,7 @@ do not, and the composition root refuses to start with one. Of an API token only
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, cast
@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from starlette.routing import BaseRoute
 
 from modelfleet.policies.roles import Permission, allowed
@@ -143,6 +143,21 @@ def device_of_token(session: Session, tenant: str, token: str, now: datetime) ->
     return DeviceIdentity(device=device.id, tenant=device.tenant)
 
 
+def authenticates_device(
+    sessions: sessionmaker[Session], device: str, token: str, *, now: datetime | None = None
+) -> bool:
+    """Whether `token` is a valid JWT of the enrolled device `device`: the broker's question at every connection."""
+    with sessions() as session:
+        row = session.get(Device, device)
+        if row is None:
+            return False
+        try:
+            identity = device_of_token(session, row.tenant, token, now or datetime.now(UTC))
+        except UnauthenticatedError:
+            return False
+    return identity.device == device
+
+
 def undeclared_routes(app: FastAPI) -> list[str]:
     """Return the paths of API routes that neither declare who may call them nor stand in `PUBLIC_PATHS`."""
     return [route.path for route in api_routes(app.routes) if route.path not in PUBLIC_PATHS and not declared(route)]
@@ -151,7 +166,7 @@ def undeclared_routes(app: FastAPI) -> list[str]:
 def declared(route: APIRoute) -> list[object]:
     """Return the credential dependencies that the route itself declares."""
     calls = [dependency.call for dependency in route.dependant.dependencies]
-    return [call for call in calls if isinstance(call, Requires) or call in (current_device, user_or_device)]
+    return [call for call in calls if isinstance(call, Requires) or call in _CREDENTIALS]
 
 
 def api_routes(routes: Iterable[BaseRoute]) -> Iterator[APIRoute]:
@@ -161,6 +176,9 @@ def api_routes(routes: Iterable[BaseRoute]) -> Iterator[APIRoute]:
             yield route
         else:
             yield from api_routes(getattr(getattr(route, "original_router", None), "routes", ()))
+
+
+_CREDENTIALS: Sequence[object] = (current_user, current_device, user_or_device)
 
 
 def _credentials(bearer: HTTPAuthorizationCredentials | None) -> str:

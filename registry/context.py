@@ -45,8 +45,9 @@ class BuildLimits:
 class Registry:
     """The registry's collaborators.
 
-    gate_key_uri is only handed on to the converter worker's process. public_url and mqtt_url are what a device is told
-    at enrolment. `on_device_changed` is called with a device's id, after the commit, whenever a device was enrolled: the
+    gate_key_uri is only handed on to the converter worker's process. trust_dir is the tenant's folder with `metadata/`
+    and `targets/`, as it is served. public_url and mqtt_url are what a device is told at enrolment.
+    `on_device_changed` are called with a device's id, after the commit, at every enrolment, also a repeated one: the
     rollout controller appends what issues its assignment.
     """
 
@@ -59,6 +60,7 @@ class Registry:
     profiles: Mapping[str, HardwareProfile]
     gate_key_uri: str
     work_dir: Path
+    trust_dir: Path
     public_url: str
     mqtt_url: str
     upload_limits: UploadLimits = field(default_factory=UploadLimits)

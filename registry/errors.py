@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+UNTRUSTED_PROBLEM = "urn:modelfleet:problem:untrusted:"
+"""How the `type` of a problem begins that stands for an `UntrustedError`."""
+
 
 class RegistryError(Exception):
     """Base of every error that this package raises."""
@@ -88,4 +91,9 @@ class ApiError(ClientError):
         detail = str(problem.get("detail") or problem.get("title") or "no detail")
         found = problem.get("errors")
         lines = [str(line) for line in found] if isinstance(found, list) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        super().__init__("\n  - ".join([f"{status}: {detail}", *lines]))
+        super().__init__("\n  - ".join([f"{status}: {detail}", *lines]) if len(lines) > 1 else f"{status}: {detail}")
+
+    @property
+    def untrusted(self) -> bool:
+        """Whether the server refused because of a signature, a scope or an age, not because of the request's form."""
+        return str(self.problem.get("type", "")).startswith(UNTRUSTED_PROBLEM)

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from modelfleet.policies.errors import PolicyError
 from modelfleet.registry import errors
 from modelfleet.signer.errors import SignatureError, SignerUnavailableError, UntrustedError
 
@@ -44,6 +45,7 @@ _PROBLEMS: dict[type[Exception], Problem] = {
     errors.ClaimTokenError: Problem(status=403, title="The claim token is not valid"),
     errors.StoreError: Problem(status=503, title="The blob store did not answer"),
     errors.StoreFullError: Problem(status=507, title="No space left"),
+    PolicyError: Problem(status=422, title="Not allowed by policy"),
     UntrustedError: Problem(status=422, title="Not trusted"),
     SignatureError: Problem(status=403, title="Not signed by a key that may sign this"),
     SignerUnavailableError: Problem(status=503, title="The signer did not answer"),
@@ -78,7 +80,10 @@ def _answer_known(_request: Request, error: Exception) -> JSONResponse:
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("answered %d", problem.status, exc_info=error)
     found: Sequence[str] = getattr(error, "errors", ())
-    return _response(_kind(error), problem.status, problem.title, problem.detail or str(error), found)
+    kind = _kind(error)
+    if isinstance(error, UntrustedError):
+        kind = f"untrusted:{kind}"  # a client ends with its own exit status on these
+    return _response(kind, problem.status, problem.title, problem.detail or str(error), found)
 
 
 def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:

@@ -42,7 +42,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime, dict[str, Any]: JSON, list[str]: JSON}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        list[dict[str, Any]]: JSON,
+    }
 
 
 class Tenant(Base):
@@ -111,6 +116,13 @@ class Variant(Base):
     path: Mapped[str | None] = mapped_column(String(512))
     manifest_sha256: Mapped[str | None] = mapped_column(String(64), index=True)
     manifest_length: Mapped[int | None]
+    """From here on set when the variant is built, before it is signed: what was built is not built again."""
+    attestation_sha256: Mapped[str | None] = mapped_column(String(64))
+    """The gate's DSSE envelope, a blob."""
+    bundle_sha256: Mapped[str | None] = mapped_column(String(64))
+    """The OpenSSF model-signing bundle, a blob."""
+    files: Mapped[list[dict[str, Any]] | None]
+    """The manifest's files: name, sha256, length, role; each is a blob."""
     size_bytes: Mapped[int | None]
     evidence: Mapped[dict[str, Any] | None]
     """The gate attestation's results: parity, accuracy, benchmark, scan, library versions."""
@@ -144,6 +156,10 @@ class Device(Base):
     profile: Mapped[str] = mapped_column(String(64), index=True)
     public_key: Mapped[str]
     """PEM, P-256."""
+    key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    """Of the key's SubjectPublicKeyInfo in DER: one key is one device."""
+    claim_sha256: Mapped[str] = mapped_column(String(64))
+    """The claim token it enrolled with, so that a repeated request is answered alike."""
     facts: Mapped[dict[str, Any]]
     agent_version: Mapped[str] = mapped_column(String(64))
     enrolled_at: Mapped[datetime]

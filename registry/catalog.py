@@ -1,0 +1,164 @@
+"""What exists, read: versions, variants, devices; and the two questions that rollouts ask of it.
+
+Every query names its tenant. Functions take a session and never commit.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from modelfleet.registry import audit
+from modelfleet.registry.errors import ConflictError, NotFoundError
+from modelfleet.registry.tables import Device, Group, Variant, Version
+from modelfleet.signer.desired import Release
+
+BUILDING = "BUILDING"
+READY = "READY"
+FAILED = "FAILED"
+
+
+def versions(session: Session, tenant: str, *, model: str | None = None) -> Sequence[Version]:
+    """Return the tenant's versions, the newest first."""
+    query = select(Version).where(Version.tenant == tenant)
+    if model is not None:
+        query = query.where(Version.model == model)
+    return session.scalars(query.order_by(Version.id.desc())).all()
+
+
+def find_version(session: Session, tenant: str, model: str, version: str) -> Version | None:
+    """Return the version, or None where there is none."""
+    query = select(Version).where(Version.tenant == tenant, Version.model == model, Version.version == version)
+    return session.scalars(query).one_or_none()
+
+
+def version_of(session: Session, tenant: str, model: str, version: str) -> Version:
+    """Return the version (NotFoundError: there is none)."""
+    found = find_version(session, tenant, model, version)
+    if found is None:
+        raise NotFoundError(f"no version {model}@{version}: see `modelfleet versions`")
+    return found
+
+
+def latest(session: Session, tenant: str, model: str, *, channel: str = "stable") -> Version | None:
+    """Return the READY version of the channel that was published last, or None."""
+    query = select(Version).where(
+        Version.tenant == tenant, Version.model == model, Version.channel == channel, Version.state == READY
+    )
+    return session.scalars(query.order_by(Version.counter.desc()).limit(1)).one_or_none()
+
+
+def variants(
+    session: Session,
+    tenant: str,
+    *,
+    model: str | None = None,
+    version: str | None = None,
+    profile: str | None = None,
+) -> Sequence[Variant]:
+    """Return the tenant's variants, the newest version first, by profile."""
+    query = select(Variant).where(Variant.tenant == tenant)
+    for column, wanted in ((Variant.model, model), (Variant.version, version), (Variant.profile, profile)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    return session.scalars(query.order_by(Variant.version_id.desc(), Variant.profile)).all()
+
+
+def variant_of(session: Session, tenant: str, model: str, version: str, profile: str) -> Variant:
+    """Return the READY variant.
+
+    Raises:
+        NotFoundError: there is none for this profile.
+        ConflictError: it is still being built, or its build failed.
+    """
+    found = session.scalars(
+        _variants_of(tenant, model).where(Variant.version == version, Variant.profile == profile)
+    ).one_or_none()
+    if found is None:
+        raise NotFoundError(f"no variant of {model}@{version} for profile {profile}: see `modelfleet variants`")
+    if found.state != READY:
+        why = f": {found.error}" if found.error else ""
+        raise ConflictError(f"expected a READY variant of {model}@{version} for {profile}, it is {found.state}{why}")
+    return found
+
+
+def release_of(session: Session, tenant: str, model: str, version: str, profile: str) -> Release:
+    """Return the release of a READY variant, without approvals (raises as `variant_of`)."""
+    variant = variant_of(session, tenant, model, version, profile)
+    assert variant.path is not None
+    assert variant.manifest_sha256 is not None
+    assert variant.manifest_length is not None
+    return Release(
+        model=variant.model,
+        version=variant.version,
+        counter=variant.counter,
+        path=variant.path,
+        sha256=variant.manifest_sha256,
+        length=variant.manifest_length,
+        approvals=(),
+    )
+
+
+def mark_released(
+    session: Session,
+    tenant: str,
+    model: str,
+    version: str,
+    profile: str,
+    now: datetime,
+    *,
+    actor: str = "system",
+) -> None:
+    """Make the variant the stable one of its model and profile, and record it; raises as `variant_of`."""
+    variant = variant_of(session, tenant, model, version, profile)
+    variant.released_at = now
+    subject = f"variant/{model}@{version}/{profile}"
+    audit.append(session, tenant=tenant, actor=actor, action="variant.release", subject=subject, detail={}, now=now)
+
+
+def stable_variant(session: Session, tenant: str, model: str, profile: str) -> Variant | None:
+    """Return the variant that was released last for this profile, or None: what gates compare with."""
+    query = _variants_of(tenant, model).where(
+        Variant.profile == profile, Variant.state == READY, Variant.released_at.is_not(None)
+    )
+    return session.scalars(query.order_by(Variant.released_at.desc()).limit(1)).one_or_none()
+
+
+def unfinished_versions(session: Session, tenant: str) -> Sequence[int]:
+    """Return the ids of versions that are still BUILDING, the oldest first."""
+    query = select(Version.id).where(Version.tenant == tenant, Version.state == BUILDING)
+    return session.scalars(query.order_by(Version.id)).all()
+
+
+def devices(session: Session, tenant: str, *, group: str | None = None, profile: str | None = None) -> Sequence[Device]:
+    """Return the tenant's devices that are not revoked, by group and id."""
+    query = select(Device).where(Device.tenant == tenant, Device.revoked_at.is_(None))
+    if group is not None:
+        query = query.where(Device.group == group)
+    if profile is not None:
+        query = query.where(Device.profile == profile)
+    return session.scalars(query.order_by(Device.group, Device.id)).all()
+
+
+def enrolled_profiles(session: Session, tenant: str) -> list[str]:
+    """Return the names of the profiles that enrolled devices have, sorted."""
+    query = select(Device.profile).where(Device.tenant == tenant, Device.revoked_at.is_(None))
+    return sorted(session.scalars(query.distinct()))
+
+
+def groups(session: Session, tenant: str) -> Sequence[Group]:
+    """Return the tenant's groups by name."""
+    return session.scalars(select(Group).where(Group.tenant == tenant).order_by(Group.name)).all()
+
+
+def require_group(session: Session, tenant: str, name: str) -> Group:
+    """Return the group (NotFoundError: there is none)."""
+    found = session.scalars(select(Group).where(Group.tenant == tenant, Group.name == name)).one_or_none()
+    if found is None:
+        raise NotFoundError(f"no group {name[:80]!r}: make it with `modelfleet groups create`")
+    return found
+
+
+def _variants_of(tenant: str, model: str) -> Select[Variant]:
+    return select(Variant).where(Variant.tenant == tenant, Variant.model == model)

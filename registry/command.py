@@ -1,0 +1,95 @@
+"""What every command that speaks to a server shares: its options, its exit statuses, and how it shows rows.
+
+Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 not trusted, 4 the server cannot be reached.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+
+import click
+
+from modelfleet.registry.client import ApiClient
+from modelfleet.registry.errors import ApiError, ClientError, RegistryError, ServerUnreachableError
+from modelfleet.signer.errors import KeyUriError, SignerError, UntrustedError
+
+REFUSED, USAGE, UNTRUSTED, UNREACHABLE = 1, 2, 3, 4
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def api_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command `--url`, `--token` and `--json`; it is called with `client: ApiClient` and `as_json: bool`.
+
+    Errors of the client, the registry and the signer end the program with their exit status and one clear message.
+    """
+
+    @click.option("--url", envvar="MODELFLEET_URL", default=DEFAULT_URL, show_default=True, help="The server.")
+    @click.option("--token", envvar="MODELFLEET_TOKEN", help="API token; better in MODELFLEET_TOKEN than here.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @functools.wraps(command)
+    def with_client(*args: Any, url: str, token: str | None, as_json: bool, **kwargs: Any) -> R:
+        try:
+            return command(*args, client=ApiClient(url, token), as_json=as_json, **kwargs)
+        except (ClientError, RegistryError, SignerError) as error:
+            end_with(error, as_json)
+
+    return with_client
+
+
+def end_with(error: Exception, as_json: bool) -> NoReturn:
+    """Print the error on standard error and end with its exit status."""
+    if as_json:
+        problem = (
+            error.problem if isinstance(error, ApiError) else {"title": type(error).__name__, "detail": str(error)}
+        )
+        click.echo(json.dumps(problem), err=True)
+    else:
+        click.echo(f"Error: {error}", err=True)
+    sys.exit(exit_status(error))
+
+
+def exit_status(error: Exception) -> int:
+    """Return the exit status that stands for the error."""
+    if isinstance(error, UntrustedError) or (isinstance(error, ApiError) and error.untrusted):
+        return UNTRUSTED
+    if isinstance(error, ServerUnreachableError):
+        return UNREACHABLE
+    return USAGE if isinstance(error, KeyUriError) else REFUSED
+
+
+def show(value: object, as_json: bool, columns: Sequence[str]) -> None:
+    """Print one row or a list of rows: as JSON whole, or as a table of `columns`.
+
+    Args:
+        value: a JSON object, or a list of them.
+        as_json: print all of it as JSON.
+        columns: keys to show; `a.b` reaches into an object, a key that is not there is an empty cell.
+    """
+    if as_json:
+        click.echo(json.dumps(value, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    rows = cast("list[Mapping[str, Any]]", value if isinstance(value, list) else [value])
+    for row in rows:
+        table.add_row(*(_cell(row, column) for column in columns))
+    # A pipe gets full lines: nothing is cut where nobody looks at a screen.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    value: Any = row
+    for key in column.split("."):
+        value = cast("Mapping[str, Any]", value).get(key) if isinstance(value, Mapping) else None
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

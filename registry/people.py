@@ -1,0 +1,48 @@
+"""Users and groups: made by an administrator, recorded in the audit trail."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from modelfleet.policies.roles import Role
+from modelfleet.registry import audit
+from modelfleet.registry.auth import make_token
+from modelfleet.registry.errors import ConflictError
+from modelfleet.registry.tables import Group, User
+from modelfleet.signer.names import NAME_PATTERN, require
+
+
+def make_user(session: Session, tenant: str, *, name: str, role: Role, actor: str, now: datetime) -> tuple[User, str]:
+    """Add a user; return the row and the API token, of which only the hash is kept (ConflictError: the name is taken)."""
+    if session.scalars(select(User.id).where(User.tenant == tenant, User.name == name)).first() is not None:
+        raise ConflictError(f"there is a user {name!r} already: choose another name")
+    token, hashed = make_token()
+    user = User(tenant=tenant, name=name, role=role.value, token_sha256=hashed, created_at=now)
+    session.add(user)
+    detail = {"role": role.value}
+    audit.append(
+        session, tenant=tenant, actor=actor, action="user.create", subject=f"user/{name}", detail=detail, now=now
+    )
+    session.flush()
+    return user, token
+
+
+def users(session: Session, tenant: str) -> Sequence[User]:
+    """Return the tenant's users by name."""
+    return session.scalars(select(User).where(User.tenant == tenant).order_by(User.name)).all()
+
+
+def make_group(session: Session, tenant: str, *, name: str, actor: str, now: datetime) -> Group:
+    """Add a group (FormatError: no valid name; ConflictError: it is there already)."""
+    require(name, NAME_PATTERN, "group")
+    if session.scalars(select(Group.id).where(Group.tenant == tenant, Group.name == name)).first() is not None:
+        raise ConflictError(f"there is a group {name!r} already: choose another name")
+    group = Group(tenant=tenant, name=name, created_at=now)
+    session.add(group)
+    audit.append(
+        session, tenant=tenant, actor=actor, action="group.create", subject=f"group/{name}", detail={}, now=now
+    )
+    session.flush()
+    return group

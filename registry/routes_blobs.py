@@ -1,0 +1,81 @@
+"""Routes of bytes: blobs by digest for those who may read them, TUF metadata and targets for everybody (they are signed).
+
+A blob never changes under its digest, so its ETag is the digest and a resumed download (Range, If-Range) is safe. Where
+the store has links of its own (S3), the answer is a redirect and no byte passes through here.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+
+from modelfleet.registry.auth import DeviceIdentity, UserIdentity, registry_of, user_or_device
+from modelfleet.registry.errors import NotFoundError
+
+router = APIRouter(tags=["bytes"])
+
+BlobReader = Annotated[UserIdentity | DeviceIdentity, Depends(user_or_device)]
+
+IMMUTABLE = "private, max-age=31536000, immutable"
+_METADATA_FILE = re.compile(r"(?:timestamp|[0-9]{1,10}\.[a-z0-9][a-z0-9-]{0,63})\.json")
+_TARGET_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,191}")
+_MAX_TARGET_PARTS = 16
+
+
+@router.get("/v1/blobs/{sha256}", response_class=FileResponse)
+def read_blob(request: Request, sha256: str, reader: BlobReader) -> Response:  # noqa: ARG001
+    """Answer a blob, or the asked ranges of it."""
+    store = registry_of(request).store
+    store.size(sha256)  # a blob that is not there is a 404 before anything else
+    etag = f'"{sha256}"'
+    headers = {"etag": etag, "cache-control": IMMUTABLE, "accept-ranges": "bytes"}
+    if _matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    link = store.link(sha256)
+    if link is not None:
+        return RedirectResponse(link, status_code=307)
+    path = store.path(sha256)
+    if path is None:
+        raise NotFoundError(f"blob {sha256} cannot be read over HTTP from this store")
+    return FileResponse(path, headers=headers, media_type="application/octet-stream")
+
+
+@router.get("/tuf/{tenant}/metadata/{file}")
+def read_metadata(request: Request, tenant: str, file: str) -> Response:
+    """Answer a TUF metadata file."""
+    if _METADATA_FILE.fullmatch(file) is None:
+        raise NotFoundError(f"no metadata {file[:80]!r}")
+    fresh = "no-cache" if file == "timestamp.json" else "public, max-age=31536000, immutable"
+    return _signed_file(request, tenant, Path("metadata") / file, fresh)
+
+
+@router.get("/tuf/{tenant}/targets/{path:path}")
+def read_target(request: Request, tenant: str, path: str) -> Response:
+    """Answer a TUF target file; its name holds its digest (consistent snapshot)."""
+    parts = path.split("/")
+    if len(parts) > _MAX_TARGET_PARTS or not all(_TARGET_PART.fullmatch(part) for part in parts):
+        raise NotFoundError(f"no target {path[:80]!r}")
+    return _signed_file(request, tenant, Path("targets", *parts), "public, max-age=31536000, immutable")
+
+
+def _signed_file(request: Request, tenant: str, path: Path, cache_control: str) -> Response:
+    registry = registry_of(request)
+    file = registry.trust_dir / path
+    if tenant != registry.tenant or not file.is_file():
+        raise NotFoundError(f"no {path.as_posix()[:160]} of tenant {tenant[:64]!r}")
+    data = file.read_bytes()
+    etag = f'"{hashlib.sha256(data).hexdigest()}"'
+    headers = {"etag": etag, "cache-control": cache_control}
+    if _matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    return Response(data, headers=headers, media_type="application/json")
+
+
+def _matches(if_none_match: str | None, etag: str) -> bool:
+    if if_none_match is None:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag in tags or "*" in tags

@@ -1,0 +1,111 @@
+"""Routes of groups, devices, claim tokens, and a device's own enrolment."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, status
+from pydantic import BaseModel, ConfigDict, Field
+
+from modelfleet.policies.roles import Permission
+from modelfleet.registry import catalog, people
+from modelfleet.registry.auth import UserIdentity, registry_of, require
+from modelfleet.registry.enroll import Enrolled, Enrolment, enroll, make_claim_token
+from modelfleet.registry.views import ClaimTokenCreated, DeviceView, GroupView
+
+MAX_BODY_BYTES = 64 * 1024
+
+router = APIRouter(prefix="/v1", tags=["fleet"], max_body_size=MAX_BODY_BYTES)
+
+GroupReader = Annotated[UserIdentity, Depends(require(Permission.GROUPS_READ))]
+GroupWriter = Annotated[UserIdentity, Depends(require(Permission.GROUPS_WRITE))]
+DeviceReader = Annotated[UserIdentity, Depends(require(Permission.DEVICES_READ))]
+TokenWriter = Annotated[UserIdentity, Depends(require(Permission.CLAIM_TOKENS_WRITE))]
+
+
+class Body(BaseModel):
+    """A request's JSON; a field that is not known is refused, so that a misspelt one is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewGroup(Body):
+    """A group to make."""
+
+    name: str
+
+
+class NewClaimToken(Body):
+    """A claim token to make: for `uses` devices of `group`, valid for `hours`."""
+
+    group: str
+    uses: int = Field(default=1, ge=1, le=1_000_000)
+    hours: float = Field(default=24, gt=0, le=24 * 366)
+
+
+class EnrolmentRequest(Body):
+    """What a device asks with; `csr` is a PKCS#10 request in PEM, of a P-256 key."""
+
+    model_config = ConfigDict(extra="ignore")  # a newer agent may say more
+
+    token: str = Field(max_length=256)
+    csr: str = Field(max_length=8192)
+    profile: str = Field(max_length=64)
+    facts: dict[str, Any]
+    agent: str = Field(max_length=64)
+
+
+class Groups(BaseModel):
+    """Groups by name."""
+
+    groups: list[GroupView]
+
+
+class Devices(BaseModel):
+    """Devices by group and id."""
+
+    devices: list[DeviceView]
+
+
+@router.get("/groups")
+def list_groups(request: Request, user: GroupReader) -> Groups:
+    """List groups."""
+    with registry_of(request).sessions() as session:
+        return Groups(groups=[GroupView.model_validate(row) for row in catalog.groups(session, user.tenant)])
+
+
+@router.post("/groups", status_code=status.HTTP_201_CREATED)
+def create_group(request: Request, user: GroupWriter, asked: NewGroup) -> GroupView:
+    """Make a group."""
+    with registry_of(request).sessions.begin() as session:
+        row = people.make_group(session, user.tenant, name=asked.name, actor=user.name, now=datetime.now(UTC))
+        return GroupView.model_validate(row)
+
+
+@router.get("/devices")
+def list_devices(request: Request, user: DeviceReader, group: str | None = None, profile: str | None = None) -> Devices:
+    """List enrolled devices."""
+    with registry_of(request).sessions() as session:
+        found = catalog.devices(session, user.tenant, group=group, profile=profile)
+        return Devices(devices=[DeviceView.model_validate(row) for row in found])
+
+
+@router.post("/claim-tokens", status_code=status.HTTP_201_CREATED)
+def create_claim_token(request: Request, user: TokenWriter, asked: NewClaimToken) -> ClaimTokenCreated:
+    """Make a claim token; the answer shows it this once."""
+    with registry_of(request).sessions.begin() as session:
+        token, row = make_claim_token(
+            session,
+            user.tenant,
+            group=asked.group,
+            uses=asked.uses,
+            hours=asked.hours,
+            actor=user.name,
+            now=datetime.now(UTC),
+        )
+        return ClaimTokenCreated(token=token, group=row.group, uses=row.uses_left, expires_at=row.expires_at)
+
+
+@router.post("/enroll")
+def enroll_device(request: Request, asked: EnrolmentRequest) -> Enrolled:
+    """Make the asking device one of the fleet; the claim token in the body is the credential."""
+    return enroll(registry_of(request), Enrolment(**asked.model_dump()), datetime.now(UTC))

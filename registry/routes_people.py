@@ -1,0 +1,85 @@
+"""Routes of users and of the audit trail."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, status
+from pydantic import BaseModel, Field
+
+from modelfleet.policies.roles import Permission, Role
+from modelfleet.registry import audit, people
+from modelfleet.registry.auth import UserIdentity, current_user, registry_of, require
+from modelfleet.registry.routes_fleet import MAX_BODY_BYTES, Body
+from modelfleet.registry.views import AuditView, UserCreated, UserView
+
+router = APIRouter(prefix="/v1", tags=["people"], max_body_size=MAX_BODY_BYTES)
+
+UserReader = Annotated[UserIdentity, Depends(require(Permission.USERS_READ))]
+UserWriter = Annotated[UserIdentity, Depends(require(Permission.USERS_WRITE))]
+AuditReader = Annotated[UserIdentity, Depends(require(Permission.AUDIT_READ))]
+
+
+class NewUser(Body):
+    """A user to make."""
+
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")
+    role: Role
+
+
+class Users(BaseModel):
+    """Users by name."""
+
+    users: list[UserView]
+
+
+class AuditPage(BaseModel):
+    """Records in order; ask again with `after` = `next` for those that follow (null: there are none yet)."""
+
+    records: list[AuditView]
+    next: int | None
+
+
+class Me(BaseModel):
+    """Who the token belongs to."""
+
+    name: str
+    role: Role
+    tenant: str
+
+
+@router.get("/whoami")
+def whoami(user: Annotated[UserIdentity, Depends(current_user)]) -> Me:
+    """Say who the token belongs to; any user may ask."""
+    return Me(name=user.name, role=Role(user.role), tenant=user.tenant)
+
+
+@router.get("/users")
+def list_users(request: Request, user: UserReader) -> Users:
+    """List users."""
+    with registry_of(request).sessions() as session:
+        return Users(users=[UserView.model_validate(row) for row in people.users(session, user.tenant)])
+
+
+@router.post("/users", status_code=status.HTTP_201_CREATED)
+def create_user(request: Request, user: UserWriter, asked: NewUser) -> UserCreated:
+    """Make a user; the answer shows the API token this once."""
+    with registry_of(request).sessions.begin() as session:
+        now = datetime.now(UTC)
+        row, token = people.make_user(session, user.tenant, name=asked.name, role=asked.role, actor=user.name, now=now)
+        return UserCreated(**UserView.model_validate(row).model_dump(), token=token)
+
+
+@router.get("/audit")
+def list_audit(
+    request: Request,
+    user: AuditReader,
+    subject: str | None = None,
+    action: str | None = None,
+    after: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+) -> AuditPage:
+    """List the audit trail in order."""
+    with registry_of(request).sessions() as session:
+        found = audit.records(session, user.tenant, subject=subject, action=action, after=after, limit=limit)
+        rows = [AuditView.model_validate(row) for row in found]
+    return AuditPage(records=rows, next=rows[-1].id if rows else None)

@@ -1,0 +1,99 @@
+"""Routes of versions and variants: publish, list, show."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response, status
+from pydantic import BaseModel
+
+from modelfleet.policies.roles import Permission
+from modelfleet.registry import catalog
+from modelfleet.registry.auth import UserIdentity, registry_of, require
+from modelfleet.registry.publish import publish
+from modelfleet.registry.upload import Upload, receive_upload
+from modelfleet.registry.views import VariantView, VersionDetail, VersionView
+
+router = APIRouter(prefix="/v1", tags=["versions"])
+
+Publisher = Annotated[UserIdentity, Depends(require(Permission.VERSIONS_PUBLISH))]
+Reader = Annotated[UserIdentity, Depends(require(Permission.VERSIONS_READ))]
+
+_PARTS = ("model", "card", "golden", "statement")
+_MULTIPART = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": list(_PARTS),
+                    "properties": {part: {"type": "string", "format": "binary"} for part in _PARTS},
+                }
+            }
+        },
+    }
+}
+
+
+class Versions(BaseModel):
+    """Versions, the newest first."""
+
+    versions: list[VersionView]
+
+
+class Variants(BaseModel):
+    """Variants, the newest version first."""
+
+    variants: list[VariantView]
+
+
+@router.post(
+    "/versions",
+    status_code=status.HTTP_201_CREATED,
+    responses={200: {"model": VersionView, "description": "These bytes are this version already."}},
+    openapi_extra=_MULTIPART,
+)
+def publish_version(
+    request: Request,
+    response: Response,
+    user: Publisher,  # before `upload`: nothing is read from somebody who may not publish
+    upload: Annotated[Upload, Depends(receive_upload)],
+) -> VersionView:
+    """Publish a version: an ONNX model, its card, its golden set and the publisher's signed statement."""
+    published = publish(registry_of(request), upload, actor=user.name, now=datetime.now(UTC))
+    if not published.created:
+        response.status_code = status.HTTP_200_OK
+    return published.version
+
+
+@router.get("/versions")
+def list_versions(request: Request, user: Reader, model: str | None = None) -> Versions:
+    """List versions."""
+    with registry_of(request).sessions() as session:
+        found = catalog.versions(session, user.tenant, model=model)
+        return Versions(versions=[VersionView.model_validate(row) for row in found])
+
+
+@router.get("/versions/{model:path}/{version}")
+def show_version(request: Request, user: Reader, model: str, version: str) -> VersionDetail:
+    """Show one version with its variants."""
+    with registry_of(request).sessions() as session:
+        row = catalog.version_of(session, user.tenant, model, version)
+        rows = catalog.variants(session, user.tenant, model=model, version=version)
+        return VersionDetail(
+            **VersionView.model_validate(row).model_dump(), variants=[VariantView.model_validate(item) for item in rows]
+        )
+
+
+@router.get("/variants")
+def list_variants(
+    request: Request,
+    user: Reader,
+    model: str | None = None,
+    version: str | None = None,
+    profile: str | None = None,
+) -> Variants:
+    """List variants with their evidence."""
+    with registry_of(request).sessions() as session:
+        found = catalog.variants(session, user.tenant, model=model, version=version, profile=profile)
+        return Variants(variants=[VariantView.model_validate(row) for row in found])

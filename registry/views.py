@@ -1,0 +1,116 @@
+"""What the registry's API answers: one view per thing, JSON with the names that DESIGN uses."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class View(BaseModel):
+    """A read-only picture of a row, valid after its session is closed."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True, extra="ignore")
+
+
+class VersionView(View):
+    """A version; `state` is BUILDING, READY or FAILED."""
+
+    model: str
+    version: str
+    channel: str
+    counter: int
+    state: str
+    card: dict[str, Any]
+    source_sha256: str
+    source_length: int
+    card_sha256: str
+    golden_sha256: str
+    statement_sha256: str
+    published_by: str
+    published_at: datetime
+
+
+class VariantView(View):
+    """A variant; the fields that only a READY one has are null before."""
+
+    model: str
+    version: str
+    profile: str
+    state: str
+    precision: str | None
+    counter: int
+    path: str | None
+    manifest_sha256: str | None
+    manifest_length: int | None
+    attestation_sha256: str | None
+    bundle_sha256: str | None
+    files: list[dict[str, Any]] | None
+    size_bytes: int | None
+    evidence: dict[str, Any] | None
+    error: str | None
+    created_at: datetime
+    ready_at: datetime | None
+    released_at: datetime | None
+
+
+class VersionDetail(VersionView):
+    """A version with its variants."""
+
+    variants: list[VariantView]
+
+
+class GroupView(View):
+    """A group."""
+
+    name: str
+    created_at: datetime
+
+
+class DeviceView(View):
+    """A device; its key is not shown."""
+
+    id: str
+    group: str
+    profile: str
+    facts: dict[str, Any]
+    agent_version: str
+    online: bool
+    enrolled_at: datetime
+    last_seen_at: datetime | None
+    revoked_at: datetime | None
+
+
+class UserView(View):
+    """A user; of the token nothing is shown."""
+
+    name: str
+    role: str
+    created_at: datetime
+    disabled_at: datetime | None
+
+
+class UserCreated(UserView):
+    """A new user and the token, shown this once."""
+
+    token: str
+
+
+class ClaimTokenCreated(View):
+    """A new claim token, shown this once."""
+
+    token: str
+    group: str
+    uses: int
+    expires_at: datetime
+
+
+class AuditView(View):
+    """One record of the audit trail."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
+    leaf_sha256: str

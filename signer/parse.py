@@ -6,6 +6,7 @@ Size and depth are capped before the parser runs; duplicate keys, NaN, Infinity,
 
 import json
 import math
+import re
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -34,13 +35,15 @@ def parse_json(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_
     _require_depth(data, max_depth)
     try:
         text = data.decode("utf-8")
-        return json.loads(
+        value: object = json.loads(
             text,
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
             parse_int=_bounded_integer,
             parse_float=_finite_float,
         )
+        _require_no_surrogates(data, value)
+        return value
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not strict JSON: {error}") from error
 
@@ -80,32 +83,31 @@ def require_format(value: object, *, major: int = 1) -> None:
         raise FormatError(f"expected format {major}.x, got {found!r}: upgrade this program")
 
 
+# A string without its end runs to the end of the data, so that one pass suffices whatever comes.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+
+
 def _require_depth(data: bytes, max_depth: int) -> None:
-    depth, in_string, escaped = 0, False, False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
+    depth = 0
+    for found in _STRUCTURE.finditer(data):
+        token = found[0]
+        if token in (b"[", b"{"):
             depth += 1
             if depth > max_depth:
                 raise FormatError(f"expected nesting of at most {max_depth}, got more")
-        elif byte in b"]}":
+        elif token in (b"]", b"}"):
             depth -= 1
+
+
+def _require_no_surrogates(data: bytes, value: object) -> None:
+    if b"\\u" in data:  # only an escape can make one: the bytes are valid UTF-8
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError is a ValueError
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("duplicate key in an object")
-    for key in found:
-        key.encode("utf-8")  # a lone surrogate is a UnicodeEncodeError, hence a ValueError
     return found
 
 

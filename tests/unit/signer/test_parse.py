@@ -1,0 +1,118 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelfleet.signer.desired import Assignment, GroupDocument
+from modelfleet.signer.errors import FormatError, UntrustedError
+from modelfleet.signer.manifest import Manifest, encode_manifest, parse_manifest
+from modelfleet.signer.names import manifest_path
+from modelfleet.signer.parse import parse_json, parse_struct
+from modelfleet.signer.sign import encode_payload
+from tests.unit.signer.samples import candidate, group, manifest, release
+
+HOSTILE = {
+    "NaN": b'{"a": NaN}',
+    "Infinity": b'{"a": -Infinity}',
+    "a float out of range": b'{"a": 1e999}',
+    "an integer beyond 2**53 - 1": b'{"a": 9007199254740992}',
+    "a very long integer": b'{"a": ' + b"9" * 5000 + b"}",
+    "a duplicate key": b'{"a": 1, "a": 1}',
+    "a duplicate key spelt with an escape": b'{"a": 1, "\\u0061": 1}',
+    "nesting too deep": b"[" * 17 + b"]" * 17,
+    "a bracket bomb": b"[" * 60000,
+    "escaped quotes without end": b'"' + b'\\"' * 30000,
+    "an escape without end": b'["\\',
+    "trailing bytes": b"{} {}",
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "invalid UTF-8": b'{"a": "\xff"}',
+    "a lone surrogate": b'{"a": "\\ud800"}',
+    "a lone surrogate as a key": b'{"\\ud800": 1}',
+    "a comment": b"{} // no",
+    "single quotes": b"{'a': 1}",
+    "nothing": b"",
+    "too many bytes": b" " * 65537,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_refuses(name: str) -> None:
+    with pytest.raises(FormatError):
+        parse_json(HOSTILE[name])
+
+
+def test_brackets_in_strings_do_not_count_as_nesting() -> None:
+    assert parse_json(json.dumps({"a": '[[[{"\\' * 40}).encode()) == {"a": '[[[{"\\' * 40}
+
+
+def test_accepts_the_deepest_nesting_and_the_largest_integer() -> None:
+    assert parse_json(b"[" * 16 + b"9007199254740991" + b"]" * 16)
+
+
+def test_keeps_reading_documents_with_fields_that_a_newer_minor_format_added() -> None:
+    newer = json.loads(encode_manifest(manifest())) | {"format": "1.7", "added_later": {"x": [1]}}
+    assert parse_manifest(json.dumps(newer).encode()).model == "digits"
+
+
+@pytest.mark.parametrize("found", ["2.0", "0.9", "", "x", 1, None])
+def test_refuses_another_major_format(found: object) -> None:
+    newer = json.loads(encode_manifest(manifest())) | {"format": found}
+    with pytest.raises(FormatError, match="expected format"):
+        parse_manifest(json.dumps(newer).encode())
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../x", "a/../b", "a//b", "./a", "a/.", "a\\b", "a%2fb", "a\x00b", "a\nb", "/a", "a/", "A", "", "é", "a" * 300],
+)
+def test_refuses_model_names_that_could_leave_their_folder(path: str) -> None:
+    with pytest.raises(FormatError):
+        manifest_path(path, "1.0.0", "p")
+    data = json.loads(encode_manifest(manifest())) | {"model": path}
+    with pytest.raises(FormatError):
+        parse_manifest(json.dumps(data).encode())
+
+
+def test_a_manifest_must_name_each_file_once_and_its_entry_among_them() -> None:
+    valid = json.loads(encode_manifest(manifest()))
+    for change in ({"files": valid["files"] * 2}, {"entry": "other.onnx"}, {"golden": "other.npz"}, {"files": []}):
+        with pytest.raises(FormatError):
+            parse_manifest(json.dumps(valid | change).encode())
+    assert parse_manifest(json.dumps(valid).encode()) == manifest()
+
+
+VALID = encode_payload(group(release(), candidate(release(sha256="5" * 64))))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(min_size=0, max_size=4)), min_size=1, max_size=3)
+)
+def test_a_mutated_document_parses_or_is_untrusted_and_nothing_else(edits: list[tuple[int, bytes]]) -> None:
+    data = bytearray(VALID)
+    for position, replacement in edits:
+        data[position : position + 1] = replacement
+    for kind in (GroupDocument, Assignment, Manifest):
+        try:
+            parse_struct(bytes(data), kind)
+        except UntrustedError:
+            continue
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=12), children, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=JSON_VALUES, field=st.sampled_from(sorted(json.loads(VALID))))
+def test_any_json_in_any_field_parses_or_is_untrusted(value: object, field: str) -> None:
+    data = json.dumps(json.loads(VALID) | {field: value}).encode()
+    try:
+        parse_struct(data, GroupDocument)
+    except UntrustedError:
+        return

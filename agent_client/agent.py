@@ -1,0 +1,431 @@
+"""The update agent: one thread that takes in desired state, works on its slots, and speaks up.
+
+Messages come from MQTT, or from polling where MQTT cannot be held; both end in the same inbox. The loop sleeps until a
+message, a timer or a metrics interval wakes it.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from modelfleet.agent_client.device import Device, StateChange
+from modelfleet.agent_client.documents import Documents
+from modelfleet.agent_client.errors import AgentError, TransferError
+from modelfleet.agent_client.fetch import Deadlines, HttpClient
+from modelfleet.agent_client.floors import FloorStore
+from modelfleet.agent_client.identity import (
+    device_token,
+    key_path,
+    load_identity,
+    load_key,
+    root_metadata_path,
+)
+from modelfleet.agent_client.link import MqttLink
+from modelfleet.agent_client.model import OPENERS, Model, SessionOpener, open_model
+from modelfleet.agent_client.outbox import Outbox
+from modelfleet.agent_client.poll import Poller
+from modelfleet.agent_client.protocol import (
+    HOST_TOPIC,
+    SIGNED_STATES,
+    HostStatus,
+    Metrics,
+    Report,
+    device_topic,
+    encode,
+    group_desired_topic,
+)
+from modelfleet.agent_client.reconcile import SlotWorker
+from modelfleet.agent_client.storage import Disk, encode_struct, locked, read_struct
+from modelfleet.agent_client.trust import Trust
+from modelfleet.agent_client.version import agent_version
+from modelfleet.hardware_profiles.detect import detect
+from modelfleet.hardware_profiles.profile import load_profiles
+from modelfleet.signer.desired import Assignment, Limits
+from modelfleet.signer.errors import FormatError, UntrustedError
+from modelfleet.signer.keys import load_signer
+from modelfleet.signer.names import Count
+from modelfleet.signer.parse import parse_struct
+from modelfleet.signer.sign import sign_report
+
+TICK_SECONDS = 0.2
+MAX_REFUSALS = 200
+MAX_REQUESTS = 256
+RETRY_DOCUMENT_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Boots(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the agent has started, and which requests it has answered; both outlive it."""
+
+    format: str = "1.0"
+    boot: Count = 0
+    requests: tuple[str, ...] = ()
+
+
+class Agent:
+    """The agent of the device whose folder is `root`.
+
+    Args:
+        root: an enrolled folder (see `enroll`).
+        runtimes: runtime name -> opener, in place of the default ones of those names.
+        poll_seconds: how often desired state is asked for while MQTT is away.
+        disk: what changes the folder; fault tests pass one that fails.
+
+    Raises:
+        NotEnrolledError, StorageError: the folder is none of an enrolled device.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        runtimes: Mapping[str, SessionOpener] | None = None,
+        poll_seconds: float = 30.0,
+        deadlines: Deadlines | None = None,
+        disk: Disk | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._root = root
+        self._disk = disk or Disk()
+        self._clock = clock
+        self._poll_seconds = poll_seconds
+        self._deadlines = deadlines
+        self._openers = {**OPENERS, **(runtimes or {})}
+        self.identity = load_identity(root)
+        self._key = load_key(root)
+        self._signer = load_signer(f"file:{key_path(root).absolute()}")
+        self._wake = threading.Event()
+        self._inbox: dict[str, bytes] = {}
+        self._inbox_lock = threading.Lock()
+        self._retry_at: dict[str, tuple[float, bytes]] = {}
+        self._refusals: deque[dict[str, str]] = deque(maxlen=MAX_REFUSALS)
+        self._workers: dict[str, SlotWorker] = {}
+        self._metrics_at: dict[str, float] = {}
+        self._boots = Boots()
+        self._seq = 0
+        self._group_topic = ""
+        self._running = False
+        self._link: MqttLink | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set.
+
+        Raises:
+            LockedError: another agent works in this folder.
+        """
+        with locked(self._root):
+            self._begin()
+            try:
+                while not stop.is_set():
+                    self._wake.wait(TICK_SECONDS)
+                    self._wake.clear()
+                    self._turn()
+            finally:
+                self._end()
+
+    def inbox(self, topic: str, payload: bytes) -> None:
+        """Take in a message; of one topic only the newest waits. May be called from any thread."""
+        with self._inbox_lock:
+            self._inbox[topic] = payload
+        self._wake.set()
+
+    def open_model(self, slot: str, **options: Any) -> Model:
+        """Return the active model of a slot, opened by this agent's own runtimes (see `model.open_model`)."""
+        return open_model(slot, root=self._root, openers=self._openers, **options)
+
+    def status(self) -> dict[str, Any]:
+        """Return how the device stands, as JSON values: identity, connection, slots, and the newest refusals."""
+        identity = self.identity
+        link = self._link
+        return {
+            "device": identity.device,
+            "tenant": identity.tenant,
+            "group": identity.group,
+            "profile": identity.profile,
+            "agent": agent_version(),
+            "boot": self._boots.boot,
+            "running": self._running,
+            "online": link is not None and link.connected,
+            "slots": {slot: _slot_status(worker) for slot, worker in sorted(self._workers.items())},
+            "refusals": list(self._refusals),
+        }
+
+    def _begin(self) -> None:
+        self._count_boot()
+        self._outbox = Outbox(self._root / "outbox", self._disk)
+        self._client = HttpClient(token=self._token, server=self.identity.server, deadlines=self._deadlines)
+        self._device = self._make_device()
+        self._documents = self._device.documents
+        self._link = MqttLink(
+            self.identity,
+            password=self._token,
+            deliver=self.inbox,
+            wake=self._wake.set,
+            outbox=self._outbox,
+            agent=agent_version(),
+        )
+        self._poller = Poller(
+            self._client,
+            self.identity.server,
+            deliver_assignment=lambda data: self._take(self._own_topic, data),
+            deliver_group=lambda data: self._take(self._group_topic, data),
+            outbox=self._outbox,
+            seconds=self._poll_seconds,
+        )
+        self._own_topic = device_topic(self.identity.tenant, self.identity.device, "desired")
+        self._follow_group()
+        for slot in sorted(self._known_slots()):
+            self._worker(slot).recover()
+        self._running = True
+        # MQTT goes first; polling begins when it has not come up by then.
+        self._poller.wait(time.monotonic(), min(self._poll_seconds, 5.0) if self.identity.mqtt else 0.0)
+        self._link.start()
+
+    def _turn(self) -> None:
+        for task in (self._look, self._poll, self._work, self._send_metrics, self._write_status):
+            try:
+                task()
+            except (AgentError, UntrustedError, OSError) as error:
+                # One thing that fails must not end the agent: it is all tried again.
+                log.warning("device %s: %s: %s", self.identity.device, type(error).__name__, error)
+        assert self._link is not None
+        self._link.flush()
+
+    def _end(self) -> None:
+        self._running = False
+        assert self._link is not None
+        with contextlib.suppress(AgentError, OSError):
+            self._send_metrics(now_all=True)
+            self._link.flush()
+        self._link.stop()
+        self._link.flush()
+        self._client.close()
+        with contextlib.suppress(OSError):
+            self._write_status()
+
+    def _look(self) -> None:
+        """Take in what has arrived."""
+        with self._inbox_lock:
+            arrived, self._inbox = self._inbox, {}
+        now = time.monotonic()
+        for topic, (due, payload) in list(self._retry_at.items()):
+            if now >= due:
+                del self._retry_at[topic]
+                arrived.setdefault(topic, payload)
+        # The assignment first: it says which group's document is the device's own.
+        for topic in sorted(arrived, key=lambda topic: topic != self._own_topic):
+            self._take(topic, arrived[topic])
+
+    def _take(self, topic: str, payload: bytes) -> None:
+        if not payload:
+            return  # an emptied retained message changes nothing
+        try:
+            if topic == HOST_TOPIC:
+                self._take_host(payload)
+            elif topic == self._own_topic:
+                self._obey(self._documents.accept_assignment(payload))
+            elif topic == self._group_topic:
+                self._documents.accept_group(payload)
+        except UntrustedError as error:
+            self._refuse(error)
+        except TransferError as error:
+            log.info("device %s: a document waits for the trust metadata: %s", self.identity.device, error)
+            self._retry_at[topic] = (time.monotonic() + RETRY_DOCUMENT_SECONDS, payload)
+
+    def _take_host(self, payload: bytes) -> None:
+        assert self._link is not None
+        self._link.host_is(online=parse_struct(payload, HostStatus, max_bytes=1024).state == "online")
+
+    def _obey(self, assignment: Assignment) -> None:
+        self._follow_group()
+        new = [request for request in assignment.requests if request.id not in self._boots.requests]
+        if not new:
+            return
+        acts: Mapping[str, Callable[[SlotWorker], None]] = {
+            "retry": SlotWorker.retry,
+            "cancel": SlotWorker.cancel,
+            "re-benchmark": SlotWorker.benchmark_again,
+        }
+        for request in new:
+            act = acts.get(request.kind)
+            if act is None:
+                self._refuse(
+                    FormatError(f"expected a request of {sorted(acts)}, got {request.kind!r}: upgrade the agent")
+                )
+                continue
+            for worker in list(self._workers.values()):
+                act(worker)
+        requests = (*self._boots.requests, *(request.id for request in new))[-MAX_REQUESTS:]
+        self._keep_boots(Boots(boot=self._boots.boot, requests=requests))
+
+    def _follow_group(self) -> None:
+        group, profile = self._documents.steered_by()
+        topic = group_desired_topic(self.identity.tenant, group, profile)
+        if topic != self._group_topic:
+            assert self._link is not None
+            self._link.watch(topic, instead_of=self._group_topic or None)
+            self._group_topic = topic
+
+    def _work(self) -> None:
+        for slot in sorted(self._known_slots()):
+            self._worker(slot).step()
+
+    def _poll(self) -> None:
+        now = time.monotonic()
+        assert self._link is not None
+        if self._link.connected:
+            self._poller.wait(now, min(self._poll_seconds, 5.0))
+        elif self._poller.due(now):
+            self._poller.poll(now, self._metrics(now_all=False))
+
+    def _send_metrics(self, *, now_all: bool = False) -> None:
+        assert self._link is not None
+        if self._link.connected:
+            for topic, payload in self._metrics(now_all=now_all):
+                self._link.send(topic, payload)
+
+    def _metrics(self, *, now_all: bool) -> list[tuple[str, bytes]]:
+        """Return the counters that are due."""
+        found: list[tuple[str, bytes]] = []
+        now = time.monotonic()
+        for slot, worker in self._workers.items():
+            if not now_all and now < self._metrics_at.get(slot, 0.0):
+                continue
+            self._metrics_at[slot] = now + self._documents.metrics_seconds(slot, Limits().metrics_seconds)
+            counted = worker.counts()
+            if counted is None:
+                continue
+            pointer, counts = counted
+            metrics = Metrics(
+                device=self.identity.device,
+                boot=self._boots.boot,
+                seq=self._next_seq(),
+                slot=slot,
+                activation=pointer.activation,
+                sha256=pointer.sha256,
+                n=counts.n,
+                errors=min(counts.errors, counts.n),
+                slow=min(counts.slow, counts.n),
+                latency=counts.latency,
+                classes=counts.classes,
+            )
+            found.append((device_topic(self.identity.tenant, self.identity.device, "metrics"), encode(metrics)))
+        return found
+
+    def _report(self, change: StateChange) -> None:
+        release = change.about.release if change.about is not None else None
+        report = Report(
+            device=self.identity.device,
+            boot=self._boots.boot,
+            seq=self._next_seq(),
+            slot=change.slot,
+            state=change.state,
+            rollout=change.about.rollout if change.about is not None else "",
+            model=release.model if release is not None else None,
+            version=release.version if release is not None else None,
+            digest=release.sha256 if release is not None else None,
+            active=change.active,
+            seconds=change.seconds,
+            bench=change.bench,
+            error=change.error,
+        )
+        payload = encode(report)
+        if change.state in SIGNED_STATES:
+            payload = sign_report(payload, self._signer)
+        self._outbox.add(device_topic(self.identity.tenant, self.identity.device, "report"), payload)
+        self._metrics_at.pop(change.slot, None)  # counters of a new activation are due at once
+        if self._link is not None:
+            self._link.flush()
+
+    def _refuse(self, error: Exception) -> None:
+        said = {"kind": type(error).__name__, "message": str(error), "at": self._clock().isoformat()}
+        log.warning("device %s refuses: %s: %s", self.identity.device, said["kind"], said["message"])
+        self._refusals.append(said)
+
+    def _make_device(self) -> Device:
+        floors = self._floors()
+        trust = Trust(
+            self._root / "trust",
+            bootstrap=root_metadata_path(self._root).read_bytes(),
+            tenant=self.identity.tenant,
+            server=self.identity.server,
+            client=self._client,
+            floors=floors,
+            disk=self._disk,
+            clock=self._clock,
+        )
+        return Device(
+            identity=self.identity,
+            disk=self._disk,
+            client=self._client,
+            trust=trust,
+            documents=Documents(
+                self._root / "desired", identity=self.identity, trust=trust, floors=floors, disk=self._disk
+            ),
+            openers=self._openers,
+            facts=detect(),
+            profiles=load_profiles(),
+            clock=self._clock,
+            report=self._report,
+            refuse=self._refuse,
+            look=self._look,
+        )
+
+    def _floors(self) -> FloorStore:
+        self._disk.make_folder(self._root / "trust")
+        return FloorStore(self._root / "trust" / "floors.json", self._disk)
+
+    def _known_slots(self) -> set[str]:
+        folder = self._root / "slots"
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+        return there | self._documents.slots()
+
+    def _worker(self, slot: str) -> SlotWorker:
+        if slot not in self._workers:
+            self._workers[slot] = SlotWorker(self._root, slot, self._device)
+        return self._workers[slot]
+
+    def _count_boot(self) -> None:
+        old = read_struct(self._root / "boots.json", Boots) or Boots()
+        self._keep_boots(Boots(boot=old.boot + 1, requests=old.requests))
+        self._seq = 0
+
+    def _keep_boots(self, boots: Boots) -> None:
+        self._disk.write(self._root / "boots.json", encode_struct(boots))
+        self._boots = boots
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _token(self) -> str:
+        return device_token(self.identity.device, self._key)
+
+    def _write_status(self) -> None:
+        data = msgspec.json.encode(self.status())
+        if data != getattr(self, "_status", b""):
+            self._status = data
+            self._disk.write(self._root / "status.json", data)
+
+
+def _slot_status(worker: SlotWorker) -> dict[str, Any]:
+    record = worker.state.record
+    running = record.running.release if record.running is not None else None
+    return {
+        "state": record.state.value,
+        "model": running.model if running is not None else None,
+        "version": running.version if running is not None else None,
+        "active": running.sha256 if running is not None else None,
+        "rollout": record.running.rollout if record.running is not None else "",
+        "goal": record.goal.release.version if record.goal is not None else None,
+        "error": msgspec.to_builtins(record.error) if record.error is not None else None,
+        "rejected": {digest: rejection.error.kind for digest, rejection in record.rejected.items()},
+    }

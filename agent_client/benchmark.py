@@ -1,0 +1,80 @@
+"""The device's own measurement of a variant, before it may run: on the golden set that came with it, on this machine.
+
+The limits are the manifest's and the rollout's together, the stricter of the two each.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from modelfleet.agent_client.errors import BenchmarkError
+from modelfleet.agent_client.model import SessionOpener
+from modelfleet.agent_client.protocol import Bench
+from modelfleet.benchmarks.errors import BenchmarksError
+from modelfleet.benchmarks.golden import load_golden
+from modelfleet.benchmarks.measure import Measurement, measure
+from modelfleet.benchmarks.session import Session
+from modelfleet.signer.desired import Limits
+from modelfleet.signer.manifest import Manifest
+
+RUNS = 50
+
+
+def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, SessionOpener], limits: Limits) -> Bench:
+    """Return what this device measures of the variant in `folder`, which holds every limit.
+
+    Args:
+        folder: a verified directory.
+        openers: runtime name -> opener; the application's model is opened by the same.
+
+    Raises:
+        BenchmarkError: it misses a limit, does not open or does not answer; the message says expected and got.
+    """
+    opener = openers[manifest.runtime]
+
+    def open_entry() -> Session:
+        return opener(folder / manifest.entry)
+
+    try:
+        golden = load_golden(folder / manifest.golden)
+        found = measure(open_entry, golden, runs=RUNS, tolerance=manifest.tolerance)
+    except BenchmarksError as error:
+        raise BenchmarkError(f"{manifest.model} {manifest.version} on this device: {error}") from error
+    except Exception as error:
+        raise BenchmarkError(
+            f"{manifest.model} {manifest.version} on this device: {type(error).__name__}: {error}"
+        ) from error
+    bench = _bench(found)
+    misses = missed(bench, manifest, limits)
+    if misses:
+        raise BenchmarkError(f"{manifest.model} {manifest.version} on this device: {'; '.join(misses)}", bench=bench)
+    return bench
+
+
+def missed(bench: Bench, manifest: Manifest, limits: Limits) -> list[str]:
+    """Return what the figures miss, each as `what: expected ..., got ...`; empty: all holds."""
+    latency_ms = min(manifest.limits.latency_ms, limits.latency_ms)
+    least = max(manifest.limits.accuracy or 0.0, limits.accuracy or 0.0)
+    tolerated = manifest.tolerance.mismatch_share
+    found: list[str] = []
+    if bench.p95_ms > latency_ms:
+        found.append(f"latency p95: expected <= {latency_ms:g} ms, got {bench.p95_ms:.2f}")
+    if bench.accuracy is not None and bench.accuracy < least:
+        found.append(f"accuracy: expected >= {least:g}, got {bench.accuracy:.4f}")
+    if bench.mismatch_share is not None and bench.mismatch_share > tolerated:
+        found.append(f"outputs beyond tolerance: expected a share <= {tolerated:g}, got {bench.mismatch_share:.4f}")
+    if bench.peak_memory_bytes > manifest.limits.memory_bytes:
+        found.append(f"memory: expected <= {manifest.limits.memory_bytes} bytes, got {bench.peak_memory_bytes}")
+    return found
+
+
+def _bench(found: Measurement) -> Bench:
+    return Bench(
+        samples=found.samples,
+        p50_ms=found.p50_ms,
+        p95_ms=found.p95_ms,
+        p99_ms=found.p99_ms,
+        load_ms=found.load_ms,
+        peak_memory_bytes=found.peak_memory_bytes,
+        accuracy=found.accuracy,
+        mismatch_share=found.mismatch_share,
+    )

@@ -1,0 +1,51 @@
+"""What the slots of one device share: identity, trust, disk, network, runtimes, and how to speak up."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from modelfleet.agent_client.documents import Documents
+from modelfleet.agent_client.fetch import HttpClient
+from modelfleet.agent_client.identity import Identity
+from modelfleet.agent_client.model import SessionOpener
+from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
+from modelfleet.agent_client.record import Goal
+from modelfleet.agent_client.storage import Disk
+from modelfleet.agent_client.trust import Trust
+from modelfleet.hardware_profiles.facts import DeviceFacts
+from modelfleet.hardware_profiles.profile import HardwareProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateChange:
+    """What a report says of a slot, before it is numbered and signed."""
+
+    slot: str
+    state: DeviceState
+    about: Goal | None
+    active: str | None
+    seconds: float
+    bench: Bench | None
+    error: ReportedError | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """The device as its slots see it.
+
+    report: called at each state change, after the record is on the disk. refuse: keeps a refusal for `status`.
+    look: takes in what arrived meanwhile; called often while a slot works, so that newer desired state can pre-empt it.
+    """
+
+    identity: Identity
+    disk: Disk
+    client: HttpClient
+    trust: Trust
+    documents: Documents
+    openers: Mapping[str, SessionOpener]
+    facts: DeviceFacts
+    profiles: Mapping[str, HardwareProfile]
+    clock: Callable[[], datetime]
+    report: Callable[[StateChange], None]
+    refuse: Callable[[Exception], None]
+    look: Callable[[], None]

@@ -1,0 +1,303 @@
+"""Bytes from the server, under deadlines and caps: the agent's own downloads.
+
+Upholds: never more than the allowed length is read; a request as a whole ends at its deadline, even when the server
+sends one byte a second or never finishes its headers; a transfer that stalls ends earlier. A file is hashed while it
+streams, a partial one is resumed with Range + If-Range and hashed again, and bytes that are not what was signed
+never get the file's name. Content is named by its digest, so any server may serve it.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import urllib3
+from modelfleet.agent_client.errors import HttpStatusError, NoSpaceError, TransferError
+from modelfleet.signer.errors import DigestError
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+
+CHUNK_BYTES = 256 * 1024
+MAX_REDIRECTS = 3
+MAX_PROBLEM_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """How long a request may take: to connect, without a byte, as a whole, and per byte of a file on top (all seconds)."""
+
+    connect_seconds: float = 10.0
+    stall_seconds: float = 20.0
+    total_seconds: float = 60.0
+    bytes_per_second: float = 16 * 1024
+
+    def for_length(self, length: int) -> float:
+        """Return the total deadline of a download of `length` bytes."""
+        return self.total_seconds + length / self.bytes_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A whole answer: its status (2xx or 304), ETag where it has one, and body."""
+
+    status: int
+    etag: str
+    body: bytes
+
+
+Headers = Mapping[str, str]
+
+
+class HttpClient:
+    """HTTP/1.1 with deadlines, for one thread; connections are kept and used again.
+
+    Args:
+        token: returns the bearer token, which goes to `server` alone, never to a host that it redirects to.
+        server: the base URL that may see the token.
+    """
+
+    def __init__(
+        self, *, token: Callable[[], str] | None = None, server: str = "", deadlines: Deadlines | None = None
+    ) -> None:
+        self.deadlines = deadlines or Deadlines()
+        self._token = token
+        self._server = urlsplit(server)
+        self._connections: dict[tuple[str, str], HTTPConnection] = {}
+
+    def get(self, url: str, *, max_bytes: int, headers: Headers | None = None) -> Answer:
+        """Return what `url` holds.
+
+        Raises:
+            HttpStatusError: a status that is neither success nor 304.
+            TransferError: no answer in time, or more than `max_bytes`.
+        """
+        with self._open("GET", url, None, headers or {}, self.deadlines.total_seconds) as response:
+            return Answer(
+                status=response.status, etag=response.headers.get("ETag", ""), body=_read_all(response, max_bytes)
+            )
+
+    def post_json(self, url: str, value: object, *, max_bytes: int) -> bytes:
+        """Post `value` as JSON and return the answer's body (errors as `get`)."""
+        body = json.dumps(value).encode()
+        with self._open(
+            "POST", url, body, {"Content-Type": "application/json"}, self.deadlines.total_seconds
+        ) as response:
+            return _read_all(response, max_bytes)
+
+    def stream(self, url: str, *, seconds: float, headers: Headers | None = None) -> Iterator[bytes]:
+        """Yield what `url` holds, piece by piece, until its end or until `seconds` have passed (errors as `get`)."""
+        with self._open("GET", url, None, headers or {}, seconds) as response:
+            yield from _pieces(response)
+
+    def fetch_file(
+        self, url: str, path: Path, *, sha256: str, length: int, on_piece: Callable[[int], None] | None = None
+    ) -> None:
+        """Make the file at `path` hold exactly the bytes of this digest; what an earlier call got is not fetched again.
+
+        Args:
+            path: written only when the digest is right; until then `path` + `.part` grows.
+            on_piece: called with each piece's length in bytes; it may raise to stop the download, which a later call resumes.
+
+        Raises:
+            TransferError: it did not arrive in time; what did arrive is kept. NoSpaceError: the disk is full.
+            DigestError: complete, but other bytes than those signed; they are removed.
+        """
+        part = path.with_name(f"{path.name}.part")
+        with _disk_errors(part):
+            self._fill(url, part, sha256, length, on_piece)
+            part.rename(path)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+
+    def _fill(self, url: str, part: Path, sha256: str, length: int, on_piece: Callable[[int], None] | None) -> None:
+        digest, have = _digest_of_partial(part, length)
+        if have < length:
+            headers = {"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {}
+            seconds = self.deadlines.for_length(length - have)
+            with self._open("GET", url, None, headers, seconds) as response, part.open("ab") as file:
+                if not _resumes(response, have):
+                    file.truncate(0)
+                    digest, have = hashlib.sha256(), 0
+                _refuse_announced(response, have, length, url)
+                for piece in _pieces(response):
+                    have += len(piece)
+                    if have > length:
+                        file.truncate(0)
+                        raise DigestError(f"{url}: expected {length} bytes, got more")
+                    file.write(piece)
+                    digest.update(piece)
+                    if on_piece is not None:
+                        on_piece(len(piece))
+                file.flush()
+                os.fsync(file.fileno())
+        if have < length:
+            raise TransferError(f"{url}: expected {length} bytes, got {have}; the rest is fetched later")
+        if digest.hexdigest() != sha256:
+            part.unlink()
+            raise DigestError(f"{url}: expected sha256 {sha256}, got {digest.hexdigest()}")
+
+    @contextlib.contextmanager
+    def _open(
+        self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float
+    ) -> Iterator[BaseHTTPResponse]:
+        started = time.monotonic()
+        for _ in range(MAX_REDIRECTS + 1):
+            left = seconds - (time.monotonic() - started)
+            with self._exchange(method, url, body, headers, left) as response:
+                if response.status in (301, 302, 303, 307, 308) and method == "GET":
+                    url = urljoin(url, response.headers.get("Location", ""))
+                    continue
+                if not (200 <= response.status < 300 or response.status == 304):
+                    raise _status_error(url, response)
+                yield response
+                return
+        raise TransferError(f"{url}: expected at most {MAX_REDIRECTS} redirects, got more")
+
+    @contextlib.contextmanager
+    def _exchange(
+        self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float
+    ) -> Iterator[BaseHTTPResponse]:
+        place = urlsplit(url)
+        connection = self._connection(place)
+        cut = threading.Event()
+        timer = threading.Timer(max(seconds, 0.0), _cut, (connection, cut))
+        timer.daemon = True
+        timer.start()
+        finished = False
+        try:
+            response = self._send(connection, method, place, body, headers)
+            yield response
+            finished = response.status == 304 or bool(response.closed) or not response.length_remaining
+        except (HTTPError, OSError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            why = f"nothing whole within {seconds:.1f} s" if cut.is_set() else str(error) or type(error).__name__
+            raise TransferError(f"{url}: expected an answer, got {why}") from error
+        finally:
+            timer.cancel()
+            if not finished or cut.is_set():
+                self._drop(place)
+
+    def _send(
+        self, connection: HTTPConnection, method: str, place: SplitResult, body: bytes | None, headers: Headers
+    ) -> BaseHTTPResponse:
+        path = place.path or "/"
+        target = f"{path}?{place.query}" if place.query else path
+        full = {
+            "Accept-Encoding": "identity",
+            "User-Agent": "modelfleet-agent",
+            **headers,
+            **self._authorization(place),
+        }
+        for attempt in (1, 2):
+            reused = connection.sock is not None
+            try:
+                connection.request(method, target, body=body, headers=full, preload_content=False, decode_content=False)
+                return connection.getresponse()
+            except (HTTPError, OSError):
+                connection.close()
+                # A kept connection may have been closed by the server meanwhile: once more on a fresh one.
+                if attempt == 2 or not reused:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _authorization(self, place: SplitResult) -> dict[str, str]:
+        if self._token is None or (place.scheme, place.netloc) != (self._server.scheme, self._server.netloc):
+            return {}
+        return {"Authorization": f"Bearer {self._token()}"}
+
+    def _connection(self, place: SplitResult) -> HTTPConnection:
+        key = (place.scheme, place.netloc)
+        if key not in self._connections:
+            kind = {"http": HTTPConnection, "https": HTTPSConnection}.get(place.scheme)
+            if kind is None or place.hostname is None:
+                raise TransferError(f"expected an http or https URL, got {place.geturl()!r}")
+            timeout = urllib3.Timeout(connect=self.deadlines.connect_seconds, read=self.deadlines.stall_seconds)
+            self._connections[key] = kind(place.hostname, place.port, timeout=timeout.connect_timeout)
+        connection = self._connections[key]
+        connection.timeout = self.deadlines.stall_seconds
+        return connection
+
+    def _drop(self, place: SplitResult) -> None:
+        connection = self._connections.pop((place.scheme, place.netloc), None)
+        if connection is not None:
+            connection.close()
+
+
+def _cut(connection: HTTPConnection, cut: threading.Event) -> None:
+    """End a request whose deadline passed, wherever it waits: the blocked read returns at once."""
+    cut.set()
+    sock = connection.sock
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _pieces(response: BaseHTTPResponse) -> Iterator[bytes]:
+    while piece := response.read1(CHUNK_BYTES, decode_content=False):
+        yield piece
+
+
+def _read_all(response: BaseHTTPResponse, max_bytes: int) -> bytes:
+    body = bytearray()
+    for piece in _pieces(response):
+        body += piece
+        if len(body) > max_bytes:
+            raise TransferError(f"expected at most {max_bytes} bytes, got more")
+    return bytes(body)
+
+
+def _status_error(url: str, response: BaseHTTPResponse) -> HttpStatusError:
+    try:
+        body = _read_all(response, MAX_PROBLEM_BYTES)
+    except TransferError:
+        body = b""
+    return HttpStatusError(f"{url}: expected success, got HTTP {response.status}", status=response.status, body=body)
+
+
+def _digest_of_partial(part: Path, length: int) -> "tuple[hashlib._Hash, int]":
+    """Hash what an earlier call left; a partial file that is too long is not ours."""
+    if part.exists() and part.stat().st_size > length:
+        part.unlink()
+    digest, have = hashlib.sha256(), 0
+    if part.exists():
+        with part.open("rb") as file:
+            while piece := file.read(CHUNK_BYTES):
+                digest.update(piece)
+                have += len(piece)
+    return digest, have
+
+
+def _resumes(response: BaseHTTPResponse, have: int) -> bool:
+    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+
+
+def _refuse_announced(response: BaseHTTPResponse, have: int, length: int, url: str) -> None:
+    announced = response.headers.get("Content-Length", "")
+    if announced.isdigit() and have + int(announced) > length:
+        raise DigestError(f"{url}: expected {length} bytes, got {have + int(announced)} announced")
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"{path.parent}: no space left on the device; free some, the active model is untouched"
+            ) from error
+        raise

@@ -1,0 +1,91 @@
+"""Who this device is: `identity.json`, `key.pem` (P-256, mode 0600) and `root.json`, the TUF root it was given.
+
+They are written once, at enrolment. On HTTP and MQTT the device shows a token that it signs itself: ES256, five minutes
+(RFC 7523; DESIGN section 4).
+"""
+
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from modelfleet.agent_client.errors import NotEnrolledError, StorageError
+from modelfleet.agent_client.protocol import DeviceId
+from modelfleet.agent_client.storage import read_struct
+from modelfleet.signer.names import Name
+
+TOKEN_AUDIENCE = "modelfleet"  # noqa: S105 - the audience that servers ask for, no secret
+TOKEN_SECONDS = 300
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server said at enrolment; `mqtt` is `mqtt://host:port`, empty where only polling is offered."""
+
+    format: str = "1.0"
+    device: DeviceId
+    tenant: Name
+    group: Name
+    profile: Name
+    server: Annotated[str, msgspec.Meta(max_length=512)]
+    mqtt: Annotated[str, msgspec.Meta(max_length=512)] = ""
+
+
+def identity_path(root: Path) -> Path:
+    """Return where the identity lies; it is written last, so a device is enrolled exactly when it is there."""
+    return root / "identity.json"
+
+
+def key_path(root: Path) -> Path:
+    """Return where the device's private key lies."""
+    return root / "key.pem"
+
+
+def root_metadata_path(root: Path) -> Path:
+    """Return where the TUF root that the device was enrolled with lies."""
+    return root / "root.json"
+
+
+def load_identity(root: Path) -> Identity:
+    """Return the identity in the folder.
+
+    Raises:
+        NotEnrolledError: there is none.
+        StorageError: it is damaged.
+    """
+    found = read_struct(identity_path(root), Identity)
+    if found is None:
+        raise NotEnrolledError(f"{root}: expected identity.json, got none; run `modelfleet-agent enroll` first")
+    return found
+
+
+def load_key(root: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the device's private key.
+
+    Raises:
+        StorageError: the file is missing or no P-256 key.
+    """
+    try:
+        key = load_pem_private_key(key_path(root).read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{key_path(root)}: expected a P-256 private key, got {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+        raise StorageError(f"{key_path(root)}: expected a P-256 private key, got another kind")
+    return key
+
+
+def device_token(device: str, key: ec.EllipticCurvePrivateKey) -> str:
+    """Return a token by which the device shows who it is for the next five minutes."""
+    now = int(time.time())
+    claims = {
+        "iss": device,
+        "sub": device,
+        "aud": TOKEN_AUDIENCE,
+        "iat": now,
+        "exp": now + TOKEN_SECONDS,
+        "jti": uuid.uuid4().hex,
+    }
+    return jwt.encode(claims, key, algorithm="ES256")

@@ -1,0 +1,84 @@
+"""Reports that wait to be delivered: on disk before they are sent, gone only when they were acknowledged.
+
+They are sent in the order in which they were made. A device that is offline for long keeps the newest ones.
+"""
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from modelfleet.agent_client.errors import StorageError
+from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
+
+MAX_WAITING = 1000
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """One message: its MQTT topic and its payload as text; `number` orders letters among all boots."""
+
+    format: str = "1.0"
+    number: int
+    topic: Annotated[str, msgspec.Meta(max_length=256)]
+    payload: str
+
+
+class Outbox:
+    """The letters of one agent; safe among its threads.
+
+    Args:
+        folder: one file a letter; damaged ones are dropped.
+        limit: at most that many wait; the oldest are dropped.
+    """
+
+    def __init__(self, folder: Path, disk: Disk, *, limit: int = MAX_WAITING) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._limit = limit
+        self._lock = threading.Lock()
+        disk.make_folder(folder)
+        self._waiting = {letter.number: letter for letter in self._load()}
+        self._next = max(self._waiting, default=0) + 1
+
+    def add(self, topic: str, payload: bytes) -> None:
+        """Keep a message until it is acknowledged; it is on the disk when this returns, if the disk takes it."""
+        with self._lock:
+            letter = Letter(number=self._next, topic=topic, payload=payload.decode())
+            self._next += 1
+            with contextlib.suppress(OSError):  # a full disk: it lives as long as the process
+                self._disk.write(self._path(letter.number), encode_struct(letter))
+            self._waiting[letter.number] = letter
+            while len(self._waiting) > self._limit:
+                self._drop(min(self._waiting))
+
+    def waiting(self) -> list[Letter]:
+        """Return all letters that were not acknowledged, oldest first."""
+        with self._lock:
+            return [self._waiting[number] for number in sorted(self._waiting)]
+
+    def acknowledged(self, number: int) -> None:
+        """Forget a letter that has arrived."""
+        with self._lock:
+            if number in self._waiting:
+                self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        del self._waiting[number]
+        self._path(number).unlink(missing_ok=True)  # not fsynced: a report that arrives twice does no harm
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:012d}.json"
+
+    def _load(self) -> list[Letter]:
+        found: list[Letter] = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                letter = read_struct(path, Letter)
+            except StorageError:
+                letter = None
+            if letter is None:
+                path.unlink(missing_ok=True)
+            else:
+                found.append(letter)
+        return found

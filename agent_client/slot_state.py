@@ -1,0 +1,208 @@
+"""One slot's state as it stands: its record on the disk, its timers, and what it says of itself.
+
+The record is on the disk before the act of its state begins. Every change of state is reported.
+"""
+
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+from modelfleet.agent_client.device import Device, StateChange
+from modelfleet.agent_client.errors import PreemptedError, StorageError, TimeoutInStateError
+from modelfleet.agent_client.link import full_jitter
+from modelfleet.agent_client.protocol import DeviceState, ReportedError
+from modelfleet.agent_client.record import Goal, SlotRecord
+from modelfleet.agent_client.slots import Pointer, SlotStore, slot_folder, verify_directory
+from modelfleet.agent_client.states import RESTING, TIMER_SECONDS, Event, next_state
+from modelfleet.agent_client.storage import encode_struct, read_struct
+from modelfleet.signer.errors import DigestError
+from modelfleet.signer.verify import Reason, Wanted
+
+FIRST_RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 300.0
+LOOK_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class SlotState:
+    """The state of one slot; one thread of the agent uses it.
+
+    Args:
+        root: the agent's folder.
+    """
+
+    def __init__(self, root: Path, slot: str, device: Device) -> None:
+        self.slot = slot
+        self.device = device
+        self.store = SlotStore(slot_folder(root, slot), device.disk)
+        self.record = SlotRecord()
+        self.damaged = False
+        self.cancelled: str | None = None
+        self._path = self.store.folder / "record.json"
+        self._entered = time.monotonic()
+        self._retry_at = 0.0
+        self._looked_at = 0.0
+        self._read()
+
+    @property
+    def active(self) -> str | None:
+        """The manifest digest that runs, or None."""
+        pointer = self.store.pointer()
+        return pointer.sha256 if pointer is not None else None
+
+    def seconds_in_state(self) -> float:
+        """How long the state has lasted in this process."""
+        return time.monotonic() - self._entered
+
+    def enter(self, event: Event, **changes: object) -> None:
+        """Go to the next state: it is on the disk, and reported, when this returns.
+
+        Raises:
+            OSError: the disk refuses, and the state is one that must be known after a crash.
+        """
+        state = next_state(self.record.state, event)
+        self._entered = time.monotonic()
+        self.keep(state=state, since=self.device.clock(), **changes)
+        log.info("slot %s of %s: %s", self.slot, self.device.identity.device, state)
+        self.report()
+
+    def keep(self, **changes: object) -> None:
+        """Change the record without a change of state (errors as `enter`)."""
+        self.record = msgspec.structs.replace(self.record, **changes)
+        try:
+            self.device.disk.write(self._path, encode_struct(self.record))
+        except OSError as error:
+            # Where a model is active and stays so, a disk that refuses stops nothing but the update.
+            if self.record.state not in RESTING:
+                raise
+            log.warning("slot %s: its record is not on the disk: %s", self.slot, error)
+
+    def report(self) -> None:
+        """Say what the state is."""
+        state, record = self.record.state, self.record
+        if state in (DeviceState.ROLLING_BACK, DeviceState.ROLLED_BACK):
+            self.say(state, record.leaving)
+        elif state in (DeviceState.PROBATION, DeviceState.COMMITTED):
+            self.say(state, record.running)
+        else:
+            self.say(state, record.goal)
+
+    def say(self, state: DeviceState, about: Goal | None) -> None:
+        """Report `state` of that goal."""
+        waited = self.device.clock() - about.seen_at if about is not None else timedelta()
+        self.device.report(
+            StateChange(
+                slot=self.slot,
+                state=state,
+                about=about,
+                active=self.active,
+                seconds=max(0.0, waited.total_seconds()),
+                bench=self.record.bench,
+                error=self.record.error,
+            )
+        )
+
+    def back_off(self) -> None:
+        """Wait before the next try, longer after each."""
+        delay = full_jitter(
+            self.record.attempts, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS
+        )
+        self._retry_at = time.monotonic() + delay
+
+    def may_try(self) -> bool:
+        """Whether the wait is over."""
+        return time.monotonic() >= self._retry_at
+
+    def try_at_once(self) -> None:
+        """End the wait."""
+        self._retry_at = 0.0
+
+    def wanted(self) -> Wanted | None:
+        """Return what the slot should hold now."""
+        return self.device.documents.select(self.slot, self.record, self.active)
+
+    def look(self, *, at_once: bool = False) -> None:
+        """Between two pieces of work: go on, or not?
+
+        Raises:
+            TimeoutInStateError: the state's timer has run out.
+            PreemptedError: newer desired state, or a request, wants something else.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_SECONDS and not at_once:
+            return
+        self._looked_at = now
+        limit = TIMER_SECONDS[self.record.state]
+        if now - self._entered > limit:
+            raise TimeoutInStateError(f"{self.record.state}: expected an end within {limit:.0f} s")
+        self.device.look()
+        self._require_still_wanted()
+
+    def pointer_to(self, goal: Goal, directory: str) -> Pointer:
+        """Return the pointer that makes `directory` the active one, under the record's activation number."""
+        return Pointer(
+            directory="a" if directory == "a" else "b",
+            activation=self.record.activation,
+            sha256=goal.release.sha256,
+            version=goal.release.version,
+            latency_ms=goal.limits.latency_ms,
+        )
+
+    def next_activation(self) -> int:
+        """Return a number that no activation of this slot has had."""
+        pointer = self.store.pointer()
+        return max(self.record.activation, pointer.activation if pointer is not None else 0) + 1
+
+    def check_active(self) -> None:
+        """Verify what is active, and note in `damaged` whether it must be installed again."""
+        pointer = self.store.pointer()
+        self.damaged = False
+        if pointer is None:
+            return
+        try:
+            verify_directory(self.store.path(pointer.directory), pointer.sha256)
+        except DigestError as error:
+            self.device.refuse(error)
+            self.damaged = True
+
+    def _require_still_wanted(self) -> None:
+        goal = self.record.goal
+        assert goal is not None
+        if self.cancelled == goal.release.sha256:
+            raise PreemptedError("cancelled by a request")
+        wanted = self.wanted()
+        if wanted is None or wanted.release is None or wanted.release.sha256 != goal.release.sha256:
+            late = wanted is not None and wanted.reason is Reason.TOO_LATE
+            raise PreemptedError("desired state names another release now", late=late)
+
+    def _read(self) -> None:
+        """Read record and pointer; what rotted on the disk is made anew from the other."""
+        try:
+            self.record = read_struct(self._path, SlotRecord) or SlotRecord()
+        except StorageError as error:
+            self.device.refuse(error)
+        try:
+            self.store.pointer()
+        except StorageError as error:
+            self.device.refuse(error)
+            self._restore_pointer()
+
+    def _restore_pointer(self) -> None:
+        running = self.record.running
+        for directory in ("a", "b"):
+            try:
+                assert running is not None
+                verify_directory(self.store.path(directory), running.release.sha256)
+            except (AssertionError, DigestError):
+                continue
+            self.store.activate(self.pointer_to(running, directory))
+            return
+        self.store.clear()
+
+
+def reported(error: Exception) -> ReportedError:
+    """Return the error as reports carry it: its class's name, and its message."""
+    return ReportedError(kind=type(error).__name__[:64], message=(str(error) or type(error).__name__)[:1024])

@@ -1,0 +1,123 @@
+"""Durable files: every write of the agent is atomic and survives `kill -9` and a power cut.
+
+The order is always the same: write a temporary file, fsync it, rename it over the old one, fsync the folder. A reader
+hence sees the old bytes or the new ones, never a mixture. `Disk` is the one seam through which the agent changes its
+folder, so that fault tests can put a failing or dying disk under the real code.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from modelfleet.agent_client.errors import LockedError, StorageError
+from modelfleet.signer.errors import FormatError
+from modelfleet.signer.parse import parse_struct
+
+MAX_STATE_BYTES = 4 * 1024 * 1024
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+class Disk:
+    """Changes files durably; each method has taken effect on the disk when it returns."""
+
+    def write(self, path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        """Replace the file at `path` by `data`, atomically and durably (OSError: the old file is untouched)."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        self.sync_folder(path.parent)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename a file whose content is already on the disk; fsync the folder after it."""
+        source.rename(target)
+        self.sync_folder(target.parent)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Make `target` the same file as `source`, or a copy of it where the file system has no links."""
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+            self.sync_file(target)
+
+    def remove(self, path: Path) -> None:
+        """Remove the file at `path` if it is there; fsync the folder after it."""
+        path.unlink(missing_ok=True)
+        self.sync_folder(path.parent)
+
+    def make_folder(self, path: Path) -> None:
+        """Make the folder and the ones above it; fsync what names them."""
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            self.sync_folder(path.parent)
+
+    def empty_folder(self, path: Path) -> None:
+        """Remove all files of the folder (it has no folders in it), making the folder where it is not there."""
+        self.make_folder(path)
+        for entry in sorted(path.iterdir()):
+            entry.unlink()
+        self.sync_folder(path)
+
+    def sync_file(self, path: Path) -> None:
+        """Return when the content of the file is on the disk."""
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def sync_folder(self, path: Path) -> None:
+        """Return when the names in the folder are on the disk."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_struct(path: Path, kind: type[StructT]) -> StructT | None:
+    """Return the struct that the file holds, or None where there is no such file.
+
+    Raises:
+        StorageError: the file is damaged; the message names it.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return parse_struct(data, kind, max_bytes=MAX_STATE_BYTES)
+    except FormatError as error:
+        raise StorageError(f"{path}: expected a {kind.__name__}, got damaged bytes ({error})") from error
+
+
+def encode_struct(value: msgspec.Struct) -> bytes:
+    """Return the bytes that `read_struct` reads."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the folder for one agent; the kernel lets go of it when the process dies.
+
+    Raises:
+        LockedError: another agent holds it.
+    """
+    with (root / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LockedError(f"{root}: another agent works in this folder; stop it first") from error
+        yield

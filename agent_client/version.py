@@ -1,0 +1,11 @@
+"""The agent's own version, as it is installed."""
+
+from importlib import metadata
+
+
+def agent_version() -> str:
+    """Return the version of the installed distribution, `0` where it runs from a folder without one."""
+    try:
+        return metadata.version("modelfleet")
+    except metadata.PackageNotFoundError:
+        return "0"

@@ -177,7 +177,7 @@ class PahoBroker:
         if username:
             self._client.username_pw_set(username, password)
         if found.scheme == "mqtts":
-            self._client.tls_set()
+            self._client.tls_set()  # pyright: ignore[reportUnknownMemberType]
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
@@ -271,7 +271,7 @@ class PahoBroker:
     def _received(self, client: mqtt.Client, _userdata: object, found: mqtt.MQTTMessage) -> None:
         message = Message(
             topic=found.topic,
-            payload=found.payload,
+            payload=bytes(found.payload),
             retained=found.retain,
             acknowledge=lambda: _ignore(client.ack(found.mid, found.qos)),
         )

@@ -9,8 +9,8 @@ from modelfleet.signer.desired import BUCKETS, bucket_of
 def cohort_below(salt: str, devices: Sequence[str], share: float, min_canaries: int, previous: int = 0) -> int:
     """Return the upper end of the range of buckets that `share` of the devices take, at least `previous`.
 
-    It is one above the bucket of the k-th device, k = max(min_canaries, ceil(share n)), at most n. The whole fleet (share 1) is the
-    whole range, so that a device that joins later takes the candidate too.
+    It is one above the bucket of the k-th device, k = max(min_canaries, ceil(share n)), at most n. The whole fleet (share 1)
+    is the whole range, so that a device that joins later takes the candidate too.
 
     Args:
         salt: the rollout's own, so that it is not always the same devices that go first.

@@ -34,8 +34,8 @@ class DeviceTally:
     """How many devices of the profile are where.
 
     cohort: may take the candidate. started: reported on it. ended: committed, in probation past its time, failed, gave up, or
-    stalled. committed: run it for good. failed: REJECTED, ROLLED_BACK, or online and stalled. silent: started, and not heard of for
-    three metrics intervals. stable and stable_silent: those not on the candidate that were heard of in its time.
+    stalled. committed: run it for good. failed: REJECTED, ROLLED_BACK, or online and stalled. silent: started, and not heard
+    of for three metrics intervals. stable and stable_silent: those not on the candidate that were heard of in its time.
     """
 
     cohort: int = 0
@@ -60,11 +60,13 @@ class AccuracySample:
 class ProfileHealth:
     """What is known of one profile's trial.
 
-    errors_since and slow_since hold the candidate's counts since the start of each stage so far, the first one first, `intervals_since`
-    the stretches in which both arms were counted. `window` is the literal rule's window. `blocking` counts started devices that have
-    neither ended nor fallen silent. drift_psi is the stability index of both arms' class histograms, None without any.
+    errors_since and slow_since hold the candidate's counts since the start of each stage so far, the first one first,
+    `intervals_since` the stretches in which both arms were counted. `window` is the literal rule's window. `blocking` counts
+    started devices that have neither ended nor fallen silent. drift_psi is the stability index of both arms' class
+    histograms, None without any.
     """
 
+    trial_started_at: datetime
     stage_started_at: datetime
     hold_started_at: datetime
     devices: DeviceTally
@@ -72,7 +74,7 @@ class ProfileHealth:
     errors_since: tuple[Counts, ...] = (Counts(),)
     slow_since: tuple[Counts, ...] = (Counts(),)
     intervals_since: tuple[tuple[Interval, ...], ...] = ((),)
-    window: Counts = Counts()
+    window: Counts = field(default_factory=Counts)
     accuracy: AccuracySample | None = None
     drift_psi: float | None = None
 
@@ -117,7 +119,15 @@ class RollBack:
     evidence: Evidence = field(default_factory=dict[str, Any])
 
 
-Decision = Hold | Advance | Complete | Pause | RollBack
+@dataclass(frozen=True, kw_only=True)
+class Halt:
+    """The rollout's time is over: no further device starts, a person decides what becomes of those that have."""
+
+    reason: str
+    evidence: Evidence = field(default_factory=dict[str, Any])
+
+
+Decision = Hold | Advance | Complete | Pause | Halt | RollBack
 
 
 def decide(plan: Plan, stage: int, health: ProfileHealth, now: datetime) -> Decision:
@@ -131,6 +141,11 @@ def decide(plan: Plan, stage: int, health: ProfileHealth, now: datetime) -> Deci
     waiting_for = _missing(plan, stage, health, now, evidence)
     if waiting_for is None:
         return Advance(stage=stage + 1, evidence=evidence)
+    if (now - health.trial_started_at).total_seconds() >= plan.deadline_seconds:
+        return Halt(
+            reason=f"the plan's deadline of {plan.deadline_seconds:.0f} s passed, still {waiting_for}",
+            evidence=evidence,
+        )
     held = (now - health.hold_started_at).total_seconds()
     if held >= plan.bake_seconds[stage] + plan.max_hold_seconds:
         return Pause(reason=f"held for {held:.0f} s, still {waiting_for}: a person must decide", evidence=evidence)
@@ -178,7 +193,8 @@ def trip(plan: Plan, health: ProfileHealth, evidence: Evidence) -> RollBack | No
             return RollBack(guardrail=guardrail, reason=reason, evidence=evidence)
     window, literal = health.window, plan.literal
     if window.n >= literal.min_inferences and window.share > literal.share:
-        reason = f"{window.errors} errors in {window.n} inferences within {literal.window_seconds:.0f} s, limit {literal.share:.2%}"
+        seen = f"{window.errors} errors in {window.n} inferences within {literal.window_seconds:.0f} s"
+        reason = f"{seen}, limit {literal.share:.2%}"
         return RollBack(guardrail="literal", reason=reason, evidence=evidence)
     bounds = evidence["accuracy"]
     if bounds is not None and bounds["upper"] < bounds["limit"]:
@@ -210,7 +226,7 @@ def _missing(plan: Plan, stage: int, health: ProfileHealth, now: datetime, evide
     if in_stage.n == 0:
         return "waiting for inferences: none in this stage"
     if evidence["promotion"] < evidence["promotion_limit"]:
-        return f"waiting for evidence: {in_stage.errors} errors in {in_stage.n} inferences do not prove the error share low enough"
+        return f"waiting for evidence: {in_stage.errors} errors in {in_stage.n} inferences do not prove enough"
     return None
 
 

@@ -7,6 +7,7 @@ are cumulative, so a stage is the difference between two totals, and a lost or r
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -85,6 +86,7 @@ def profile_devices(session: Session, rollout: Rollout, profile: str) -> list[De
 
 def measure(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> ProfileHealth:
     """Return the health of a profile that is on trial."""
+    assert row.trial_started_at is not None
     assert row.stage_started_at is not None
     assert row.hold_started_at is not None
     devices = profile_devices(session, rollout, row.profile)
@@ -95,6 +97,7 @@ def measure(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan,
     points = [*_points(session, row), Point(at=now, totals=totals)]
     starts = [Totals(**baseline["totals"]) for baseline in row.baselines]
     return ProfileHealth(
+        trial_started_at=row.trial_started_at,
         stage_started_at=row.stage_started_at,
         hold_started_at=row.hold_started_at,
         devices=tally,
@@ -138,18 +141,17 @@ def record_sample(session: Session, rollout: Rollout, row: RolloutProfile, plan:
 def unproven(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> list[str]:
     """Return the online devices that have not shown to be off the candidate, by id.
 
-    A device is off it when its last report says that another release is active and no installation of the candidate is under way.
+    A device is off it when its last signed report names another release as active, and its last report of all neither names
+    the candidate as active nor has it under way.
     """
     devices = profile_devices(session, rollout, row.profile)
     heard = heard_at(session, rollout, [device.id for device in devices])
-    trials = _trials(session, rollout, {device.id for device in devices})
-    active = _active(session, rollout, row.release["sha256"])
+    suspects = _suspects(session, rollout, row.release["sha256"])
     silent = timedelta(seconds=plan.silent_seconds)
     return [
         device.id
         for device in devices
-        if (device.id in active or (device.id in trials and trials[device.id].state in INSTALLING))
-        and (device.online or now - heard.get(device.id, device.enrolled_at) < silent)
+        if device.id in suspects and (device.online or now - heard.get(device.id, device.enrolled_at) < silent)
     ]
 
 
@@ -213,11 +215,12 @@ def _tally(
 
 def _has_ended(trial: DeviceTrial, plan: Plan, now: datetime) -> bool:
     """Whether the device is done with the candidate, for better or worse; a retry starts it again."""
-    if trial.outcome is not None and (trial.boot, trial.seq) == (trial.outcome_boot, trial.outcome_seq):
+    begun_again = (trial.boot, trial.seq) > (trial.outcome_boot, trial.outcome_seq) and trial.state in INSTALLING
+    if trial.outcome is not None and not begun_again:
         return True
     if trial.state == DeviceState.PROBATION:
         return now - trial.received_at > timedelta(seconds=plan.limits.probation_seconds)
-    return trial.state in GAVE_UP or trial.outcome == DeviceState.COMMITTED
+    return trial.state in GAVE_UP
 
 
 def _trials(session: Session, rollout: Rollout, devices: set[str]) -> dict[str, DeviceTrial]:
@@ -225,22 +228,22 @@ def _trials(session: Session, rollout: Rollout, devices: set[str]) -> dict[str, 
     return {trial.device: trial for trial in found if trial.device in devices}
 
 
-def _active(session: Session, rollout: Rollout, digest: str) -> set[str]:
-    query = select(DeviceSlot.device).where(DeviceSlot.active == digest, DeviceSlot.slot == rollout.slot)
-    return set(session.scalars(query))
+def _suspects(session: Session, rollout: Rollout, digest: str) -> set[str]:
+    installing = DeviceSlot.state.in_(INSTALLING) & (DeviceSlot.digest == digest)
+    on_it = (DeviceSlot.proven == digest) | (DeviceSlot.active == digest) | installing
+    return set(session.scalars(select(DeviceSlot.device).where(DeviceSlot.slot == rollout.slot, on_it)))
 
 
 def _sums(session: Session, rollout: Rollout, profile: str, digests: Sequence[str]) -> tuple[int, int, int]:
     if not digests:
         return 0, 0, 0
-    columns = (DeviceCounters.n, DeviceCounters.errors, DeviceCounters.slow)
     query = (
-        select(*(func.coalesce(func.sum(column), 0) for column in columns))
+        select(func.sum(DeviceCounters.n), func.sum(DeviceCounters.errors), func.sum(DeviceCounters.slow))
         .join(Device, Device.id == DeviceCounters.device)
         .where(_population(rollout, profile), DeviceCounters.slot == rollout.slot, DeviceCounters.sha256.in_(digests))
     )
     n, errors, slow = session.execute(query).one()
-    return int(n), int(errors), int(slow)
+    return int(n or 0), int(errors or 0), int(slow or 0)
 
 
 def _population(rollout: Rollout, profile: str) -> ColumnElement[bool]:
@@ -272,7 +275,7 @@ def _intervals(points: Sequence[Point], since: datetime) -> tuple[Interval, ...]
     kept = [point.totals for point in points if point.at >= since]
     return tuple(
         Interval(candidate=later.candidate - sooner.candidate, stable=later.stable - sooner.stable)
-        for sooner, later in zip(kept, kept[1:], strict=False)
+        for sooner, later in pairwise(kept)
     )
 
 

@@ -46,8 +46,8 @@ class Interval:
 def alarm_alternatives(p0: float) -> tuple[float, ...]:
     """Return the 20 error shares that the alarm weighs against `p0`: log-spaced in (1.3 p0, 0.98).
 
-    Where 1.3 p0 leaves no room below 0.98, the *good* share is log-spaced instead, from (1 - p0)/1.3 down to (1 - p0)/50. For p0 = 1
-    there is nothing worse, hence no alternative.
+    Where 1.3 p0 leaves no room below 0.98, the *good* share is log-spaced instead, from (1 - p0)/1.3 down to (1 - p0)/50. For
+    p0 = 1 there is nothing worse, hence no alternative.
     """
     if p0 >= 1:
         return ()

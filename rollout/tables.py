@@ -48,8 +48,9 @@ class RolloutProfile(Base):
     """One hardware profile of a rollout: its own stage and verdict.
 
     `release` is the candidate as group documents name it, `previous` the stable release of each group before (null: none).
-    `below` is the cohort's end, `stage` the stage's number; one past the last is the soak. `baselines` hold both arms' totals at the
-    start of each stage; `trial_started_at` is when the first began, `hold_started_at` when the current wait for evidence did.
+    `below` is the cohort's end, `stage` the stage's number; one past the last is the soak. `baselines` hold both arms' totals
+    at the start of each stage; `trial_started_at` is when the first began, `hold_started_at` when the current wait for
+    evidence did.
     """
 
     __tablename__ = "rollout_profiles"
@@ -133,6 +134,10 @@ class DeviceSlot(Base):
     version: Mapped[str | None] = mapped_column(String(64))
     digest: Mapped[str | None] = mapped_column(String(64))
     active: Mapped[str | None] = mapped_column(String(64))
+    proven: Mapped[str | None] = mapped_column(String(64))
+    """What the last *signed* report said to be active, and that report's (boot, seq)."""
+    proven_boot: Mapped[int] = mapped_column(BigInteger, default=-1)
+    proven_seq: Mapped[int] = mapped_column(BigInteger, default=-1)
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     bench: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     seconds: Mapped[float]

@@ -1,0 +1,189 @@
+"""The signed desired state, made from the database: group documents and assignments (DESIGN section 5).
+
+They are written to the outbox in the transaction that changes what they say. seq = max(last + 1, unix milliseconds), so a
+restored database never falls behind; the epoch is the trust policy's. They expire after 7 days and are signed again daily.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from modelfleet.agent_client.protocol import device_topic, group_desired_topic
+from modelfleet.policies.plan import parse_plan
+from modelfleet.registry.tables import Device
+from modelfleet.rollout.states import ON_TRIAL, Verdict
+from modelfleet.rollout.tables import DesiredDocument, Rollout, RolloutProfile, SlotStable
+from modelfleet.signer.desired import (
+    Assignment,
+    Candidate,
+    GroupDocument,
+    Release,
+    Slot,
+    device_scope,
+    group_scope,
+)
+from modelfleet.signer.keys import Signer
+from modelfleet.signer.sign import encode_payload, sign_assignment, sign_group
+
+LIFE = timedelta(days=7)
+RENEW_AFTER = timedelta(days=1)
+
+
+class Head(TypedDict):
+    """The fields that both documents share."""
+
+    tenant: str
+    scope: str
+    epoch: int
+    seq: int
+    issued: datetime
+    expires: datetime
+
+
+class Desk:
+    """Writes and signs documents for one tenant.
+
+    Args:
+        tenant: whose documents.
+        director: the key that devices know from the trust policy.
+        epoch: the trust policy's.
+    """
+
+    def __init__(self, tenant: str, director: Signer, epoch: int) -> None:
+        self._tenant, self._director, self._epoch = tenant, director, epoch
+
+    def write_groups(self, session: Session, places: Iterable[tuple[str, str]], now: datetime) -> None:
+        """Sign anew what each (group, profile) should run, as the session's transaction sees it."""
+        session.flush()
+        for group, profile in sorted(set(places)):
+            slots = wanted_slots(session, self._tenant, group, profile)
+            head = self._head(session, group_scope(group, profile), now)
+            document = GroupDocument(**head, slots=slots)
+            topic = group_desired_topic(self._tenant, group, profile)
+            self._store(session, document, sign_group(document, self._director), topic)
+
+    def write_assignment(self, session: Session, device: Device, now: datetime) -> None:
+        """Sign anew which group and profile the device has; no older document of that group may steer it."""
+        steering = session.get(DesiredDocument, (self._tenant, group_scope(device.group, device.profile)))
+        head = self._head(session, device_scope(device.id), now)
+        not_below = 0 if steering is None else steering.seq
+        document = Assignment(**head, group=device.group, profile=device.profile, not_below_seq=not_below)
+        topic = device_topic(self._tenant, device.id, "desired")
+        self._store(session, document, sign_assignment(document, self._director), topic)
+
+    def ensure_device(self, session: Session, device: Device, now: datetime) -> bool:
+        """Write what the device lacks, its assignment or its group's document; whether anything was written."""
+        group_missing = session.get(DesiredDocument, (self._tenant, group_scope(device.group, device.profile))) is None
+        if group_missing:
+            self.write_groups(session, [(device.group, device.profile)], now)
+        known = session.get(DesiredDocument, (self._tenant, device_scope(device.id)))
+        if known is not None:
+            assigned = msgspec.json.decode(known.payload, type=Assignment)
+            if (assigned.group, assigned.profile) == (device.group, device.profile):
+                return group_missing
+        self.write_assignment(session, device, now)
+        return True
+
+    def renew(self, session: Session, now: datetime, limit: int = 500) -> int:
+        """Sign again what is older than a day or of another epoch, at most `limit` documents; how many were."""
+        old = select(DesiredDocument).where(
+            DesiredDocument.tenant == self._tenant,
+            (DesiredDocument.issued_at < now - RENEW_AFTER) | (DesiredDocument.epoch != self._epoch),
+        )
+        due = session.scalars(old.order_by(DesiredDocument.issued_at).limit(limit)).all()
+        for row in due:
+            self._renew(session, row, now)
+        return len(due)
+
+    def _renew(self, session: Session, row: DesiredDocument, now: datetime) -> None:
+        kind, _, rest = row.scope.partition("/")
+        if kind == "g":
+            group, _, profile = rest.partition("/")
+            self.write_groups(session, [(group, profile)], now)
+            return
+        device = session.get(Device, rest)
+        if device is None or device.revoked_at is not None:
+            row.issued_at = now  # nobody to steer; looked at again tomorrow
+            return
+        self.write_assignment(session, device, now)
+
+    def _head(self, session: Session, scope: str, now: datetime) -> Head:
+        known = session.get(DesiredDocument, (self._tenant, scope))
+        seq = max(0 if known is None else known.seq + 1, int(now.timestamp() * 1000))
+        return {
+            "tenant": self._tenant,
+            "scope": scope,
+            "epoch": self._epoch,
+            "seq": seq,
+            "issued": now,
+            "expires": now + LIFE,
+        }
+
+    def _store(self, session: Session, document: GroupDocument | Assignment, envelope: bytes, topic: str) -> None:
+        known = session.get(DesiredDocument, (self._tenant, document.scope))
+        if known is None:
+            known = DesiredDocument(tenant=self._tenant, scope=document.scope, published_seq=0)
+            session.add(known)
+        known.epoch, known.seq, known.issued_at = document.epoch, document.seq, document.issued
+        known.payload, known.envelope, known.topic = encode_payload(document), envelope, topic
+        session.flush()
+
+
+def wanted_slots(session: Session, tenant: str, group: str, profile: str) -> dict[str, Slot]:
+    """Return what the slots of a group should run on a profile: its stables, and the candidates on trial."""
+    stables = session.scalars(
+        select(SlotStable).where(SlotStable.tenant == tenant, SlotStable.group == group, SlotStable.profile == profile)
+    )
+    slots = {row.slot: Slot(stable=as_release(row.release)) for row in stables}
+    for rollout, row in _on_trial(session, tenant, group, profile):
+        slot = slots.get(rollout.slot, Slot())
+        slots[rollout.slot] = msgspec.structs.replace(slot, candidates=(*slot.candidates, candidate_of(rollout, row)))
+    return slots
+
+
+def candidate_of(rollout: Rollout, row: RolloutProfile) -> Candidate:
+    """Return the candidate as devices of the profile see it; a halt is `accept: false`."""
+    plan = parse_plan(rollout.plan)
+    started = row.trial_started_at or rollout.created_at
+    release = as_release(row.release)
+    assert release is not None
+    return Candidate(
+        rollout=rollout.id,
+        release=release,
+        salt=rollout.salt,
+        from_bucket=0,
+        below=row.below,
+        accept=row.verdict != Verdict.HALTED,
+        not_before=started,
+        deadline=started + timedelta(seconds=plan.deadline_seconds),
+        spread_seconds=plan.spread_seconds,
+        limits=plan.limits,
+    )
+
+
+def as_release(value: Mapping[str, Any] | None) -> Release | None:
+    """Return the release that a JSON column holds."""
+    return None if value is None else msgspec.convert(value, Release)
+
+
+def as_json(release: Release | None) -> dict[str, Any] | None:
+    """Return the release as a JSON column holds it."""
+    return None if release is None else msgspec.to_builtins(release)
+
+
+def _on_trial(session: Session, tenant: str, group: str, profile: str) -> list[tuple[Rollout, RolloutProfile]]:
+    query = (
+        select(Rollout, RolloutProfile)
+        .join(RolloutProfile, RolloutProfile.rollout == Rollout.id)
+        .where(
+            Rollout.tenant == tenant,
+            RolloutProfile.profile == profile,
+            RolloutProfile.verdict.in_([verdict.value for verdict in ON_TRIAL]),
+        )
+        .order_by(Rollout.created_at)
+    )
+    return [(rollout, row) for rollout, row in session.execute(query).tuples() if group in rollout.groups]

@@ -24,7 +24,9 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
 
     Args:
         folder: a verified directory.
+        manifest: what was verified there.
         openers: runtime name -> opener; the application's model is opened by the same.
+        limits: the rollout's.
 
     Raises:
         BenchmarkError: it misses a limit, does not open or does not answer; the message says expected and got.

@@ -42,6 +42,8 @@ def enroll(root: Path, server_url: str, claim_token: str, profile: str | None = 
 
     Args:
         root: the agent's folder, made if it is not there.
+        server_url: the fleet's server, `https://host`.
+        claim_token: what an administrator made with `modelfleet devices token`; it is used once.
         profile: a hardware profile's name; by default the first that this machine matches.
 
     Raises:

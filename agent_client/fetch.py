@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -55,6 +55,21 @@ class Answer:
 
 
 Headers = Mapping[str, str]
+
+
+class _Received:
+    """What has come of a file: its length and digest so far."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.length = 0
+
+    def add(self, piece: bytes) -> None:
+        self._digest.update(piece)
+        self.length += len(piece)
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 class HttpClient:
@@ -104,7 +119,10 @@ class HttpClient:
         """Make the file at `path` hold exactly the bytes of this digest; what an earlier call got is not fetched again.
 
         Args:
+            url: where the bytes lie; any server may serve them.
             path: written only when the digest is right; until then `path` + `.part` grows.
+            sha256: the digest that was signed.
+            length: the length in bytes that was signed; no more is ever read.
             on_piece: called with each piece's length in bytes; it may raise to stop the download, which a later call resumes.
 
         Raises:
@@ -123,36 +141,53 @@ class HttpClient:
         self._connections.clear()
 
     def _fill(self, url: str, part: Path, sha256: str, length: int, on_piece: Callable[[int], None] | None) -> None:
-        digest, have = _digest_of_partial(part, length)
-        if have < length:
-            headers = {"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {}
-            seconds = self.deadlines.for_length(length - have)
-            with self._open("GET", url, None, headers, seconds) as response, part.open("ab") as file:
-                if not _resumes(response, have):
-                    file.truncate(0)
-                    digest, have = hashlib.sha256(), 0
-                _refuse_announced(response, have, length, url)
-                for piece in _pieces(response):
-                    have += len(piece)
-                    if have > length:
-                        file.truncate(0)
-                        raise DigestError(f"{url}: expected {length} bytes, got more")
-                    file.write(piece)
-                    digest.update(piece)
-                    if on_piece is not None:
-                        on_piece(len(piece))
-                file.flush()
-                os.fsync(file.fileno())
-        if have < length:
-            raise TransferError(f"{url}: expected {length} bytes, got {have}; the rest is fetched later")
-        if digest.hexdigest() != sha256:
+        received = _received_before(part, length)
+        resumed = received.length > 0
+        if received.length < length:
+            received = self._receive(url, part, received, sha256, length, on_piece)
+        if received.length < length:
+            raise TransferError(f"{url}: expected {length} bytes, got {received.length}; the rest is fetched later")
+        if received.sha256() != sha256:
             part.unlink()
-            raise DigestError(f"{url}: expected sha256 {sha256}, got {digest.hexdigest()}")
+            if resumed:  # what an earlier call left may have rotted: that is not the server's fault
+                raise TransferError(
+                    f"{url}: expected sha256 {sha256} after a resumed download, got another; from the start"
+                )
+            raise DigestError(f"{url}: expected sha256 {sha256}, got {received.sha256()}")
+
+    def _receive(
+        self,
+        url: str,
+        part: Path,
+        received: _Received,
+        sha256: str,
+        length: int,
+        on_piece: Callable[[int], None] | None,
+    ) -> _Received:
+        have = received.length
+        headers = {"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {}
+        seconds = self.deadlines.for_length(length - have)
+        with self._open("GET", url, None, headers, seconds) as response, part.open("ab") as file:
+            if have and not _resumes(response, have):
+                file.truncate(0)
+                received = _Received()
+            _refuse_announced(response, received.length, length, url)
+            for piece in _pieces(response):
+                received.add(piece)
+                if received.length > length:
+                    file.truncate(0)
+                    raise DigestError(f"{url}: expected {length} bytes, got more")
+                file.write(piece)
+                if on_piece is not None:
+                    on_piece(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+        return received
 
     @contextlib.contextmanager
     def _open(
         self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float
-    ) -> Iterator[BaseHTTPResponse]:
+    ) -> Generator[BaseHTTPResponse]:
         started = time.monotonic()
         for _ in range(MAX_REDIRECTS + 1):
             left = seconds - (time.monotonic() - started)
@@ -169,7 +204,7 @@ class HttpClient:
     @contextlib.contextmanager
     def _exchange(
         self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float
-    ) -> Iterator[BaseHTTPResponse]:
+    ) -> Generator[BaseHTTPResponse]:
         place = urlsplit(url)
         connection = self._connection(place)
         cut = threading.Event()
@@ -268,17 +303,16 @@ def _status_error(url: str, response: BaseHTTPResponse) -> HttpStatusError:
     return HttpStatusError(f"{url}: expected success, got HTTP {response.status}", status=response.status, body=body)
 
 
-def _digest_of_partial(part: Path, length: int) -> "tuple[hashlib._Hash, int]":
+def _received_before(part: Path, length: int) -> _Received:
     """Hash what an earlier call left; a partial file that is too long is not ours."""
     if part.exists() and part.stat().st_size > length:
         part.unlink()
-    digest, have = hashlib.sha256(), 0
+    received = _Received()
     if part.exists():
         with part.open("rb") as file:
             while piece := file.read(CHUNK_BYTES):
-                digest.update(piece)
-                have += len(piece)
-    return digest, have
+                received.add(piece)
+    return received
 
 
 def _resumes(response: BaseHTTPResponse, have: int) -> bool:
@@ -292,7 +326,7 @@ def _refuse_announced(response: BaseHTTPResponse, have: int, length: int, url: s
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

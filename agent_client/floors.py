@@ -85,6 +85,7 @@ class FloorStore:
         """Store the floors that `accept_document` returned, before anything is done about the document.
 
         Args:
+            accepted: what `accept_document` returned.
             latest_possible: bounds the clock's floor: a director's clock that is years ahead must not make every
                 metadata look expired.
         """

@@ -7,6 +7,7 @@ reports stay in the outbox. Payloads are handed on unread.
 
 import logging
 import random
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -80,7 +81,7 @@ class MqttLink:
         if place.hostname is None:
             return  # only polling is offered
         if place.scheme == "mqtts":
-            self._client.tls_set()
+            self._client.tls_set_context(ssl.create_default_context())
         self._client.connect_async(place.hostname, place.port or 1883, KEEPALIVE_SECONDS)
         self._client.loop_start()
 

@@ -55,6 +55,7 @@ def verify_directory(folder: Path, sha256: str) -> Manifest:
     """Return the manifest of the variant in `folder`, all of whose bytes are those that were signed.
 
     Args:
+        folder: one of the slot's two directories.
         sha256: the manifest digest that was accepted.
 
     Raises:

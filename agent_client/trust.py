@@ -8,7 +8,7 @@ behind what was signed; foreign exceptions end here, as classes of `signer.error
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,12 +28,6 @@ from securesystemslib.exceptions import Error as SecureSystemsError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 REFRESH_SECONDS = 60.0
-TOP_LEVEL: Mapping[str, type[Root | Timestamp | Snapshot | Targets]] = {
-    Root.type: Root,
-    Timestamp.type: Timestamp,
-    Snapshot.type: Snapshot,
-    Targets.type: Targets,
-}
 
 
 class DeadlineFetcher(FetcherInterface):
@@ -186,10 +180,13 @@ class Trust:
 
     def _hold_against_floors(self) -> None:
         root = self._cached(Root.type, Root)
-        found = {
-            role: RoleFloor(version=self._fresh(role, kind).version, keys=_keys_of(root, role))
-            for role, kind in TOP_LEVEL.items()
+        versions = {
+            Root.type: self._fresh(Root.type, Root).version,
+            Timestamp.type: self._fresh(Timestamp.type, Timestamp).version,
+            Snapshot.type: self._fresh(Snapshot.type, Snapshot).version,
+            Targets.type: self._fresh(Targets.type, Targets).version,
         }
+        found = {role: RoleFloor(version=version, keys=_keys_of(root, role)) for role, version in versions.items()}
         # The root's own chain of signatures lets nothing fall: its floor counts whoever signs it.
         found[Root.type] = RoleFloor(version=root.version, keys="")
         self._floors.raise_roles(found)
@@ -231,7 +228,7 @@ def _digest_of_names(keyids: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _foreign_errors() -> Iterator[None]:
+def _foreign_errors() -> Generator[None]:
     """Let only our own errors out: what python-tuf and securesystemslib raise is wrapped here, once."""
     try:
         yield

@@ -1,0 +1,148 @@
+"""`modelfleet-agent`: enrol a device, run its agent, show how it stands.
+
+Exit codes: 0 ok, 1 refused or failed, 2 usage, 3 trust refused, 4 server unreachable.
+"""
+
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from modelfleet.agent_client.agent import Agent
+from modelfleet.agent_client.enroll import enroll
+from modelfleet.agent_client.errors import AgentError, HttpStatusError, NotEnrolledError, TransferError
+from modelfleet.agent_client.identity import load_identity
+from modelfleet.agent_client.model import DEFAULT_ROOT, ROOT_VARIABLE
+from modelfleet.agent_client.version import agent_version
+from modelfleet.signer.errors import UntrustedError
+from modelfleet.signer.parse import parse_json
+
+MAX_STATUS_BYTES = 4 * 1024 * 1024
+
+root_option = click.option(
+    "--root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_ROOT,
+    envvar=ROOT_VARIABLE,
+    show_default=True,
+    show_envvar=True,
+    help="The agent's folder.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(agent_version(), prog_name="modelfleet-agent")
+def cli() -> None:
+    """Keep this device's models up to date, verified and watched.
+
+    \b
+    Examples:
+      modelfleet-agent enroll --url https://fleet.example --token mfc_...
+      modelfleet-agent run
+      modelfleet-agent status --json
+    """  # noqa: D301 - click's own mark for "do not reflow"
+
+
+@cli.command("enroll")
+@root_option
+@json_option
+@click.option("--url", required=True, envvar="MODELFLEET_URL", show_envvar=True, help="The fleet's server.")
+@click.option("--token", required=True, envvar="MODELFLEET_CLAIM_TOKEN", show_envvar=True, help="A claim token.")
+@click.option("--profile", help="Hardware profile; by default the first that this machine matches.")
+def enroll_command(root: Path, as_json: bool, url: str, token: str, profile: str | None) -> None:
+    """Enrol this device with a one-time claim token. Safe to repeat after a crash.
+
+    \b
+    Example:
+      modelfleet-agent enroll --root ./device --url http://127.0.0.1:8080 --token mfc_... --profile linux-cpu-int8
+    """  # noqa: D301
+    identity = enroll(root, url, token, profile)
+    text = f"device {identity.device} of {identity.tenant}: group {identity.group}, profile {identity.profile}"
+    _show(msgspec.to_builtins(identity), as_json, text)
+
+
+@cli.command("run")
+@root_option
+@click.option("--poll-seconds", type=click.FloatRange(min=0.2), default=30.0, show_default=True)
+@click.option("--verbose", is_flag=True, help="Log everything.")
+def run_command(root: Path, poll_seconds: float, verbose: bool) -> None:
+    """Run the agent until SIGINT or SIGTERM.
+
+    \b
+    Example:
+      modelfleet-agent run --root ./device
+    """  # noqa: D301
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    Agent(root, poll_seconds=poll_seconds).run(stop)
+
+
+@cli.command("status")
+@root_option
+@json_option
+def status_command(root: Path, as_json: bool) -> None:
+    """Show how the device stands, as its agent wrote it last.
+
+    \b
+    Example:
+      modelfleet-agent status --root ./device --json
+    """  # noqa: D301
+    load_identity(root)
+    try:
+        data = (root / "status.json").read_bytes()
+    except FileNotFoundError as error:
+        raise NotEnrolledError(f"{root}: the agent has not run yet; start it with `modelfleet-agent run`") from error
+    found = parse_json(data, max_bytes=MAX_STATUS_BYTES)
+    status = msgspec.convert(found, dict[str, Any])
+    _show(status, as_json, _as_text(status))
+
+
+def _as_text(status: dict[str, Any]) -> str:
+    lines = [f"device {status['device']}  group {status['group']}  profile {status['profile']}"]
+    lines.append(f"agent {status['agent']}  boot {status['boot']}  {'online' if status['online'] else 'offline'}")
+    for slot, found in status["slots"].items():
+        lines.append(f"{slot}: {found['model'] or '-'} {found['version'] or 'no model'}  {found['state']}")
+    for refusal in status["refusals"][-5:]:
+        lines.append(f"refused {refusal['at']}: {refusal['kind']}: {refusal['message']}")
+    return "\n".join(lines)
+
+
+def _show(value: object, as_json: bool, text: str) -> None:
+    click.echo(json.dumps(value, indent=2) if as_json else text)
+
+
+def exit_code(error: Exception) -> int:
+    """Return the exit status that says what kind of failure this is."""
+    if isinstance(error, UntrustedError):
+        return 3
+    if isinstance(error, TransferError) and not isinstance(error, HttpStatusError):
+        return 4
+    return 1
+
+
+def _guarded(run: Callable[[], object]) -> int:
+    try:
+        run()
+    except (AgentError, UntrustedError) as error:
+        click.echo(f"modelfleet-agent: {error}", err=True)
+        return exit_code(error)
+    return 0
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(_guarded(cli))
+
+
+if __name__ == "__main__":
+    main()

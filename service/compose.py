@@ -147,6 +147,7 @@ def assemble_registry(
         profiles=load_profiles(),
         gate_key_uri=f"file:{(data / 'worker' / 'gate.pem').absolute()}",
         work_dir=work_dir,
+        trust_dir=trust,
         public_url=public_url,
         mqtt_url=mqtt_url,
     )

@@ -1,0 +1,189 @@
+"""What the API answers about rollouts: each with its profiles, their verdicts, and the figures that they rest on now."""
+
+from datetime import datetime
+from statistics import median
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from modelfleet.agent_client.protocol import DeviceState
+from modelfleet.policies.plan import Plan, parse_plan
+from modelfleet.registry.tables import Device
+from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.decide import Decision, Hold
+from modelfleet.rollout.health import FAILURES
+from modelfleet.rollout.residual import residual_risk
+from modelfleet.rollout.states import Verdict
+from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutApproval, RolloutProfile
+from modelfleet.rollout.transitions import profiles_of
+
+
+class DeviceCounts(BaseModel):
+    """How many devices of a profile are where; `total` could take the candidate at 100 %."""
+
+    total: int
+    started: int
+    committed: int
+    failed: int
+
+
+class ProfileView(BaseModel):
+    """One hardware profile of a rollout.
+
+    `share` is the stage's; `waiting_for` says what a running stage lacks; `evidence` are the figures now, or of the last
+    decision; `median_seconds` from desired state to committed, over devices; `trial_seconds` from start to end.
+    """
+
+    profile: str
+    verdict: str
+    stage: int
+    share: float
+    reason: str
+    waiting_for: str | None
+    sha256: str
+    counter: int
+    previous: dict[str, Any]
+    devices: DeviceCounts
+    errors: dict[str, int]
+    median_seconds: float | None
+    trial_seconds: float | None
+    evidence: dict[str, Any]
+    unproven: list[str]
+    trial_started_at: datetime | None
+    ended_at: datetime | None
+
+
+class ApprovalView(BaseModel):
+    """Who approved, with which key, and the digest of the signed envelope."""
+
+    person: str
+    keyid: str
+    envelope_sha256: str
+    approved_at: datetime
+
+
+class RolloutSummary(BaseModel):
+    """A rollout in a list."""
+
+    id: str
+    model: str
+    version: str
+    slot: str
+    groups: list[str]
+    state: str
+    reason: str
+    author: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    verdicts: dict[str, str]
+
+
+class RolloutView(RolloutSummary):
+    """A rollout with all that is known of it; `not_proved` says what its evidence leaves open."""
+
+    revision: int
+    plan: dict[str, Any]
+    plan_sha256: str
+    skipped_profiles: dict[str, str]
+    approvals: list[ApprovalView]
+    not_proved: list[str]
+    profiles: list[ProfileView]
+
+
+def summarise(session: Session, rollout: Rollout) -> RolloutSummary:
+    """Return the rollout as lists show it."""
+    return RolloutSummary(**_summary(session, rollout))
+
+
+def describe(session: Session, controller: Controller, rollout: Rollout, now: datetime) -> RolloutView:
+    """Return the rollout with its profiles and what would be decided of them now."""
+    plan = parse_plan(rollout.plan)
+    rows = profiles_of(session, rollout)
+    profiles = [_profile(session, rollout, row, plan, controller.health_of(session, rollout, row, now)) for row in rows]
+    given = session.scalars(select(RolloutApproval).where(RolloutApproval.rollout == rollout.id)).all()
+    return RolloutView(
+        **_summary(session, rollout),
+        revision=rollout.revision,
+        plan=rollout.plan,
+        plan_sha256=rollout.plan_sha256,
+        skipped_profiles=rollout.skipped_profiles,
+        approvals=[
+            ApprovalView(person=a.person, keyid=a.keyid, envelope_sha256=a.envelope_sha256, approved_at=a.approved_at)
+            for a in given
+        ],
+        not_proved=residual_risk(plan, {each.profile: each.devices.total for each in profiles}),
+        profiles=profiles,
+    )
+
+
+def _summary(session: Session, rollout: Rollout) -> dict[str, Any]:
+    return {
+        "id": rollout.id,
+        "model": rollout.model,
+        "version": rollout.version,
+        "slot": rollout.slot,
+        "groups": rollout.groups,
+        "state": rollout.state,
+        "reason": rollout.reason,
+        "author": rollout.author,
+        "created_at": rollout.created_at,
+        "started_at": rollout.started_at,
+        "ended_at": rollout.ended_at,
+        "verdicts": {row.profile: row.verdict for row in profiles_of(session, rollout)},
+    }
+
+
+def _profile(
+    session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, decision: Decision | None
+) -> ProfileView:
+    trials = _trials(session, rollout, row)
+    evidence = row.evidence if decision is None else decision.evidence
+    seconds = [trial.seconds for trial in trials if trial.outcome == DeviceState.COMMITTED]
+    return ProfileView(
+        profile=row.profile,
+        verdict=row.verdict,
+        stage=row.stage,
+        share=0.0 if row.verdict in (Verdict.PENDING, Verdict.CLOSED) else plan.stages[min(row.stage, plan.last_stage)],
+        reason=row.reason,
+        waiting_for=decision.waiting_for if isinstance(decision, Hold) else None,
+        sha256=row.release["sha256"],
+        counter=row.release["counter"],
+        previous={group: release and release["version"] for group, release in row.previous.items()},
+        devices=DeviceCounts(
+            total=_population(session, rollout, row),
+            started=len(trials),
+            committed=len(seconds),
+            failed=sum(trial.outcome in FAILURES for trial in trials),
+        ),
+        errors=_error_kinds(trials),
+        median_seconds=median(seconds) if seconds else None,
+        trial_seconds=_seconds_between(row.trial_started_at, row.ended_at),
+        evidence=evidence,
+        unproven=row.unproven,
+        trial_started_at=row.trial_started_at,
+        ended_at=row.ended_at,
+    )
+
+
+def _trials(session: Session, rollout: Rollout, row: RolloutProfile) -> list[DeviceTrial]:
+    query = select(DeviceTrial).join(Device, Device.id == DeviceTrial.device)
+    return list(session.scalars(query.where(DeviceTrial.rollout == rollout.id, Device.profile == row.profile)))
+
+
+def _population(session: Session, rollout: Rollout, row: RolloutProfile) -> int:
+    query = select(func.count()).select_from(Device)
+    mine = (Device.tenant == rollout.tenant) & Device.group.in_(rollout.groups) & (Device.profile == row.profile)
+    return session.scalar(query.where(mine, Device.revoked_at.is_(None))) or 0
+
+
+def _error_kinds(trials: list[DeviceTrial]) -> dict[str, int]:
+    """Return the classes of the errors that devices gave as their reason, counted."""
+    kinds = [trial.error["kind"] for trial in trials if trial.error is not None]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def _seconds_between(start: datetime | None, end: datetime | None) -> float | None:
+    return None if start is None or end is None else (end - start).total_seconds()

@@ -72,7 +72,8 @@ def _stop_on_signal_or_end_of_pipe(stop: Callable[[], None]) -> None:
         stop()
 
     def on_end_of_pipe() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin: its lock, held by a thread, aborts the interpreter's exit
+            pass
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):

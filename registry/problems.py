@@ -16,6 +16,8 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from modelfleet.benchmarks.errors import GoldenSetError
+from modelfleet.converters.errors import ConvertersError, ScanError
 from modelfleet.policies.errors import PolicyError
 from modelfleet.registry import errors
 from modelfleet.signer.errors import SignatureError, SignerUnavailableError, UntrustedError
@@ -45,6 +47,9 @@ _PROBLEMS: dict[type[Exception], Problem] = {
     errors.ClaimTokenError: Problem(status=403, title="The claim token is not valid"),
     errors.StoreError: Problem(status=503, title="The blob store did not answer"),
     errors.StoreFullError: Problem(status=507, title="No space left"),
+    ConvertersError: Problem(status=422, title="Not convertible"),
+    ScanError: Problem(status=422, title="The model is not acceptable"),
+    GoldenSetError: Problem(status=422, title="The golden set is not acceptable"),
     PolicyError: Problem(status=422, title="Not allowed by policy"),
     UntrustedError: Problem(status=422, title="Not trusted"),
     SignatureError: Problem(status=403, title="Not signed by a key that may sign this"),

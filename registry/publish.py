@@ -20,7 +20,7 @@ from modelfleet.registry import audit, catalog
 from modelfleet.registry.card import Card, parse_card
 from modelfleet.registry.context import Registry
 from modelfleet.registry.errors import PublishError, StoreError, VersionConflictError
-from modelfleet.registry.source import check_golden, check_model
+from modelfleet.registry.source import check_source
 from modelfleet.registry.tables import Version
 from modelfleet.registry.upload import ReceivedFile, Upload
 from modelfleet.registry.views import VersionView
@@ -54,8 +54,7 @@ def publish(registry: Registry, upload: Upload, *, actor: str, now: datetime) ->
     found = _existing(registry, source)
     if found is None:
         _require_profiles(registry, card)
-        report = check_model(upload.model.path, max_bytes=registry.upload_limits.model_bytes)
-        check_golden(upload.golden.path, report)
+        check_source(upload.model.path, upload.golden.path, max_bytes=registry.upload_limits.model_bytes)
         found = _record(registry, card, source, _store(registry, upload), actor=actor, now=now)
     if found.version.state == catalog.BUILDING:
         registry.builds.enqueue(found.id)

@@ -1,0 +1,228 @@
+"""A registry as the service wires it: SQLite file, folder store, signed repository; the queue keeps what it is given."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from onnx import TensorProto, helper
+from sqlalchemy import func, select
+
+from modelfleet.hardware_profiles.profile import load_profiles
+from modelfleet.policies.roles import Role
+from modelfleet.registry import problems
+from modelfleet.registry.bootstrap import bootstrap
+from modelfleet.registry.card import parse_card
+from modelfleet.registry.cli_publish import statement
+from modelfleet.registry.context import Registry, UploadLimits
+from modelfleet.registry.routes import router
+from modelfleet.registry.store import FolderStore
+from modelfleet.registry.tables import Base, Variant, Version
+from modelfleet.service.database import open_database, session_factory
+from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
+from modelfleet.signer.client import SignerClient
+from modelfleet.signer.dsse import sign_envelope
+from modelfleet.signer.keys import load_signer
+from modelfleet.signer.statements import SOURCE_PAYLOAD_TYPE
+
+TENANT = "acme"
+USERS = {role.value: role for role in Role}
+
+CARD = """
+name = "ui/shapes"
+version = "1.0.0"
+channel = "stable"
+license = "Apache-2.0"
+summary = "Tells three shapes apart."
+intended_use = "Tests."
+profiles = ["linux-cpu-float"]
+
+[limits]
+latency_ms = 200.0
+
+[parameters]
+threshold = 70
+label = "shape"
+"""
+
+
+@dataclass
+class Queue:
+    """Keeps the versions that wait to be built, each once."""
+
+    waiting: list[int] = field(default_factory=list)
+
+    def enqueue(self, version_id: int) -> None:
+        if version_id not in self.waiting:
+            self.waiting.append(version_id)
+
+
+@dataclass
+class Publication:
+    """The files of a publication; `parts` signs the statement as it stands."""
+
+    model: bytes
+    golden: bytes
+    card: str
+    paths: CeremonyResult
+    folder: Path
+
+    def parts(self, *, key: str | None = None, **stated: object) -> dict[str, bytes]:
+        """Return the upload; `stated` replaces fields of the statement, `key` who signs it."""
+        model, golden = self.folder / "model.onnx", self.folder / "golden.npz"
+        model.write_bytes(self.model)
+        golden.write_bytes(self.golden)
+        card = self.card.encode()
+        source = statement(parse_card(CARD.encode()), TENANT, model, card, golden)
+        source = msgspec.structs.replace(source, **self._named(), **stated)
+        signer = load_signer(key or self.paths.publisher_key)
+        envelope = sign_envelope(msgspec.json.encode(source), SOURCE_PAYLOAD_TYPE, signer)
+        return {"model": self.model, "card": card, "golden": self.golden, "statement": envelope}
+
+    def _named(self) -> dict[str, str]:
+        try:
+            card = parse_card(self.card.encode())
+        except Exception:
+            return {}
+        return {"model": card.name, "version": card.version, "channel": card.channel}
+
+
+class Fleet:
+    """One tenant's registry with its app, and a client per role."""
+
+    def __init__(self, folder: Path, template: Path, *, limits: UploadLimits | None = None) -> None:
+        self.folder = folder
+        shutil.copytree(template, folder / "data")
+        self.paths = locate(folder / "data", TENANT)
+        self.engine = open_database(f"sqlite:///{folder / 'registry.db'}")
+        Base.metadata.create_all(self.engine)
+        self.sessions = session_factory(self.engine)
+        self.tokens = bootstrap(self.sessions, tenant=TENANT, users=USERS, now=datetime.now(UTC))
+        self.queue = Queue()
+        self.blobs = folder / "blobs"
+        self.registry = Registry(
+            tenant=TENANT,
+            sessions=self.sessions,
+            store=FolderStore(self.blobs),
+            signer=SignerClient(folder / "no-signer.sock"),
+            repository=self.paths.repository(),
+            builds=self.queue,
+            profiles=load_profiles(),
+            gate_key_uri=self.paths.gate_key,
+            work_dir=folder / "work",
+            trust_dir=self.paths.metadata_dir.parent,
+            public_url="http://fleet.example",
+            mqtt_url="mqtt://fleet.example:1883",
+            upload_limits=limits or UploadLimits(),
+        )
+        self.app = FastAPI()
+        problems.install(self.app)
+        self.app.include_router(router)
+        self.app.state.registry = self.registry
+        self.anonymous = TestClient(self.app)
+
+    def as_(self, role: str) -> TestClient:
+        return TestClient(self.app, headers={"Authorization": f"Bearer {self.tokens[role]}"})
+
+    def publication(self) -> Publication:
+        return Publication(model=small_model(), golden=golden_of(), card=CARD, paths=self.paths, folder=self.folder)
+
+    def publish(self, parts: dict[str, bytes], role: str = "publisher"):
+        return self.as_(role).post("/v1/versions", files={name: (name, data) for name, data in parts.items()})
+
+    def stored(self) -> tuple[int, int, int, int]:
+        """How much there is: versions, variants, blobs, files of unfinished work."""
+        with self.sessions() as session:
+            versions = session.scalar(select(func.count()).select_from(Version)) or 0
+            variants = session.scalar(select(func.count()).select_from(Variant)) or 0
+        work = self.registry.work_dir
+        left = len([path for path in work.rglob("*") if path.is_file()]) if work.exists() else 0
+        return versions, variants, len([path for path in self.blobs.rglob("*") if path.is_file()]), left
+
+
+def small_model(scale: float = 1.0) -> bytes:
+    """A softmax over a matrix product: input `x` float32 (N, 4), output `scores` float32 (N, 3)."""
+    weights = (scale * np.random.default_rng(7).normal(size=(4, 3))).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "weights"], ["product"], name="product"),
+            helper.make_node("Softmax", ["product"], ["scores"], name="softmax", axis=1),
+        ],
+        "shapes",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 3])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def golden_of(*, samples: int = 256, width: int = 4, name: str = "x") -> bytes:
+    """Inputs with the labels that `small_model` gives them."""
+    import io
+
+    inputs = np.random.default_rng(11).normal(size=(samples, width)).astype(np.float32)
+    weights = np.random.default_rng(7).normal(size=(4, 3)).astype(np.float32)
+    labels = np.argmax(inputs[:, :4] @ weights[: min(width, 4)], axis=1).astype(np.int64)
+    file = io.BytesIO()
+    np.savez_compressed(file, **{f"input.{name}": inputs, "label": labels})
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template") / "data"
+    create_repository(folder, TENANT, bits=1, approvers=["bob"], now=datetime.now(UTC))
+    return folder
+
+
+@pytest.fixture
+def make_fleet(tmp_path: Path, template: Path) -> Iterator[Callable[..., Fleet]]:
+    made: list[Fleet] = []
+
+    def make(**settings: object) -> Fleet:
+        fleet = Fleet(tmp_path / f"fleet-{len(made)}", template, **settings)  # pyright: ignore[reportArgumentType]
+        made.append(fleet)
+        return fleet
+
+    yield make
+    for fleet in made:
+        fleet.engine.dispose()
+
+
+@pytest.fixture
+def fleet(make_fleet: Callable[..., Fleet]) -> Fleet:
+    return make_fleet()
+
+
+@pytest.fixture
+def at_once() -> Callable[[int, Callable[[int], object]], list[object]]:
+    """Call a function from several threads that start together; return what they returned or raised, in order."""
+
+    def run(count: int, act: Callable[[int], object]) -> list[object]:
+        start, results = threading.Barrier(count), [None] * count
+
+        def one(number: int) -> None:
+            start.wait()
+            try:
+                results[number] = act(number)
+            except Exception as error:
+                results[number] = error
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return results
+
+    return run

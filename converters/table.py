@@ -1,0 +1,19 @@
+"""Runtime -> converter. A new target is one file, one row here (and in `benchmarks.session.OPENERS`), and a profile."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from modelfleet.converters.converter import Converter
+from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.to_onnxruntime import ToOnnxRuntime
+from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
+
+CONVERTERS: Final[Mapping[Runtime, Converter]] = {Runtime.ONNXRUNTIME: ToOnnxRuntime()}
+
+
+def converter_for(profile: HardwareProfile) -> Converter:
+    """Return the converter of the profile's runtime (ConversionError: there is none)."""
+    converter = CONVERTERS.get(profile.runtime)
+    if converter is None:
+        raise ConversionError("", profile.name, f"expected a runtime of {sorted(CONVERTERS)}, got {profile.runtime}")
+    return converter

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import anyio.to_thread
 from fastapi import FastAPI
+
 from modelfleet.registry import problems
 from modelfleet.registry.routes import router as registry_router
 from modelfleet.rollout.routes import router as rollout_router

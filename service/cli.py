@@ -6,13 +6,16 @@ import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
 from modelfleet.service.errors import ServiceError
-from modelfleet.service.settings import Settings
-from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from modelfleet.service.settings import Settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,6 +58,7 @@ def init(
     Example: modelfleet init --data ./fleet --tenant acme --approver bob --user alice:releaser --user bob:approver
     """
     from modelfleet.service.initialise import initialise, parse_users
+    from modelfleet.service.settings import Settings
 
     try:
         made = initialise(
@@ -88,6 +92,10 @@ def serve(as_json: bool, **given: str | int | Path | None) -> None:
 
     Example: modelfleet serve --data ./fleet --tenant acme --port 8080
     """
+    from pydantic import ValidationError
+
+    from modelfleet.service.settings import Settings
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for noisy in ("amqtt", "transitions", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -98,12 +106,14 @@ def serve(as_json: bool, **given: str | int | Path | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def run(settings: Settings, *, as_json: bool) -> None:
+def run(settings: "Settings", *, as_json: bool) -> None:
     """Serve until a signal ends it; prints one ready line with the addresses on standard output."""
     import uvicorn
-    from modelfleet.service.app import create_app
-    from modelfleet.service.compose import Service
 
+    from modelfleet.service.app import create_app
+    from modelfleet.service.compose import Service, require_initialised
+
+    require_initialised(settings)
     listener = listen(settings)
     host, port = listener.getsockname()[:2]
     url = settings.public_url or f"http://{host}:{port}"
@@ -121,7 +131,7 @@ def run(settings: Settings, *, as_json: bool) -> None:
         raise ServiceError("the service did not start; the reason is above")
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(settings: "Settings") -> socket.socket:
     """Return a listening socket, so that the port is known before anything is told about it.
 
     Raises:

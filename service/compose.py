@@ -8,6 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.registry import build
 from modelfleet.registry.auth import authenticates_device
@@ -25,8 +28,6 @@ from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.repository import OnlineRepository
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session, sessionmaker
 
 log = logging.getLogger(__name__)
 
@@ -190,10 +191,3 @@ def unfinished_versions(sessions: sessionmaker[Session]) -> list[int]:
     """Return the ids of versions that are still to be built."""
     with sessions() as session:
         return list(session.scalars(select(Version.id).where(Version.state == "BUILDING")))
-
-
-def prepare_database(settings: Settings) -> Engine:
-    """Return the migrated database of a data folder, for `modelfleet init`."""
-    engine = open_database(settings.sqlalchemy_url)
-    migrate(engine)
-    return engine

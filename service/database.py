@@ -41,6 +41,13 @@ def migrate(engine: Engine) -> None:
         connection.commit()
 
 
+def prepare_database(url: str) -> Engine:
+    """Return the migrated database at `url`, made if it is not there."""
+    engine = open_database(url)
+    migrate(engine)
+    return engine
+
+
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy's "begin" event below starts transactions, not the driver
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):

@@ -19,6 +19,7 @@ from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext, BrokerConfig, ListenerConfig, ListenerType
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
+
 from modelfleet.agent_client.protocol import HOST_TOPIC, TOPIC_ROOT, device_topic
 from modelfleet.service.errors import BrokerStartError
 
@@ -94,8 +95,16 @@ class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
 class EmbeddedBroker:
     """One amqtt broker on loopback, running from `start` until `stop`."""
 
-    def __init__(self, tenant: str, authenticate: Authenticate, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.controller_password = secrets.token_urlsafe(32)
+    def __init__(
+        self,
+        tenant: str,
+        authenticate: Authenticate,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        controller_password: str = "",
+    ) -> None:
+        self.controller_password = controller_password or secrets.token_urlsafe(32)
         self._host, self._port = host, port
         self._key = secrets.token_hex(8)
         _ACCESS[self._key] = _Access(

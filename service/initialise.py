@@ -6,8 +6,7 @@ from typing import TypedDict
 
 from modelfleet.policies.roles import Role
 from modelfleet.registry.bootstrap import bootstrap
-from modelfleet.service.compose import prepare_database
-from modelfleet.service.database import session_factory
+from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.service.errors import ServiceError, SettingsError
 from modelfleet.service.settings import Settings
 from modelfleet.signer.ceremony import create_repository
@@ -56,7 +55,7 @@ def initialise(
     create_repository(
         settings.data, settings.tenant, bits=bits, approvers=approvers, approvals_required=approvals_required, now=now
     )
-    engine = prepare_database(settings)
+    engine = prepare_database(settings.sqlalchemy_url)
     try:
         tokens = bootstrap(session_factory(engine), tenant=settings.tenant, users=users, now=now)
     finally:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
+
 from modelfleet.service.settings import Settings
 
 BUILD_QUEUE = "build"

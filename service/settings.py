@@ -6,9 +6,10 @@ The data folder's layout is made by `modelfleet init` (`signer.ceremony` says wh
 from pathlib import Path
 from typing import Self
 
-from modelfleet.service.errors import SettingsError
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from modelfleet.service.errors import SettingsError
 
 
 class Settings(BaseSettings):

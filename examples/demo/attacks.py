@@ -18,6 +18,8 @@ from typing import Any
 
 import msgspec
 import urllib3
+
+from examples.demo.devices import SLOT, DemoDevice
 from modelfleet.agent_client.identity import device_token, identity_path, load_identity, load_key
 from modelfleet.agent_client.protocol import device_topic, group_desired_topic
 from modelfleet.rollout.broker import PahoBroker
@@ -26,8 +28,6 @@ from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE, GroupDocument, Release
 from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.parse import parse_struct
-
-from examples.demo.devices import SLOT, DemoDevice
 
 REFUSAL_TIMEOUT_SECONDS = 20
 
@@ -81,11 +81,11 @@ class HostileNetwork:
         self._attacker = PahoBroker(
             self._broker.url, client_id=CONTROLLER, username=CONTROLLER, password=self._broker.controller_password
         )
-        self._attacker.start()
+        self._attacker.connect()
 
     def stop(self) -> None:
         """Close both."""
-        self._attacker.stop()
+        self._attacker.close()
         self._broker.stop()
         self._mirror.shutdown()
         self._mirror.server_close()

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from examples.demo.faults import BrokenKernel
 from modelfleet.agent_client import open_model
 from modelfleet.agent_client.agent import Agent
 from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.errors import AgentError
 from modelfleet.agent_client.model import Model
-
-from examples.demo.faults import BrokenKernel
 
 SLOT = "classifier"
 STOP_TIMEOUT_SECONDS = 15

@@ -83,10 +83,10 @@ class RolloutView:
                 self._bars[name] = self._progress.add_task("", total=1, profile=name, state="", why="")
             self._progress.update(
                 self._bars[name],
-                completed=row["on_candidate"],
-                total=max(1, row["devices"]),
-                state=row["state"],
-                why=(row.get("reason") or "")[:60],
+                completed=row["devices"]["committed"],
+                total=max(1, row["devices"]["total"]),
+                state=row["verdict"],
+                why=(row["waiting_for"] or row["reason"] or "")[:60],
             )
         if self._live is not None:
             self._live.update(self.render())

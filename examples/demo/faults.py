@@ -4,14 +4,11 @@ It stands between the agent and onnxruntime, as a broken driver or kernel would,
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from modelfleet.benchmarks.session import OPENERS, Session, SessionOpener
 
-Tensors = Mapping[str, npt.NDArray[np.generic]]
+from modelfleet.benchmarks.session import Inputs, Outputs, Session, Tensor, open_onnxruntime
 
 
 class BrokenKernel:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelfleet.registry.client import ApiClient
-
 from examples.demo.attacks import HostileNetwork, Outcome, Recorded, attack, record
 from examples.demo.devices import SLOT, DemoDevice, Devices
 from examples.demo.display import Display
 from examples.demo.server import Server
+from modelfleet.registry.client import ApiClient
 
 MODEL = "digits"
 TENANT = "acme"
@@ -205,12 +204,14 @@ class Story:
             while time.monotonic() < until:
                 found = self.rollout(version)
                 view.update(found["profiles"])
-                if found["state"] in ENDED:
+                if all(row["verdict"] in ENDED for row in found["profiles"]):
                     break
                 time.sleep(0.2)
         for row in found["profiles"]:
-            why = f": {row['reason']}" if row.get("reason") else ""
-            self.display.note(f"{version} on {row['profile']}: {row['state']} after {row['seconds']:.0f} s{why}")
+            seconds = row["trial_seconds"] or 0.0
+            self.display.note(
+                f"{version} on {row['profile']}: {row['verdict']} after {seconds:.0f} s ({row['reason']})"
+            )
 
     def _record(self, version: str) -> None:
         """The attacker listens from the start: it keeps what every version's end looked like on the wire."""
@@ -238,7 +239,7 @@ class Story:
                 row["precision"],
                 f"{row['size_bytes']:,}",
                 f"{row['evidence']['accuracy']:.4f}",
-                f"{row['evidence']['parity_max_error']:.2g}",
+                f"{row['evidence']['max_error']:.2g}",
                 f"{row['evidence']['latency_p95_ms']:.3f}",
                 row["state"],
                 row["manifest_sha256"][:12],
@@ -255,12 +256,14 @@ class Story:
             rows = {row["profile"]: row for row in self.rollout(version)["profiles"]}
             for profile, verdict in expected.items():
                 row = rows[profile]
-                shown.append(
-                    (version, profile, row["state"], row["devices"], f"{row['seconds']:.1f}", row["reason"] or "")
-                )
-                if row["state"] != verdict:
-                    wrong.append(f"{version} on {profile}: expected {verdict}, got {row['state']}")
-        columns = ("version", "profile", "verdict", "devices", "seconds", "why")
+                counts, median = row["devices"], row["median_seconds"]
+                devices = f"{counts['started']} of {counts['total']}"
+                deployed = "" if median is None else f"{median:.1f}"
+                seconds = f"{row['trial_seconds'] or 0:.1f}"
+                shown.append((version, profile, row["verdict"], devices, seconds, deployed, row["reason"]))
+                if row["verdict"] != verdict:
+                    wrong.append(f"{version} on {profile}: expected {verdict}, got {row['verdict']}")
+        columns = ("version", "profile", "verdict", "devices", "seconds", "per device", "why")
         self.display.table("version × profile", columns, shown)
         return wrong
 
@@ -289,5 +292,6 @@ class Story:
 
 
 def _brief(detail: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{key}={value}" for key, value in detail.items() if not isinstance(value, dict | list))
-    return text[:110]
+    hidden = ("model", "version", "slot", "revision")
+    facts = {key: value for key, value in detail.items() if key not in hidden and not isinstance(value, dict | list)}
+    return ", ".join(f"{key}={value}" for key, value in facts.items() if value not in (None, ""))[:110]

@@ -1,7 +1,8 @@
 """Alembic's environment: it runs on the connection that `service.database.migrate` hands it."""
 
-import modelfleet.rollout.tables  # noqa: F401 - registers its tables with Base
 from alembic import context
+
+import modelfleet.rollout.tables  # noqa: F401 - registers its tables with Base
 from modelfleet.registry.tables import Base
 
 connection = context.config.attributes["connection"]

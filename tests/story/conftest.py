@@ -1,7 +1,6 @@
 """One fleet for the whole story: real service, signer, broker, agents, on loopback and free ports."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

@@ -23,7 +23,7 @@ def test_without_its_fault_1_2_0_completes_and_1_3_0_with_the_bytes_of_1_1_0_com
             "1.2.0": "digits-1.2.0.onnx",
             "1.3.0": "digits-1.1.0.onnx",
         },
-        expected={version: BOTH for version in ("1.0.0", "1.1.0", "1.2.0", "1.3.0")},
+        expected=dict.fromkeys(("1.0.0", "1.1.0", "1.2.0", "1.3.0"), BOTH),
     )
     story = Story(tmp_path, scenario, Display(quiet=True))
     try:

@@ -28,7 +28,7 @@ def test_02_ci_publishes_and_every_profile_gets_a_proven_signed_variant(story: S
 
 def test_03_a_rollout_is_drafted_approved_by_another_person_and_completes(story: Story) -> None:
     story.roll_out("1.0.0")
-    assert {row["profile"]: row["state"] for row in story.rollout("1.0.0")["profiles"]} == {
+    assert {row["profile"]: row["verdict"] for row in story.rollout("1.0.0")["profiles"]} == {
         FLOAT: "COMPLETED",
         INT8: "COMPLETED",
     }
@@ -59,7 +59,7 @@ def test_06_the_next_version_replaces_it_without_a_restart_of_the_application(st
 def test_07_a_version_that_one_profile_computes_wrongly_stops_there_and_only_there(story: Story) -> None:
     story.publish("1.2.0")
     story.roll_out("1.2.0")
-    assert {row["profile"]: row["state"] for row in story.rollout("1.2.0")["profiles"]} == {
+    assert {row["profile"]: row["verdict"] for row in story.rollout("1.2.0")["profiles"]} == {
         FLOAT: "COMPLETED",
         INT8: "ROLLED_BACK",
     }
@@ -70,7 +70,7 @@ def test_07_a_version_that_one_profile_computes_wrongly_stops_there_and_only_the
 def test_08_a_version_whose_errors_show_in_traffic_only_is_taken_back_everywhere(story: Story) -> None:
     story.publish("1.3.0")
     story.roll_out("1.3.0")
-    assert {row["profile"]: row["state"] for row in story.rollout("1.3.0")["profiles"]} == {
+    assert {row["profile"]: row["verdict"] for row in story.rollout("1.3.0")["profiles"]} == {
         FLOAT: "ROLLED_BACK",
         INT8: "ROLLED_BACK",
     }

@@ -36,7 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("wheel")
     uv = ROOT / ".uv" / "bin" / "uv"
     program = [str(uv)] if uv.exists() else [sys.executable, "-m", "uv"]
-    subprocess.run([*program, "build", "--wheel", "--quiet", "--out-dir", str(target), str(ROOT)], check=True, timeout=180)
+    subprocess.run(
+        [*program, "build", "--wheel", "--quiet", "--out-dir", str(target), str(ROOT)], check=True, timeout=180
+    )
     return next(target.glob("*.whl"))
 
 
@@ -52,14 +54,15 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     assert inside == wanted
 
 
-def test_a_device_never_loads_the_servers_libraries() -> None:
+def test_a_device_needs_none_of_the_servers_libraries() -> None:
     """`modelfleet-agent` and everything it imports stay small: no web framework, database, cloud or model SDK."""
     program = (
-        "import sys, pkgutil, importlib, modelfleet.agent_client as agent\n"
+        "import importlib, pkgutil, sys\n"
+        "for name in ('fastapi', 'sqlalchemy', 'boto3', 'onnx', 'amqtt', 'dbos', 'rich', 'onnxruntime', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"  # an import of it now raises ImportError
+        "import modelfleet.agent_client as agent\n"
         "for module in pkgutil.iter_modules(agent.__path__):\n"
         "    importlib.import_module(f'modelfleet.agent_client.{module.name}')\n"
-        "heavy = {'fastapi', 'sqlalchemy', 'boto3', 'onnx', 'amqtt', 'dbos', 'rich', 'onnxruntime', 'sklearn'}\n"
-        "print(sorted(heavy & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

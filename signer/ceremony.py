@@ -150,7 +150,7 @@ def update_policy(
 
 
 def encode_policy(policy: TrustPolicy) -> bytes:
-    """Return the bytes of `trust/policy.json`: JSON, keys sorted."""
+    """Return the bytes of `trust/policy.json`: JSON, fields as declared, keys of maps sorted."""
     return msgspec.json.encode(policy, order="deterministic")
 
 

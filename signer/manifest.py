@@ -108,5 +108,5 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the bytes that are signed and stored: JSON, keys sorted, so that equal manifests have equal digests."""
+    """Return the bytes that are signed and stored: JSON in one fixed order, so equal manifests have equal digests."""
     return msgspec.json.encode(manifest, order="deterministic")

@@ -1,6 +1,6 @@
 """Signing each kind of statement and document: the struct's bytes, its payload type, a DSSE envelope.
 
-Keys are sorted in every payload, so that equal statements have equal bytes.
+Fields stand in the order of their declaration and the keys of maps are sorted, so that equal statements have equal bytes.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ PAYLOAD_TYPES: Mapping[type[msgspec.Struct], str] = {
 
 
 def encode_payload(statement: msgspec.Struct) -> bytes:
-    """Return the bytes that are signed: JSON, keys sorted."""
+    """Return the bytes that are signed: JSON, fields as declared, keys of maps sorted."""
     return msgspec.json.encode(statement, order="deterministic")
 
 

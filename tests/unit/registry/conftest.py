@@ -8,12 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import onnx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from onnx import TensorProto, helper
 from sqlalchemy import func, select
 
 from modelfleet.hardware_profiles.profile import load_profiles
@@ -32,6 +29,7 @@ from modelfleet.signer.client import SignerClient
 from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.statements import SOURCE_PAYLOAD_TYPE
+from tests.unit.registry.samples import golden_of, small_model
 
 TENANT = "acme"
 USERS = {role.value: role for role in Role}
@@ -82,7 +80,7 @@ class Publication:
         golden.write_bytes(self.golden)
         card = self.card.encode()
         source = statement(parse_card(CARD.encode()), TENANT, model, card, golden)
-        source = msgspec.structs.replace(source, **self._named(), **stated)
+        source = msgspec.structs.replace(source, **{**self._named(), **stated})
         signer = load_signer(key or self.paths.publisher_key)
         envelope = sign_envelope(msgspec.json.encode(source), SOURCE_PAYLOAD_TYPE, signer)
         return {"model": self.model, "card": card, "golden": self.golden, "statement": envelope}
@@ -146,36 +144,6 @@ class Fleet:
         work = self.registry.work_dir
         left = len([path for path in work.rglob("*") if path.is_file()]) if work.exists() else 0
         return versions, variants, len([path for path in self.blobs.rglob("*") if path.is_file()]), left
-
-
-def small_model(scale: float = 1.0) -> bytes:
-    """A softmax over a matrix product: input `x` float32 (N, 4), output `scores` float32 (N, 3)."""
-    weights = (scale * np.random.default_rng(7).normal(size=(4, 3))).astype(np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "weights"], ["product"], name="product"),
-            helper.make_node("Softmax", ["product"], ["scores"], name="softmax", axis=1),
-        ],
-        "shapes",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 3])],
-        [onnx.numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
-
-
-def golden_of(*, samples: int = 256, width: int = 4, name: str = "x") -> bytes:
-    """Inputs with the labels that `small_model` gives them."""
-    import io
-
-    inputs = np.random.default_rng(11).normal(size=(samples, width)).astype(np.float32)
-    weights = np.random.default_rng(7).normal(size=(4, 3)).astype(np.float32)
-    labels = np.argmax(inputs[:, :4] @ weights[: min(width, 4)], axis=1).astype(np.int64)
-    file = io.BytesIO()
-    np.savez_compressed(file, **{f"input.{name}": inputs, "label": labels})
-    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ class OnlineRepository:
         self._snapshot_signer = snapshot_signer
         self._timestamp_signer = timestamp_signer
         self._lock = threading.RLock()
+        self._held = False
 
     def publish(self, bin_metadata: Mapping[str, bytes], targets: Mapping[str, bytes], now: datetime) -> None:
         """Serve new bins and the target files that they name; nothing changes where all of it is there already.
@@ -121,7 +122,7 @@ class OnlineRepository:
     @contextmanager
     def _exclusive(self) -> Generator[None]:
         with self._lock:
-            if getattr(self, "_held", False):
+            if self._held:
                 yield
                 return
             with folder_lock(self._metadata_dir.parent):

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.documents import Documents
-from modelfleet.agent_client.errors import AgentError, TransferError
+from modelfleet.agent_client.errors import AgentError, StoppingError, TransferError
 from modelfleet.agent_client.fetch import Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import (
@@ -113,6 +113,7 @@ class Agent:
         self._seq = 0
         self._group_topic = ""
         self._running = False
+        self._stop = threading.Event()
         self._link: MqttLink | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -122,6 +123,7 @@ class Agent:
             LockedError: another agent works in this folder.
         """
         with locked(self._root):
+            self._stop = stop
             self._begin()
             try:
                 while not stop.is_set():
@@ -193,6 +195,8 @@ class Agent:
         for task in (self._look, self._poll, self._work, self._send_metrics, self._write_status):
             try:
                 task()
+            except StoppingError:
+                return
             except (AgentError, UntrustedError, OSError) as error:
                 # One thing that fails must not end the agent: it is all tried again.
                 log.warning("device %s: %s: %s", self.identity.device, type(error).__name__, error)
@@ -212,7 +216,9 @@ class Agent:
             self._write_status()
 
     def _look(self) -> None:
-        """Take in what has arrived."""
+        """Take in what has arrived (StoppingError: the agent is to end)."""
+        if self._stop.is_set():
+            raise StoppingError("asked to end")
         with self._inbox_lock:
             arrived, self._inbox = self._inbox, {}
         now = time.monotonic()

@@ -59,6 +59,10 @@ class PreemptedError(AgentError):
         self.late = late
 
 
+class StoppingError(AgentError):
+    """The agent was asked to end: what is going on is left as it is, and resumed at the next start."""
+
+
 class TimeoutInStateError(AgentError):
     """A state took longer than its timer allows."""
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -28,6 +29,8 @@ from urllib3.response import BaseHTTPResponse
 
 CHUNK_BYTES = 256 * 1024
 MAX_REDIRECTS = 3
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS}
 MAX_PROBLEM_BYTES = 16 * 1024
 
 
@@ -215,9 +218,11 @@ class HttpClient:
         try:
             response = self._send(connection, method, place, body, headers)
             yield response
-            finished = response.status == 304 or bool(response.closed) or not response.length_remaining
-        except (HTTPError, OSError, EOFError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if response.length_remaining == 0:
+                response.drain_conn()  # reads nothing; the connection may be used again
+            finished = bool(response.closed)
+        except (HTTPError, HTTPException, OSError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:  # the reader's own, not the line's
                 raise
             why = f"nothing whole within {seconds:.1f} s" if cut.is_set() else str(error) or type(error).__name__
             raise TransferError(f"{url}: expected an answer, got {why}") from error
@@ -242,7 +247,7 @@ class HttpClient:
             try:
                 connection.request(method, target, body=body, headers=full, preload_content=False, decode_content=False)
                 return connection.getresponse()
-            except (HTTPError, OSError):
+            except (HTTPError, HTTPException, OSError):
                 connection.close()
                 # A kept connection may have been closed by the server meanwhile: once more on a fresh one.
                 if attempt == 2 or not reused:
@@ -330,7 +335,7 @@ def _disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise NoSpaceError(
                 f"{path.parent}: no space left on the device; free some, the active model is untouched"
             ) from error

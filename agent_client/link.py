@@ -81,7 +81,7 @@ class MqttLink:
         if place.hostname is None:
             return  # only polling is offered
         if place.scheme == "mqtts":
-            self._client.tls_set_context(ssl.create_default_context())
+            self._client.tls_set_context(ssl.create_default_context())  # pyright: ignore[reportUnknownMemberType]
         self._client.connect_async(place.hostname, place.port or 1883, KEEPALIVE_SECONDS)
         self._client.loop_start()
 

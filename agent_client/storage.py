@@ -42,11 +42,6 @@ class Disk:
             raise
         self.sync_folder(path.parent)
 
-    def rename(self, source: Path, target: Path) -> None:
-        """Rename a file whose content is already on the disk; fsync the folder after it."""
-        source.rename(target)
-        self.sync_folder(target.parent)
-
     def link(self, source: Path, target: Path) -> None:
         """Make `target` the same file as `source`, or a copy of it where the file system has no links."""
         try:
@@ -65,13 +60,6 @@ class Disk:
         if not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
             self.sync_folder(path.parent)
-
-    def empty_folder(self, path: Path) -> None:
-        """Remove all files of the folder (it has no folders in it), making the folder where it is not there."""
-        self.make_folder(path)
-        for entry in sorted(path.iterdir()):
-            entry.unlink()
-        self.sync_folder(path)
 
     def sync_file(self, path: Path) -> None:
         """Return when the content of the file is on the disk."""

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from modelfleet.signer.errors import SignerUnavailableError
-from modelfleet.signer.trust import PolicyChain
+from modelfleet.signer.repository import OnlineRepository
+from modelfleet.signer.trust import BIN_LIFE, PolicyChain
 from modelfleet.signer.wire import (
     ErrorReply,
     ReleaseReply,
@@ -39,6 +40,19 @@ class SignedRelease:
 
     bins: dict[str, bytes]
     bundle: bytes
+
+
+def renew_bins(signer: "SignerClient", repository: OnlineRepository, now: datetime) -> int:
+    """Have every bin with less than a third of its life left signed and published; return how many there were.
+
+    Call it daily: without it the bins expire after 90 days, and updates stop. A crash in between is made good by the
+    next call.
+    """
+    renewed = 0
+    while bins := signer.resign(now + BIN_LIFE / 3, repository.versions()):
+        repository.publish(bins, {}, now)
+        renewed += len(bins)
+    return renewed
 
 
 class SignerClient:
@@ -80,9 +94,14 @@ class SignerClient:
         reply = self._call(request, ReleaseReply)
         return SignedRelease(bins=reply.bins, bundle=reply.bundle)
 
-    def resign(self, before: datetime) -> dict[str, bytes]:
-        """Have a batch of the bins that expire before `before` signed anew; call again until it returns none."""
-        return self._call(ResignRequest(before=before, limit=RESIGN_BATCH), ResignReply).bins
+    def resign(self, before: datetime, published: Mapping[str, int] | None = None) -> dict[str, bytes]:
+        """Have a batch of the bins that expire before `before` signed anew; call again until it returns none.
+
+        Args:
+            published: role -> version as served; bins that were signed but never published come as well.
+        """
+        request = ResignRequest(before=before, published=dict(published or {}), limit=RESIGN_BATCH)
+        return self._call(request, ResignReply).bins
 
     def _call(self, request: Request, kind: type[ReplyT]) -> ReplyT:
         reply = self._exchange(request)

@@ -6,7 +6,7 @@ It holds the releases key and its own copy of the bins; root.json was given to i
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from modelfleet.signer.bundle import sign_bundle
 from modelfleet.signer.errors import DigestError
@@ -88,14 +88,21 @@ class ReleaseSigner:
         return ReleaseReply(bins={role: data}, bundle=sign_bundle(manifest, self._releases))
 
     def resign(self, request: ResignRequest) -> ResignReply:
-        """Return bins that expire before `request.before`, signed anew and stored, `request.limit` at most."""
+        """Return bins that expire before `request.before`, signed anew and stored, `request.limit` at most.
+
+        A bin newer than `request.published` comes as it is: its publication was lost.
+        """
         bins: dict[str, bytes] = {}
         with self._lock:
             for role in self._state.roles:
                 metadata = self._state.bin(role)
-                if metadata.signed.expires < request.before and len(bins) < request.limit:
+                if metadata.signed.expires < request.before:
                     bins[role] = self._sign_next(metadata)
                     self._state.keep_bin(role, bins[role])
+                elif metadata.signed.version > request.published.get(role, metadata.signed.version):
+                    bins[role] = self._state.bin_bytes(role)
+                if len(bins) >= request.limit:
+                    break
         return ResignReply(bins=bins)
 
     def _trusted_policy(self, chain: PolicyChain) -> TrustedPolicy:
@@ -128,8 +135,3 @@ class ReleaseSigner:
 def _require_same(known: TargetFile, data: bytes) -> None:
     if known.hashes.get("sha256") != sha256_of(data):
         raise DigestError(f"{known.path} is signed with another digest: a version is immutable, publish a new one")
-
-
-def near_expiry(now: datetime) -> datetime:
-    """Return the `before` of a regular `resign`: bins with less than a third of their life left."""
-    return now + timedelta(seconds=BIN_LIFE.total_seconds() / 3)

@@ -41,9 +41,13 @@ class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", 
 
 
 class ResignRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="resign"):
-    """Ask for the bins that expire before `before` to be signed anew, `limit` of them at most."""
+    """Ask for the bins that expire before `before` to be signed anew, `limit` of them at most.
+
+    `published` (role -> version) asks besides for what is signed already but was never published.
+    """
 
     before: datetime
+    published: dict[str, Count] = {}
     limit: Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 

@@ -3,7 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -126,6 +126,10 @@ class Fleet:
         self.app.include_router(router)
         self.app.state.registry = self.registry
         self.anonymous = TestClient(self.app)
+
+    def use_signer(self, socket: Path) -> None:
+        self.registry = replace(self.registry, signer=SignerClient(socket))
+        self.app.state.registry = self.registry
 
     def as_(self, role: str) -> TestClient:
         return TestClient(self.app, headers={"Authorization": f"Bearer {self.tokens[role]}"})

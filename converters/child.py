@@ -27,7 +27,7 @@ _KEPT: Final = (
     "VIRTUAL_ENV",
     "LD_LIBRARY_PATH",
     "TZ",
-    "COVERAGE_PROCESS_START",
+    "TMPDIR",
 )
 # One thread each: figures do not depend on the machine's load, and no thread pool reserves address space.
 _THREADS: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

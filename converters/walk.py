@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -195,18 +195,13 @@ def _constants(found: list[Place], tensors: list[TensorProto]) -> dict[str, list
                 if attribute.name == "value":
                     named[place.node.output[0]] = attribute.t
                 elif attribute.name in ("value_int", "value_ints"):
-                    named[place.node.output[0]] = helper.make_tensor(
-                        "", TensorProto.INT64, [len(_ints(attribute))], _ints(attribute)
-                    )
+                    ints = list(attribute.ints) if attribute.name == "value_ints" else [attribute.i]
+                    named[place.node.output[0]] = helper.make_tensor("", TensorProto.INT64, [len(ints)], ints)
     whole = (TensorProto.INT64, TensorProto.INT32)
     small = {
         name: tensor for name, tensor in named.items() if tensor.data_type in whole and math.prod(tensor.dims) <= 64
     }
     return {name: [int(value) for value in numpy_helper.to_array(tensor).reshape(-1)] for name, tensor in small.items()}
-
-
-def _ints(attribute: AttributeProto) -> list[int]:
-    return list(attribute.ints) if attribute.name.endswith("s") else [attribute.i]
 
 
 def _require_bounded_loop(place: Place, constants: Mapping[str, list[int]]) -> None:
@@ -244,7 +239,8 @@ def _require_size(dims: list[int], node: str) -> None:
 
 def _require_valid(model: ModelProto) -> None:
     try:
-        checker.check_model(model)
+        check: Any = checker.check_model  # pyright: ignore[reportUnknownMemberType] - its path type is open
+        check(model)
     except Exception as error:
         raise ScanError(f"expected a valid ONNX model: {str(error)[:500]}") from error
 

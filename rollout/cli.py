@@ -245,7 +245,7 @@ def _tell_covered(found: dict[str, Any], approval: Approval) -> None:
         click.echo(f"  profile {profile}: manifest {sha256}")
     click.echo(f"  groups: {', '.join(approval.groups)}   slot: {found['slot']}")
     click.echo(
-        f"  plan {approval.plan_sha256[:12]}: stages {found['plan']['stages']}, errors up to {found['plan']['error_threshold']:.2%}"
+        f"  plan {approval.plan_sha256[:12]}: stages {found['plan']['stages']}, errors to {found['plan']['error_threshold']:.2%}"
     )
     click.echo("What the evidence does not prove:")
     for line in found["not_proved"]:

@@ -36,7 +36,7 @@ def _documents(
     if only_pending:
         query = query.where(DesiredDocument.published_seq < DesiredDocument.seq).limit(BATCH)
     with sessions() as session:
-        return list(session.execute(query).tuples())
+        return [(scope, seq, topic, envelope) for scope, seq, topic, envelope in session.execute(query)]
 
 
 def _note(session: Session, tenant: str, scope: str, seq: int) -> None:

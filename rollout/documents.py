@@ -186,4 +186,4 @@ def _on_trial(session: Session, tenant: str, group: str, profile: str) -> list[t
         )
         .order_by(Rollout.created_at)
     )
-    return [(rollout, row) for rollout, row in session.execute(query).tuples() if group in rollout.groups]
+    return [(rollout, row) for rollout, row in session.execute(query) if group in rollout.groups]

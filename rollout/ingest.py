@@ -140,7 +140,7 @@ class Ingest:
             Device.id.in_(devices), Device.tenant == self._tenant, Device.revoked_at.is_(None)
         )
         with self._sessions() as session:
-            return dict(session.execute(query).tuples().all())
+            return {row.id: row.public_key for row in session.execute(query)}
 
 
 def read(kind: str, payload: bytes, device: str, pem: str) -> tuple[Report | Metrics | Status, bool]:

@@ -49,7 +49,7 @@ def alarm_alternatives(p0: float) -> tuple[float, ...]:
     Where 1.3 p0 leaves no room below 0.98, the *good* share is log-spaced instead, from (1 - p0)/1.3 down to (1 - p0)/50. For
     p0 = 1 there is nothing worse, hence no alternative.
     """
-    if p0 >= 1:
+    if not 0 < p0 < 1:
         return ()
     if 1.3 * p0 < 0.98:
         return _log_spaced(1.3 * p0, 0.98)

@@ -10,11 +10,10 @@ from modelfleet.policies.roles import Permission
 from modelfleet.registry import catalog, people
 from modelfleet.registry.auth import UserIdentity, registry_of, require
 from modelfleet.registry.enroll import Enrolled, Enrolment, enroll, make_claim_token
+from modelfleet.registry.small_body import SmallBodyRoute
 from modelfleet.registry.views import ClaimTokenCreated, DeviceView, GroupView
 
-MAX_BODY_BYTES = 64 * 1024
-
-router = APIRouter(prefix="/v1", tags=["fleet"], max_body_size=MAX_BODY_BYTES)
+router = APIRouter(prefix="/v1", tags=["fleet"], route_class=SmallBodyRoute)
 
 GroupReader = Annotated[UserIdentity, Depends(require(Permission.GROUPS_READ))]
 GroupWriter = Annotated[UserIdentity, Depends(require(Permission.GROUPS_WRITE))]

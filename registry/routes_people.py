@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field
 from modelfleet.policies.roles import Permission, Role
 from modelfleet.registry import audit, people
 from modelfleet.registry.auth import UserIdentity, current_user, registry_of, require
-from modelfleet.registry.routes_fleet import MAX_BODY_BYTES, Body
+from modelfleet.registry.routes_fleet import Body
+from modelfleet.registry.small_body import SmallBodyRoute
 from modelfleet.registry.views import AuditView, UserCreated, UserView
 
-router = APIRouter(prefix="/v1", tags=["people"], max_body_size=MAX_BODY_BYTES)
+router = APIRouter(prefix="/v1", tags=["people"], route_class=SmallBodyRoute)
 
 UserReader = Annotated[UserIdentity, Depends(require(Permission.USERS_READ))]
 UserWriter = Annotated[UserIdentity, Depends(require(Permission.USERS_WRITE))]

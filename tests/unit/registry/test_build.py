@@ -125,14 +125,11 @@ def test_a_model_that_fails_its_gates_fails_its_variant_and_says_why(fleet) -> N
         catalog.release_of(session, "acme", "ui/shapes", "1.0.0", FLOAT)
 
 
-def test_a_publisher_whose_key_was_withdrawn_fails_the_variant(fleet, signing) -> None:
-
-
-    version_id = publish(fleet)
-    update_policy(
-        fleet.paths.data_dir, "acme", lambda policy: msgspec.structs.replace(policy, publishers={}), datetime.now(UTC)
-    )
-    build_variant(fleet.registry, version_id, FLOAT)
+def test_a_publisher_whose_key_was_withdrawn_fails_the_variant(fleet) -> None:
+    version_id, data = publish(fleet), fleet.paths.data_dir
+    update_policy(data, "acme", lambda policy: msgspec.structs.replace(policy, publishers={}), datetime.now(UTC))
+    with signing(fleet):
+        build_variant(fleet.registry, version_id, FLOAT)
     failed = variant(fleet, version_id)
     assert failed.state == "FAILED"
     assert (failed.error or "").startswith("UnknownKeyError")

@@ -1,0 +1,140 @@
+import os
+from dataclasses import replace
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from modelfleet.registry.store import S3Store
+from modelfleet.signer.names import sha256_of
+
+DATA = os.urandom(100_000)
+SHA256 = sha256_of(DATA)
+
+
+@pytest.fixture
+def get(fleet):
+    fleet.registry.store.put(DATA)
+    client = fleet.as_("viewer")
+
+    def ask(sha256: str = SHA256, **headers: str):
+        return client.get(
+            f"/v1/blobs/{sha256}", headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
+
+    return ask
+
+
+def test_a_blob_comes_whole_with_its_digest_as_etag(get) -> None:
+    answer = get()
+    assert (answer.status_code, answer.content) == (200, DATA)
+    assert answer.headers["etag"] == f'"{SHA256}"'
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert "immutable" in answer.headers["cache-control"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [
+        ("bytes=0-9", 0, 9),
+        ("bytes=500-", 500, 99_999),
+        ("bytes=-10", 99_990, 99_999),
+        ("bytes=99990-200000", 99_990, 99_999),
+    ],
+)
+def test_a_range_comes_as_asked(get, asked: str, first: int, last: int) -> None:
+    answer = get(range=asked)
+    assert answer.status_code == 206
+    assert answer.content == DATA[first : last + 1]
+    assert answer.headers["content-range"] == f"bytes {first}-{last}/100000"
+    assert answer.headers["etag"] == f'"{SHA256}"'
+
+
+def test_a_range_beyond_the_end_is_not_satisfiable(get) -> None:
+    answer = get(range="bytes=100000-")
+    assert answer.status_code == 416
+    assert answer.headers["content-range"] == "bytes */100000"
+
+
+def test_a_resumed_download_goes_on_only_in_the_same_bytes(get) -> None:
+    assert get(range="bytes=10-", if_range=f'"{SHA256}"').status_code == 206
+    other = get(range="bytes=10-", if_range='"another"')
+    assert (other.status_code, other.content) == (200, DATA)
+    weak = get(range="bytes=10-", if_range=f'W/"{SHA256}"')
+    assert weak.status_code == 200
+
+
+@pytest.mark.parametrize("tag", [f'"{SHA256}"', f'"x", "{SHA256}"', f'W/"{SHA256}"', "*"])
+def test_what_the_client_has_is_not_sent_again(get, tag: str) -> None:
+    answer = get(if_none_match=tag)
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+@pytest.mark.parametrize("name", ["0" * 64, "x", "..%2f..%2fregistry.db", "%00", SHA256.upper(), "incoming"])
+def test_a_blob_that_is_not_there_is_not_found(get, name: str) -> None:
+    answer = get(name)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_blob_in_s3_is_a_redirect_to_where_it_lies(fleet) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
+        client.create_bucket(Bucket="models")
+        fleet.registry = replace(fleet.registry, store=S3Store("models", client))
+        fleet.app.state.registry = fleet.registry
+        fleet.registry.store.put(DATA)
+        answer = fleet.as_("viewer").get(f"/v1/blobs/{SHA256}", follow_redirects=False)
+        assert answer.status_code == 307
+        assert answer.headers["location"].startswith(f"http://{host}:{port}/models/blobs/{SHA256}?")
+        assert fleet.as_("viewer").get(f"/v1/blobs/{'0' * 64}", follow_redirects=False).status_code == 404
+    finally:
+        server.stop()
+
+
+def test_metadata_is_there_for_everybody(fleet) -> None:
+    for file in ("1.root.json", "timestamp.json", "1.targets.json", "1.snapshot.json"):
+        answer = fleet.anonymous.get(f"/tuf/acme/metadata/{file}")
+        assert answer.status_code == 200
+        assert answer.content == (fleet.paths.metadata_dir / file).read_bytes()
+        tag = {"if-none-match": answer.headers["etag"]}
+        assert fleet.anonymous.get(f"/tuf/acme/metadata/{file}", headers=tag).status_code == 304
+    assert fleet.anonymous.get("/tuf/acme/metadata/timestamp.json").headers["cache-control"] == "no-cache"
+
+
+def test_a_target_is_there_for_everybody_under_its_digest(fleet) -> None:
+    (policy,) = fleet.paths.targets_dir.rglob("*.policy.json")
+    answer = fleet.anonymous.get(f"/tuf/acme/targets/trust/{policy.name}")
+    assert answer.status_code == 200
+    assert policy.name == f"{sha256_of(answer.content)}.policy.json"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tuf/acme/metadata/2.root.json",
+        "/tuf/acme/metadata/.lock",
+        "/tuf/acme/metadata/..%2f..%2f..%2froot.json",
+        "/tuf/acme/metadata/root.json%00",
+        "/tuf/acme/targets/../../../root.json",
+        "/tuf/acme/targets/%2e%2e/metadata/timestamp.json",
+        "/tuf/acme/targets/..%2f..%2f..%2fservice%2fsnapshot.pem",
+        "/tuf/acme/targets/..%5c..%5croot.json",
+        "/tuf/acme/targets//etc/passwd",
+        "/tuf/acme/targets/",
+        "/tuf/acme/targets/trust",
+        "/tuf/acme/targets/" + "a/" * 40,
+        "/tuf/other/metadata/timestamp.json",
+        "/tuf/..%2facme/metadata/timestamp.json",
+        "/tuf/%2e/metadata/timestamp.json",
+    ],
+)
+def test_no_path_leads_out_of_the_served_folders(fleet, path: str) -> None:
+    answer = fleet.anonymous.get(path)
+    assert answer.status_code == 404
+    assert "PRIVATE KEY" not in answer.text
+    assert str(fleet.folder) not in answer.text

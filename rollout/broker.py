@@ -6,7 +6,6 @@ connection. A received message is acknowledged only when its handler's work is d
 
 import logging
 import random
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from modelfleet.rollout.errors import BrokerError
 
 KEEPALIVE_SECONDS = 30
+FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -181,19 +181,19 @@ class PahoBroker:
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
+        self._client.on_connect_fail = self._not_connected
         self._subscriptions: dict[str, Handler] = {}
         self._on_connected: Callable[[], None] = lambda: None
-        self._stopping = threading.Event()
-        self._lost = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._attempt = 0
 
     def connect(self, will: Will | None = None, on_connected: Callable[[], None] = lambda: None) -> None:
         """Start connecting in the background; see `Broker.connect`."""
         self._on_connected = on_connected
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
-        self._thread = threading.Thread(target=self._keep_connected, name="mqtt-connection", daemon=True)
-        self._thread.start()
+        self._back_off()
+        self._client.connect_async(self._host, self._port, keepalive=KEEPALIVE_SECONDS)
+        self._client.loop_start()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """Hand the message to paho; see `Broker.publish`."""
@@ -208,36 +208,20 @@ class PahoBroker:
             self._client.subscribe(topic_filter, qos=1)
 
     def close(self) -> None:
-        """Disconnect and end the threads; see `Broker.close`."""
-        self._stopping.set()
-        self._lost.set()
+        """Disconnect and end paho's thread; see `Broker.close`."""
         self._client.disconnect()
         self._client.loop_stop()
-        if self._thread is not None:
-            self._thread.join(10)
 
-    def _keep_connected(self) -> None:
-        attempt = 0
-        while not self._stopping.is_set():
-            self._lost.clear()
-            try:
-                self._client.connect(self._host, self._port, keepalive=KEEPALIVE_SECONDS)
-            except OSError as error:
-                log.info("broker not reachable", extra={"host": self._host, "error": str(error)})
-            else:
-                attempt = 0 if self._run_until_lost() else attempt
-            # Full jitter (AWS Architecture Blog, 2015): a fleet that lost its broker must not come back in one wave.
-            self._stopping.wait(random.uniform(0, min(MAX_BACKOFF_SECONDS, 0.2 * 2**attempt)))  # noqa: S311
-            attempt += 1
+    def _back_off(self) -> None:
+        """Have paho wait before its next try: full jitter, so that a fleet that lost its broker comes back in no wave."""
+        longest = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self._attempt, 16))
+        delay = random.uniform(0.0, longest)  # noqa: S311 - no secret
+        self._attempt += 1
+        self._client.reconnect_delay_set(delay, delay)  # pyright: ignore[reportArgumentType] - paho adds and compares only
 
-    def _run_until_lost(self) -> bool:
-        """Serve one connection on this thread until it ends; whether it was accepted."""
-        accepted = False
-        while not self._stopping.is_set() and self._client.loop(timeout=0.5) == mqtt.MQTT_ERR_SUCCESS:
-            accepted = accepted or self._client.is_connected()
-            if self._lost.is_set():
-                break
-        return accepted
+    def _not_connected(self, _client: mqtt.Client, _userdata: object) -> None:
+        log.info("broker not reachable", extra={"host": self._host, "port": self._port})
+        self._back_off()
 
     def _connected(
         self,
@@ -250,6 +234,7 @@ class PahoBroker:
         if reason.is_failure:
             log.warning("broker refused the connection", extra={"reason": str(reason)})
             return
+        self._attempt = 0
         for topic_filter in self._subscriptions:
             client.subscribe(topic_filter, qos=1)
         log.info("connected to the broker", extra={"host": self._host})
@@ -266,7 +251,7 @@ class PahoBroker:
         _reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self._lost.set()
+        self._back_off()
 
     def _received(self, client: mqtt.Client, _userdata: object, found: mqtt.MQTTMessage) -> None:
         message = Message(

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from modelfleet.converters.child import ChildLimits, run_child
+from modelfleet.converters.child import ChildError, ChildLimits, run_child
 from modelfleet.converters.errors import ScanError
 
 MAX_MODEL_BYTES: Final = 256 * 1024 * 1024
@@ -51,8 +51,12 @@ def scan_model(path: Path, *, max_bytes: int = MAX_MODEL_BYTES, limits: ChildLim
         raise ScanError(f"cannot read the model: {error}") from error
     if not 0 < size <= max_bytes:
         raise ScanError(f"expected a model of 1 to {max_bytes} bytes, got {size}")
-    found = run_child("scan", {"source": str(path.absolute())}, limits)
-    return parse_report(found)
+    try:
+        return parse_report(run_child("scan", {"source": str(path.absolute())}, limits))
+    except ChildError as error:
+        raise ScanError(
+            f"expected a model that can be scanned within the limits: {error.reason}", error.node
+        ) from error
 
 
 def parse_report(found: Mapping[str, object]) -> ScanReport:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -239,8 +239,7 @@ def _require_size(dims: list[int], node: str) -> None:
 
 def _require_valid(model: ModelProto) -> None:
     try:
-        check: Any = checker.check_model  # pyright: ignore[reportUnknownMemberType] - its path type is open
-        check(model)
+        checker.check_model(model)  # pyright: ignore[reportUnknownMemberType]
     except Exception as error:
         raise ScanError(f"expected a valid ONNX model: {str(error)[:500]}") from error
 

@@ -30,7 +30,8 @@ from modelfleet.signer.manifest import ManifestLimits, Role, Tensor, Tolerance
 from modelfleet.signer.statements import IN_TOTO_PAYLOAD_TYPE, GatePredicate, GateStatement, GateSubject
 
 GOLDEN: Final = "golden.npz"
-LOCATE_SECONDS: Final = 10.0
+LOCATE_SHARE: Final = 0.3
+"""Of the time left to a step: kept for finding the node where it ran past its limits, 10 s at most."""
 _LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "onnxconverter-common", "modelfleet")
 Report = Callable[[Progress], None]
 
@@ -155,16 +156,13 @@ class _Variant:
         return told | dict(asked)
 
     def _limits(self) -> ChildLimits:
-        # Time is kept for finding the node where a step fails by its limits.
-        return ChildLimits(
-            timeout_seconds=seconds_left(self._deadline - LOCATE_SECONDS), memory_bytes=self._memory_bytes
-        )
+        left = seconds_left(self._deadline)
+        return ChildLimits(timeout_seconds=left - min(left * LOCATE_SHARE, 10.0), memory_bytes=self._memory_bytes)
 
     def _locate(self) -> str:
         trail = self.work / "trail"
-        limits = ChildLimits(
-            timeout_seconds=min(LOCATE_SECONDS - 2, seconds_left(self._deadline - 1)), memory_bytes=self._memory_bytes
-        )
+        seconds = min(seconds_left(self._deadline), 10.0)
+        limits = ChildLimits(timeout_seconds=seconds, memory_bytes=self._memory_bytes)
         try:
             return str(run_child("locate", self._told({"trail": str(trail)}), limits)["node"])
         except ChildError as error:

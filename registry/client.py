@@ -71,7 +71,7 @@ def _parse(status: int, data: bytes) -> Any:
     try:
         value: Any = json.loads(data) if data else None
     except ValueError:
-        value = {"detail": data[:200].decode(errors="replace")}
+        raise ApiError(status, {"detail": data[:200].decode(errors="replace")}) from None
     if not 200 <= status < 300:
         raise ApiError(status, cast("dict[str, object]", value) if isinstance(value, dict) else {"detail": str(value)})
     return value

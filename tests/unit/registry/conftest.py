@@ -1,7 +1,9 @@
 """A registry as the service wires it: SQLite file, folder store, signed repository; the queue keeps what it is given."""
 
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
@@ -198,3 +201,19 @@ def at_once() -> Callable[[int, Callable[[int], object]], list[object]]:
         return results
 
     return run
+
+
+@pytest.fixture
+def served(fleet) -> Iterator[str]:
+    """The fleet's app on a real socket; its URL."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(fleet.app, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+    listener.close()

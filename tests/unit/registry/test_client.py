@@ -1,30 +1,12 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.errors import ApiError, ServerUnreachableError
-
-
-@pytest.fixture
-def served(fleet) -> Iterator[str]:
-    """The fleet's app on a real socket; its URL."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(fleet.app, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
 
 
 def test_asks_and_sends_json(fleet, served: str) -> None:

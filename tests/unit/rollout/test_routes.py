@@ -1,0 +1,257 @@
+"""The HTTP routes and the commands, over a real server."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+import uvicorn
+from click.testing import CliRunner, Result
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from modelfleet.agent_client.identity import device_token
+from modelfleet.policies.roles import Role
+from modelfleet.registry import people, problems
+from modelfleet.registry.auth import undeclared_routes
+from modelfleet.rollout import lifecycle
+from modelfleet.rollout.cli import COMMANDS, require_same
+from modelfleet.rollout.residual import canaries, residual_risk, unseen_failures
+from modelfleet.rollout.routes import router
+from modelfleet.signer.errors import DigestError
+from modelfleet.signer.statements import Approval
+
+FLOAT = "linux-cpu-float"
+main = click.Group("modelfleet", commands={found.name: found for found in COMMANDS if found.name})
+BODY = {"model": "digits", "version": "1.0.0", "slot": "detector", "groups": ["lab"]}
+QUICK = {"stages": [0.25, 1.0], "bake_seconds": 0, "soak_seconds": 0, "limits": {"probation_seconds": 1}}
+
+
+@pytest.fixture
+def app(fleet) -> FastAPI:
+    fleet.now = datetime.now(UTC)
+    fleet.enrol(FLOAT, 4)
+    fleet.publish("1.0.0", 1)
+    made = FastAPI()
+    problems.install(made)
+    made.include_router(router)
+    made.state.registry, made.state.controller = fleet.registry, fleet.controller
+    return made
+
+
+@pytest.fixture
+def tokens(fleet) -> dict[str, str]:
+    with fleet.registry.sessions.begin() as session:
+        return {
+            name: people.make_user(session, "acme", name=name, role=role, actor="test", now=fleet.now)[1]
+            for name, role in {
+                "ada": Role.RELEASER,
+                "bob": Role.APPROVER,
+                "vic": Role.VIEWER,
+                "root": Role.ADMIN,
+            }.items()
+        }
+
+
+@pytest.fixture
+def as_(app: FastAPI, tokens: dict[str, str]) -> Callable[[str], TestClient]:
+    return lambda name: TestClient(app, headers={"Authorization": f"Bearer {tokens[name]}"})
+
+
+@pytest.fixture
+def as_device(fleet, app: FastAPI) -> Callable[[int], TestClient]:
+    def client(number: int) -> TestClient:
+        device = fleet.devices[number]
+        return TestClient(app, headers={"Authorization": f"Bearer {device_token(device.id, device.key._private_key)}"})
+
+    return client
+
+
+@pytest.fixture
+def modelfleet(app: FastAPI, tokens: dict[str, str]) -> Iterator[Callable[..., Result]]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+
+    def run(*arguments: str, user: str = "ada") -> Result:
+        environment = {"MODELFLEET_URL": f"http://127.0.0.1:{port}", "MODELFLEET_TOKEN": tokens[user]}
+        return CliRunner().invoke(main, ["rollout", *arguments], env=environment)
+
+    yield run
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_every_route_declares_who_may_call_it(app: FastAPI):
+    assert undeclared_routes(app) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "user", "status"),
+    [
+        ("POST", "", "vic", 403),
+        ("POST", "", "bob", 403),
+        ("GET", "", "vic", 200),
+        ("POST", "/x/start", "bob", 403),
+        ("POST", "/x/rollback", "vic", 403),
+        ("POST", "/x/approvals", "ada", 403),
+        ("GET", "/x", "vic", 404),
+        ("POST", "/x/start", "ada", 404),
+    ],
+)
+def test_roles_decide_who_may_do_what(as_, method, path, user, status):
+    body = BODY if path == "" else {"envelope": {}} if path.endswith("approvals") else {}
+    answer = as_(user).request(method, f"/v1/rollouts{path}", json=body if method == "POST" else None)
+    assert answer.status_code == status
+    if status >= 400:
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_without_a_token_nothing_is_answered(app: FastAPI):
+    assert TestClient(app).get("/v1/rollouts").status_code == 401
+    assert TestClient(app).get("/v1/device/desired").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"plan": {"stages": [0.5, 0.25, 1.0]}}, 422, "grow"),
+        ({"plan": {"error_threshold": 0.2}}, 422, "p0_reason"),
+        ({"version": "7.7.7"}, 404, "7.7.7"),
+        ({"groups": ["shop"]}, 422, "enrol"),
+        ({"groups": ["no"]}, 404, "no group"),
+        ({"surprise": 1}, 422, ""),
+    ],
+)
+def test_a_bad_rollout_is_a_problem_that_says_what_to_do(as_, changes, status, said):
+    answer = as_("ada").post("/v1/rollouts", json=BODY | changes)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said in answer.text
+    assert as_("vic").get("/v1/rollouts").json() == {"rollouts": []}
+
+
+def test_a_hostile_approval_is_refused_and_changes_nothing(as_):
+    made = as_("ada").post("/v1/rollouts", json=BODY).json()
+    for envelope in ({}, {"payload": "x", "payloadType": "y", "signatures": []}, {"a": {"b": []}}):
+        answer = as_("bob").post(f"/v1/rollouts/{made['id']}/approvals", json={"envelope": envelope})
+        assert answer.status_code in (403, 422)
+    assert as_("vic").get(f"/v1/rollouts/{made['id']}").json()["state"] == "AWAITING_APPROVAL"
+
+
+def test_what_an_approver_is_shown_names_what_is_not_proved(as_):
+    made = as_("ada").post("/v1/rollouts", json=BODY).json()
+    assert any("0 failures in 2 only bounds failures below 77.6 %" in line for line in made["not_proved"])
+
+
+def test_a_polling_device_gets_its_documents_and_an_etag(fleet, as_device):
+    first = as_device(0).get("/v1/device/desired")
+    assert first.status_code == 200
+    found = first.json()
+    assert found["topics"]["assignment"] == f"mf/v1/acme/d/{fleet.devices[0].id}/desired"
+    assert msgspec.json.encode(found["assignment"]) == fleet.hub.retained[found["topics"]["assignment"]]
+    assert msgspec.json.encode(found["group"]) == fleet.hub.retained[found["topics"]["group"]]
+    again = as_device(0).get("/v1/device/desired", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    fleet.launch("1.0.0")
+    assert as_device(0).get("/v1/device/desired", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
+
+
+def test_a_polling_device_reports_for_itself_only(fleet, as_device):
+    mine, other = fleet.devices[0], fleet.devices[1]
+    mine.active = other.active = "a" * 64
+    mine.run_inferences()
+    other.run_inferences()
+    messages = [{"topic": topic, "payload": payload.decode()} for topic, payload in (mine.sent[-1], other.sent[-1])]
+    assert as_device(0).post("/v1/device/messages", json={"messages": messages}).json() == {"accepted": 1}
+
+
+def test_the_whole_way_by_commands(fleet, modelfleet):
+    plan = fleet.registry.work_dir / "plan.toml"
+    plan.write_text("stages = [0.25, 1.0]\nbake_seconds = 0\nsoak_seconds = 0\n")
+    made = modelfleet(
+        "create", "digits", "1.0.0", "--slot", "detector", "--group", "lab", "--plan", str(plan), "--json"
+    )
+    assert made.exit_code == 0, made.output
+    rollout = json.loads(made.stdout)["id"]
+    key = fleet.ceremony.approver_keys["bob"]
+    assert modelfleet("start", rollout).exit_code == 1
+    approved = modelfleet("approve", rollout, "--key", key, "--yes", user="bob")
+    assert approved.exit_code == 0, approved.output
+    assert "only bounds failures below" in approved.output
+    assert "SCHEDULED" in approved.output
+    assert modelfleet("start", rollout).exit_code == 0
+    assert modelfleet("pause", rollout, "--reason", "lunch").exit_code == 0
+    assert "lunch" in modelfleet("status", rollout, "--json").stdout
+    assert modelfleet("halt", rollout).exit_code == 0
+    assert modelfleet("resume", rollout).exit_code == 0
+    fleet.now = datetime.now(UTC)
+    fleet.run_until(rollout, "COMPLETED")
+    watched = modelfleet("status", rollout, "--watch")
+    assert watched.exit_code == 0, watched.output
+    assert "COMPLETED" in watched.output
+    assert rollout in modelfleet("list", "--json", user="vic").stdout
+    assert modelfleet("rollback", rollout).exit_code == 0
+    fleet.run_until(rollout, "ROLLED_BACK")
+    assert modelfleet("status", rollout, "--watch").exit_code == 1
+
+
+def test_an_approver_who_says_no_signs_nothing(fleet, modelfleet):
+    rollout = json.loads(
+        modelfleet("create", "digits", "1.0.0", "--slot", "detector", "--group", "lab", "--json").stdout
+    )["id"]
+    asked = modelfleet("approve", rollout, "--key", fleet.ceremony.approver_keys["bob"], user="bob")
+    assert asked.exit_code == 1
+    assert fleet.state(rollout) == "AWAITING_APPROVAL"
+
+
+def test_commands_end_with_the_status_that_says_why(fleet, modelfleet, tmp_path: Path):
+    assert modelfleet("status", "nothing").exit_code == 1
+    assert modelfleet("approve", "x", "--key", "nonsense", user="bob").exit_code == 2
+    bad = tmp_path / "bad.toml"
+    bad.write_text("stages = [")
+    assert modelfleet("create", "digits", "1.0.0", "--slot", "s", "--group", "lab", "--plan", str(bad)).exit_code == 2
+    stranger = fleet.ceremony.publisher_key
+    made = json.loads(modelfleet("create", "digits", "1.0.0", "--slot", "detector", "--group", "lab", "--json").stdout)
+    assert modelfleet("approve", made["id"], "--key", stranger, "--yes", user="bob").exit_code == 3
+
+
+def test_a_server_that_shows_one_thing_and_asks_to_sign_another_is_refused(fleet, as_):
+    made = as_("ada").post("/v1/rollouts", json=BODY).json()
+    asked = as_("bob").get(f"/v1/rollouts/{made['id']}/approval-request").json()
+    approval = msgspec.convert(asked, Approval)
+    require_same(made, approval)
+    other = made | {"plan": made["plan"] | {"stages": [0.5, 1.0], "bake_seconds": [1, 1]}}
+    with pytest.raises(DigestError, match="something else than it shows"):
+        require_same(other, approval)
+    with pytest.raises(DigestError):
+        require_same(made, msgspec.structs.replace(approval, groups=("lab", "shop")))
+
+
+def test_every_command_shows_an_example_and_takes_json():
+    group = COMMANDS[0]
+    assert isinstance(group, click.Group)
+    for name in group.commands:
+        shown = CliRunner().invoke(main, ["rollout", name, "--help"]).output
+        assert "Example: modelfleet rollout" in shown
+        assert "--json" in shown
+
+
+def test_an_unreachable_server_is_status_four():
+    environment = {"MODELFLEET_URL": "http://127.0.0.1:9", "MODELFLEET_TOKEN": "mf_x"}
+    assert CliRunner().invoke(main, ["rollout", "list"], env=environment).exit_code == 4
+
+
+def test_figures_of_what_is_not_proved(fleet):
+    assert "below 5.8 %" in unseen_failures(50)
+    plan = lifecycle.parse_plan()
+    assert (canaries(plan, 1000), canaries(plan, 10), canaries(plan, 1)) == (50, 2, 1)
+    assert any("of 1000 devices 50 go first" in line for line in residual_risk(plan, {"x": 1000}))

@@ -9,6 +9,7 @@ ARGS ?=
 SUITE ?=
 export UV_NO_PROGRESS ?= 1
 export UV_PYTHON_DOWNLOADS ?= never
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-fast check format bench docs clean
 

@@ -1,5 +1,6 @@
 """The `modelfleet` command: `init` and `serve`, and the commands of the folders."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -126,7 +127,8 @@ def run(settings: "Settings", *, as_json: bool) -> None:
 
     config = uvicorn.Config(create_app(service, ready), log_config=None, lifespan="on", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
-    server.run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn shuts down in order, then raises the signal again
+        server.run(sockets=[listener])
     if not server.started:
         raise ServiceError("the service did not start; the reason is above")
 

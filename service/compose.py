@@ -25,7 +25,7 @@ from modelfleet.service.errors import NotInitialisedError, SettingsError
 from modelfleet.service.jobs import Jobs, Work
 from modelfleet.service.settings import Settings
 from modelfleet.service.signer_process import SignerProcess
-from modelfleet.signer.client import SignerClient
+from modelfleet.signer.client import SignerClient, renew_bins
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.repository import OnlineRepository
 
@@ -86,7 +86,7 @@ class Service:
         jobs = Jobs(settings)
         self.registry = assemble_registry(settings, sessions, signer, jobs, self._public_url, address.url)
         self.controller = assemble_controller(settings, self.registry, address)
-        self.registry.repository.refresh(datetime.now(UTC))
+        refresh_metadata(self.registry)
         parts.callback(self.controller.stop)
         self.controller.start()
         parts.callback(jobs.stop)
@@ -117,7 +117,7 @@ class Service:
             finish_version=lambda version_id: build.finish_version(registry, version_id),
             unfinished_versions=lambda: unfinished_versions(registry.sessions),
             tick=lambda: controller.tick(datetime.now(UTC)),
-            refresh=lambda: registry.repository.refresh(datetime.now(UTC)),
+            refresh=lambda: refresh_metadata(registry),
         )
 
 
@@ -159,6 +159,13 @@ def assemble_controller(settings: Settings, registry: Registry, address: BrokerA
     director = load_signer(f"file:{(settings.data / 'service' / 'director.pem').absolute()}")
     broker = PahoBroker(address.url, client_id=CONTROLLER, username=address.username, password=address.password)
     return Controller(registry=registry, broker=broker, director=director, clock=lambda: datetime.now(UTC))
+
+
+def refresh_metadata(registry: Registry) -> None:
+    """Have everything signed again that expires soon: bins by the signer process, snapshot and timestamp here."""
+    now = datetime.now(UTC)
+    renew_bins(registry.signer, registry.repository, now)
+    registry.repository.refresh(now)
 
 
 def open_store(settings: Settings) -> BlobStore:

@@ -10,7 +10,7 @@ import hmac
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -60,6 +60,20 @@ class _Access:
 
 _ACCESS: dict[str, _Access] = {}
 # amqtt makes its plugins itself, from a dotted name and plain values: this is how one finds its broker's rules.
+
+
+class _Snapshots(dict[str, Any]):
+    """A dict that may change while it is iterated over.
+
+    amqtt 0.12 awaits inside its loops over subscriptions and retained messages; with many clients connecting at once another
+    one subscribes meanwhile, and the loop's connection died of "dictionary changed size during iteration".
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().keys()))
+
+    def items(self) -> Any:
+        return list(super().items())
 
 
 class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
@@ -150,6 +164,8 @@ class EmbeddedBroker:
     async def _serve(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         broker = Broker(self._config())
+        broker._subscriptions = _Snapshots()  # pyright: ignore[reportPrivateUsage]
+        broker._retained_messages = _Snapshots()  # pyright: ignore[reportPrivateUsage]
         await broker.start()
         connected: Callable[..., Any] = partial(broker.stream_connected, listener_name="default")
         server = await asyncio.start_server(connected, self._host, self._port)

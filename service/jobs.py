@@ -25,6 +25,7 @@ TICKS_PER_WORKFLOW = 500
 APPLICATION_VERSION = "modelfleet-1"
 EXECUTOR_ID = "modelfleet"
 STEP_ATTEMPTS = 8
+STOP_SECONDS = 3
 _OPEN = ["PENDING", "ENQUEUED"]
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Jobs:
     def stop(self) -> None:
         """Stop after the running steps; what was not finished is recovered at the next start."""
         _Running.stopping.set()
-        DBOS.destroy(workflow_completion_timeout_sec=0)
+        DBOS.destroy(workflow_completion_timeout_sec=STOP_SECONDS)
 
     def enqueue(self, version_id: int) -> None:
         """Have every variant of the version built, once."""

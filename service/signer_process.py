@@ -62,7 +62,10 @@ class SignerProcess:
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     def _spawn(self) -> None:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)
+        # Its standard output is not ours (the ready line goes there), and Ctrl-C in a terminal is for us alone.
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=sys.stderr, start_new_session=True
+        )
 
     def _await_answer(self) -> None:
         client, until = SignerClient(self.socket), time.monotonic() + START_TIMEOUT_SECONDS

@@ -30,7 +30,7 @@ class _SignatureEntry(msgspec.Struct, frozen=True, kw_only=True):
 class _EnvelopeJson(msgspec.Struct, frozen=True, kw_only=True):
     payload: str
     payload_type: str = msgspec.field(name="payloadType")
-    signatures: Annotated[tuple[_SignatureEntry, ...], msgspec.Meta(min_length=1, max_length=16)]
+    signatures: Annotated[tuple[_SignatureEntry, ...], msgspec.Meta(max_length=16)]
 
 
 def sign_envelope(payload: bytes, payload_type: str, *signers: Signer) -> bytes:
@@ -66,9 +66,11 @@ def verify_envelope(
     Raises:
         FormatError: oversized, not a strict envelope, another payload type, or a key under an id that is not its own.
         UnknownKeyError: signed only by keys that are not in `keys`.
-        SignatureError: fewer than `threshold` valid signatures by `keys`.
+        SignatureError: no signature at all, or fewer than `threshold` valid ones by `keys`.
     """
     envelope = _parse(data, payload_type, max_bytes)
+    if not envelope.signatures:
+        raise SignatureError(f"expected {payload_type} signed by one of {len(keys)} trusted keys, got no signature")
     known = [keyid for keyid in envelope.signatures if keyid in keys]
     if not known:
         unknown = ", ".join(keyid[:12] for keyid in envelope.signatures)

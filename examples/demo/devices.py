@@ -113,19 +113,19 @@ class Devices:
         self._pause.add(device.name)
 
     def _replay(self, stop: threading.Event) -> None:
-        """Replay labelled traffic through `open_model` on every device, each at the same rate."""
-        samples = self._samples()
+        """Replay labelled traffic through `open_model` on every device, each at the same rate and in an order of its own."""
+        samples = {device.name: self._samples(seed) for seed, device in enumerate(self.all)}
         while not stop.is_set():
             until = time.monotonic() + self._interval
             for device in self.all:
                 if device.name not in self._pause:
-                    self._infer(device, *next(samples))
+                    self._infer(device, *next(samples[device.name]))
             stop.wait(max(0.0, until - time.monotonic()))
 
-    def _samples(self) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
-        order = np.random.default_rng(7).permutation(len(self._labels))
+    def _samples(self, seed: int) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
+        rng = np.random.default_rng(seed)
         while True:
-            for index in order:
+            for index in rng.permutation(len(self._labels)):
                 yield self._images[index : index + 1], int(self._labels[index])
 
     @staticmethod

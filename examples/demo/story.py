@@ -42,7 +42,7 @@ class Scenario:
     devices: int = 24
     fault: bool = True
     attacks: bool = True
-    traffic_per_second: float = 25.0
+    traffic_per_second: float = 60.0
     model_of: Mapping[str, str] = field(
         default_factory=lambda: {v: f"digits-{v}.onnx" for v in ("1.0.0", "1.1.0", "1.2.0", "1.3.0")}
     )
@@ -133,19 +133,7 @@ class Story:
         server = self.server
         groups = [argument for group in GROUPS for argument in ("--group", group)]
         drafted = server.run(
-            *(
-                "rollout",
-                "create",
-                "--model",
-                MODEL,
-                "--version",
-                version,
-                "--slot",
-                SLOT,
-                *groups,
-                "--plan",
-                str(PLAN),
-            ),
+            *("rollout", "create", MODEL, version, "--slot", SLOT, *groups, "--plan", str(PLAN)),
             user="alice",
         )
         self.rollouts[version] = drafted["id"]
@@ -238,9 +226,9 @@ class Story:
                 row["profile"],
                 row["precision"],
                 f"{row['size_bytes']:,}",
-                f"{row['evidence']['accuracy']:.4f}",
-                f"{row['evidence']['max_error']:.2g}",
-                f"{row['evidence']['latency_p95_ms']:.3f}",
+                f"{row['evidence']['gate']['accuracy']:.4f}",
+                f"{row['evidence']['gate']['max_error']:.2g}",
+                f"{row['evidence']['gate']['latency_p95_ms']:.3f}",
                 row["state"],
                 row["manifest_sha256"][:12],
             )

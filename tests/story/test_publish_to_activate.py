@@ -22,8 +22,8 @@ def test_02_ci_publishes_and_every_profile_gets_a_proven_signed_variant(story: S
     story.publish("1.0.0")
     rows = {row["profile"]: row for row in story.admin.get("/v1/variants", model=MODEL, version="1.0.0")["variants"]}
     assert {profile: row["state"] for profile, row in rows.items()} == {FLOAT: "READY", INT8: "READY"}
-    assert {profile: row["precision"] for profile, row in rows.items()} == {FLOAT: "float32", INT8: "int8"}
-    assert all(row["manifest_sha256"] and row["evidence"]["accuracy"] > 0.95 for row in rows.values())
+    assert {profile: row["precision"] for profile, row in rows.items()} == {FLOAT: "float", INT8: "int8"}
+    assert all(row["manifest_sha256"] and row["evidence"]["gate"]["accuracy"] > 0.95 for row in rows.values())
 
 
 def test_03_a_rollout_is_drafted_approved_by_another_person_and_completes(story: Story) -> None:

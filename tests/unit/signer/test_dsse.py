@@ -39,6 +39,13 @@ def test_an_envelope_by_strangers_only_is_an_unknown_key(keys: Keys) -> None:
         verify_envelope(envelope, TYPE, keyed(keys.anna))
 
 
+def test_an_unsigned_envelope_is_a_signature_error_and_not_an_unknown_key(keys: Keys) -> None:
+    unsigned = changed(sign_envelope(PAYLOAD, TYPE, keys.anna), lambda e: e.update(signatures=[]))
+    with pytest.raises(SignatureError, match="got no signature") as caught:
+        verify_envelope(unsigned, TYPE, keyed(keys.anna))
+    assert not isinstance(caught.value, UnknownKeyError)  # no refresh of the metadata would help
+
+
 def test_refuses_fewer_signatures_than_the_threshold(keys: Keys) -> None:
     envelope = sign_envelope(PAYLOAD, TYPE, keys.anna, keys.stranger)
     with pytest.raises(SignatureError, match="expected 2 valid signatures"):
@@ -78,7 +85,6 @@ def unused_bits(envelope: dict[str, Any]) -> None:
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "no signatures": lambda e: e.update(signatures=[]),
     "a key id twice": twice,
     "17 signatures": lambda e: e.update(signatures=e["signatures"] * 17),
     "payload no base64": lambda e: e.update(payload="%%%%"),

@@ -1,0 +1,29 @@
+"""In CI a skipped test is a failure, unless it is marked `hardware`: what can be installed is installed."""
+
+import os
+
+import pytest
+
+_SKIPPED = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_SKIPPED] = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # noqa: ANN201 - a hook wrapper's generator
+    outcome = yield
+    report = outcome.get_result()
+    expected_failure = hasattr(report, "wasxfail")
+    if report.skipped and not expected_failure and item.get_closest_marker("hardware") is None:
+        item.config.stash[_SKIPPED].append(f"{item.nodeid}: {report.longrepr}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    skipped = session.config.stash[_SKIPPED]
+    if skipped and os.environ.get("CI") and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print("\nskipped in CI, which counts as a failure (mark what needs hardware with `hardware`):")
+        for line in skipped:
+            print(f"  {line}")

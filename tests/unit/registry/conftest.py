@@ -1,5 +1,6 @@
 """A registry as the service wires it: SQLite file, folder store, signed repository; the queue keeps what it is given."""
 
+import json
 import shutil
 import socket
 import threading
@@ -101,12 +102,11 @@ class Fleet:
 
     def __init__(self, folder: Path, template: Path, *, limits: UploadLimits | None = None) -> None:
         self.folder = folder
-        shutil.copytree(template, folder / "data")
+        shutil.copytree(template, folder)
         self.paths = locate(folder / "data", TENANT)
+        self.tokens: dict[str, str] = json.loads((folder / "tokens.json").read_text())
         self.engine = open_database(f"sqlite:///{folder / 'registry.db'}")
-        Base.metadata.create_all(self.engine)
         self.sessions = session_factory(self.engine)
-        self.tokens = bootstrap(self.sessions, tenant=TENANT, users=USERS, now=datetime.now(UTC))
         self.queue = Queue()
         self.blobs = folder / "blobs"
         self.registry = Registry(
@@ -155,8 +155,14 @@ class Fleet:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("template") / "data"
-    create_repository(folder, TENANT, bits=1, approvers=["bob"], now=datetime.now(UTC))
+    """What every fleet begins with, made once: keys, signed metadata, a database with one user per role."""
+    folder, now = tmp_path_factory.mktemp("template"), datetime.now(UTC)
+    create_repository(folder / "data", TENANT, bits=1, approvers=["bob"], now=now)
+    engine = open_database(f"sqlite:///{folder / 'registry.db'}")
+    Base.metadata.create_all(engine)
+    tokens = bootstrap(session_factory(engine), tenant=TENANT, users=USERS, now=now)
+    engine.dispose()
+    (folder / "tokens.json").write_text(json.dumps(tokens))
     return folder
 
 

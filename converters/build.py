@@ -22,7 +22,7 @@ import msgspec
 
 from modelfleet.benchmarks.errors import GoldenSetError
 from modelfleet.converters.child import child_environment
-from modelfleet.converters.errors import BuildFailedError, ConversionError, GateError, ScanError
+from modelfleet.converters.errors import BuildFailedError, ConversionError, GateError
 from modelfleet.converters.request import AskedLimits, BuildRequest, BuildResult, BuiltFile, Progress, decode, encode
 from modelfleet.converters.worker import WorkerReply
 
@@ -50,9 +50,9 @@ def run_build(
         on_progress: called as every step begins; an exception from it cancels the build and is raised.
 
     Raises:
-        ScanError: the upload is no ONNX model, or holds what may not be opened.
         GoldenSetError: the golden set is none, or does not fit the model.
-        ConversionError: no variant of this profile agrees with the original; names node and profile.
+        ConversionError: the model may not be opened (as `scan_model`), or no variant of this profile agrees with it; names
+            node and profile.
         GateError: the variant is not good enough.
         BuildFailedError: the worker itself failed.
     """
@@ -148,8 +148,6 @@ def _error_of(reply: WorkerReply, request: BuildRequest) -> Exception:
         return GateError(profile, error.failures)
     if error.kind == "ConversionError":
         return ConversionError(error.node, profile, error.message)
-    if error.kind == "ScanError":
-        return ScanError(error.message, error.node)
     if error.kind == "GoldenSetError":
         return GoldenSetError(error.message)
     return BuildFailedError(error.message)

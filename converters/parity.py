@@ -71,7 +71,7 @@ def parity(
 
 def _errors(got: Array | None, expected: Array) -> Array:
     if got is None or got.shape != expected.shape:
-        return np.full(max(expected.size, 1), np.finfo(np.float64).max)
+        return np.full(1, np.inf)
     return np.abs(got.astype(np.float64) - expected.astype(np.float64)).reshape(-1)
 
 

@@ -1,0 +1,162 @@
+"""Normalising changes a model's form, never its answers, its interface or the model given."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.graphs import places
+from modelfleet.converters.normalise import named_in, normalise, opset_of, remove_pass_through
+from modelfleet.hardware_profiles.profile import Batch, load_profiles
+
+PROFILE = load_profiles()["linux-cpu-float"]
+X = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+
+
+def answer(model: ModelProto, x: np.ndarray = X) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def operators(model: ModelProto) -> list[str]:
+    return [place.node.op_type for place in places(model)]
+
+
+def test_removes_identity_and_dropout_and_keeps_the_answers(models, tmp_path: Path):
+    nodes = [
+        helper.make_node("Identity", ["x"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Dropout", ["b"], ["c"]),
+        helper.make_node("Identity", ["c"], ["y"]),
+    ]
+    model = models.model(nodes, width=8)
+    before = model.SerializeToString()
+    normal = normalise(model, tmp_path, PROFILE)
+    assert operators(normal) == ["Relu"]
+    assert [value.name for value in normal.graph.output] == ["y"]
+    assert np.array_equal(answer(normal), answer(model))
+    assert model.SerializeToString() == before
+
+
+def test_removes_pass_through_without_the_help_of_onnxruntime(models):
+    nodes = [
+        helper.make_node("Dropout", ["x", "ratio", "off"], ["a"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("Identity", ["b"], ["y"]),
+    ]
+    weights = {"ratio": np.array(0.5, np.float32), "off": np.array(False)}
+    model = models.model(nodes, weights=weights, width=8)
+    expected = answer(model)
+    remove_pass_through(model)
+    assert operators(model) == ["Neg"]
+    assert np.array_equal(answer(model), expected)
+
+
+def test_keeps_an_identity_between_input_and_output(models):
+    model = models.model([helper.make_node("Identity", ["x"], ["y"])], width=8)
+    remove_pass_through(model)
+    assert operators(model) == ["Identity"]
+    assert np.array_equal(answer(model), X)
+
+
+def test_keeps_an_identity_between_two_outputs(models):
+    model = models.model([helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Identity", ["y"], ["z"])], width=8)
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 8]))
+    remove_pass_through(model)
+    assert {value.name for value in model.graph.output} == {"y", "z"}
+    assert operators(model) == ["Neg", "Identity"]
+
+
+def test_keeps_a_dropout_that_is_training(models):
+    nodes = [helper.make_node("Dropout", ["x", "ratio", "on"], ["y"])]
+    model = models.model(nodes, weights={"ratio": np.array(0.5, np.float32), "on": np.array(True)}, width=8)
+    remove_pass_through(model)
+    assert operators(model) == ["Dropout"]
+
+
+def test_renames_what_a_loop_reads_from_outside(models):
+    nodes = [
+        helper.make_node("Identity", ["x"], ["a"]),
+        models.loop("t", [helper.make_node("Add", ["acc", "a"], ["next"], name="inner")]),
+    ]
+    model = models.model(nodes, weights={"t": np.array(2, np.int64)}, width=8)
+    expected = answer(model)
+    remove_pass_through(model)
+    assert "a" not in {name for place in places(model) for name in place.node.input}
+    assert np.array_equal(answer(model), expected)
+    assert np.allclose(expected, 3 * X)
+
+
+def test_inlines_functions(models, tmp_path: Path):
+    body = [helper.make_node("Relu", ["a"], ["t"]), helper.make_node("Neg", ["t"], ["b"])]
+    function = helper.make_function("local", "F", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    call = helper.make_node("F", ["x"], ["y"], domain="local")
+    model = models.model([call], functions=[function], domains=["local"], width=8)
+    normal = normalise(model, tmp_path, PROFILE)
+    assert operators(normal) == ["Relu", "Neg"]
+    assert not normal.functions
+    assert [opset.domain for opset in normal.opset_import] == [""]
+    assert np.array_equal(answer(normal), -np.maximum(X, 0))
+
+
+def test_raises_an_old_opset(models, tmp_path: Path):
+    model = models.model([helper.make_node("Softmax", ["x"], ["y"], axis=1)], opset=9, width=8)
+    normal = normalise(model, tmp_path, PROFILE)
+    assert opset_of(normal) == 17
+    assert opset_of(model) == 9
+    assert np.allclose(answer(normal), answer(model), atol=1e-6)
+
+
+def test_folds_constants(models, tmp_path: Path):
+    nodes = [
+        helper.make_node("Add", ["w", "w"], ["w2"]),
+        helper.make_node("Sqrt", ["w2"], ["w3"]),
+        helper.make_node("Mul", ["x", "w3"], ["y"]),
+    ]
+    model = models.model(nodes, weights={"w": np.full(8, 8, np.float32)}, width=8)
+    normal = normalise(model, tmp_path, PROFILE)
+    assert operators(normal) == ["Mul"]
+    assert np.allclose(answer(normal), 4 * X)
+
+
+def test_the_batch_stays_free_or_becomes_one_as_the_profile_says(models, tmp_path: Path):
+    model = models.classifier()
+    kept = normalise(model, tmp_path, PROFILE)
+    fixed = normalise(model, tmp_path, replace(PROFILE, batch=Batch.ONE))
+    assert kept.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    assert [value.type.tensor_type.shape.dim[0].dim_value for value in (*fixed.graph.input, *fixed.graph.output)] == [
+        1,
+        1,
+    ]
+    assert np.allclose(answer(fixed, X[:1]), answer(model)[:1], atol=1e-5)
+
+
+def test_names_every_node_once(models, tmp_path: Path):
+    model = models.model([helper.make_node("Exp", ["x"], ["a"]), helper.make_node("Exp", ["a"], ["y"])], width=8)
+    names = [place.node.name for place in places(normalise(model, tmp_path, PROFILE))]
+    assert all(names)
+    assert len(set(names)) == len(names) == 2
+
+
+def test_a_model_that_onnxruntime_does_not_load_names_node_and_profile(models, tmp_path: Path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="mismatched")]
+    model = models.model(nodes, weights={"w": np.zeros((9, 4), np.float32)})
+    with pytest.raises(ConversionError) as refused:
+        normalise(model, tmp_path, PROFILE)
+    assert (refused.value.node, refused.value.profile) == ("mismatched", "linux-cpu-float")
+
+
+@pytest.mark.parametrize(
+    ("message", "node"),
+    [
+        ("Non-zero status code returned while running Expand node. Name:'grow' Status Message: x", "grow"),
+        ("Node (mismatched) Op (MatMul) [ShapeInferenceError] Incompatible dimensions", "mismatched"),
+        ("something else", ""),
+    ],
+)
+def test_finds_the_node_in_a_message_of_onnxruntime(message: str, node: str):
+    assert named_in(message) == node

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -84,11 +85,20 @@ def _answer_known(_request: Request, error: Exception) -> JSONResponse:
     problem = problem_of(error)
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("answered %d", problem.status, exc_info=error)
-    found: Sequence[str] = getattr(error, "errors", ())
+    found = _faults(error)
     kind = _kind(error)
     if isinstance(error, UntrustedError):
         kind = f"untrusted:{kind}"  # a client ends with its own exit status on these
     return _response(kind, problem.status, problem.title, problem.detail or str(error), found)
+
+
+def _faults(error: Exception) -> Sequence[str]:
+    """Return every single fault that the error lists: the policies' errors call them problems or reasons."""
+    for name in ("errors", "problems", "reasons"):
+        found: object = getattr(error, name, None)
+        if isinstance(found, tuple):
+            return [str(fault) for fault in cast("tuple[object, ...]", found)]
+    return ()
 
 
 def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -209,17 +210,25 @@ def at_once() -> Callable[[int, Callable[[int], object]], list[object]]:
     return run
 
 
-@pytest.fixture
-def served(fleet) -> Iterator[str]:
-    """The fleet's app on a real socket; its URL."""
+@contextmanager
+def serve(app: FastAPI) -> Iterator[str]:
+    """Serve the app on a real socket; its URL."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(fleet.app, log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture
+def served(fleet: Fleet) -> Iterator[str]:
+    with serve(fleet.app) as url:
+        yield url

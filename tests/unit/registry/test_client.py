@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from modelfleet.registry.client import ApiClient
+from modelfleet.registry.context import UploadLimits
 from modelfleet.registry.errors import ApiError, ServerUnreachableError
+from tests.unit.registry.conftest import serve
 
 
 def test_asks_and_sends_json(fleet, served: str) -> None:
@@ -104,3 +106,14 @@ def test_an_answer_that_is_no_json_is_a_refusal() -> None:
         with pytest.raises(ApiError, match="502: <html"):
             ApiClient(f"http://127.0.0.1:{listener.getsockname()[1]}").get("/v1/healthz")
         thread.join(5)
+
+
+def test_an_upload_that_is_too_large_is_told_as_such(make_fleet, tmp_path: Path) -> None:
+    fleet = make_fleet(limits=UploadLimits(model_bytes=1_000_000))
+    model = tmp_path / "model.onnx"
+    for length in (1_000_001, 50_000_000):  # refused while it streams, and by its announced length
+        model.write_bytes(bytes(length))
+        with serve(fleet.app) as url, pytest.raises(ApiError, match="413") as caught:
+            ApiClient(url, fleet.tokens["publisher"]).upload("/v1/versions", {"model": model, "card": b"x"})
+        assert caught.value.status == 413
+    assert fleet.stored() == (0, 0, 0, 0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.errors import AgentError, StoppingError, TransferError
@@ -33,41 +34,27 @@ from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.poll import Poller
 from modelfleet.agent_client.protocol import (
     HOST_TOPIC,
-    SIGNED_STATES,
     HostStatus,
-    Metrics,
-    Report,
     device_topic,
-    encode,
     group_desired_topic,
 )
 from modelfleet.agent_client.reconcile import SlotWorker
-from modelfleet.agent_client.storage import Disk, encode_struct, locked, read_struct
+from modelfleet.agent_client.storage import Disk, locked
 from modelfleet.agent_client.trust import Trust
 from modelfleet.agent_client.version import agent_version
+from modelfleet.agent_client.voice import BootStore, Voice
 from modelfleet.hardware_profiles.detect import detect
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.signer.desired import Assignment, Limits
 from modelfleet.signer.errors import FormatError, UntrustedError
 from modelfleet.signer.keys import load_signer
-from modelfleet.signer.names import Count
 from modelfleet.signer.parse import parse_struct
-from modelfleet.signer.sign import sign_report
 
 TICK_SECONDS = 0.2
 MAX_REFUSALS = 200
-MAX_REQUESTS = 256
 RETRY_DOCUMENT_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
-
-
-class Boots(msgspec.Struct, frozen=True, kw_only=True):
-    """How often the agent has started, and which requests it has answered; both outlive it."""
-
-    format: str = "1.0"
-    boot: Count = 0
-    requests: tuple[str, ...] = ()
 
 
 class Agent:
@@ -109,8 +96,7 @@ class Agent:
         self._refusals: deque[dict[str, str]] = deque(maxlen=MAX_REFUSALS)
         self._workers: dict[str, SlotWorker] = {}
         self._metrics_at: dict[str, float] = {}
-        self._boots = Boots()
-        self._seq = 0
+        self._boots: BootStore | None = None
         self._group_topic = ""
         self._running = False
         self._stop = threading.Event()
@@ -153,7 +139,7 @@ class Agent:
             "group": identity.group,
             "profile": identity.profile,
             "agent": agent_version(),
-            "boot": self._boots.boot,
+            "boot": self._boots.boot if self._boots is not None else 0,
             "running": self._running,
             "online": link is not None and link.connected,
             "slots": {slot: _slot_status(worker) for slot, worker in sorted(self._workers.items())},
@@ -161,8 +147,9 @@ class Agent:
         }
 
     def _begin(self) -> None:
-        self._count_boot()
+        self._boots = BootStore(self._root / "boots.json", self._disk)
         self._outbox = Outbox(self._root / "outbox", self._disk)
+        self._voice = Voice(self.identity, self._boots, self._signer, self._outbox)
         self._client = HttpClient(token=self._token, server=self.identity.server, deadlines=self._deadlines)
         self._device = self._make_device()
         self._documents = self._device.documents
@@ -252,7 +239,8 @@ class Agent:
 
     def _obey(self, assignment: Assignment) -> None:
         self._follow_group()
-        new = [request for request in assignment.requests if request.id not in self._boots.requests]
+        assert self._boots is not None
+        new = [request for request in assignment.requests if not self._boots.answered(request.id)]
         if not new:
             return
         acts: Mapping[str, Callable[[SlotWorker], None]] = {
@@ -269,8 +257,7 @@ class Agent:
                 continue
             for worker in list(self._workers.values()):
                 act(worker)
-        requests = (*self._boots.requests, *(request.id for request in new))[-MAX_REQUESTS:]
-        self._keep_boots(Boots(boot=self._boots.boot, requests=requests))
+        self._boots.answer([request.id for request in new])
 
     def _follow_group(self) -> None:
         group, profile = self._documents.steered_by()
@@ -299,7 +286,7 @@ class Agent:
                 self._link.send(topic, payload)
 
     def _metrics(self, *, now_all: bool) -> list[tuple[str, bytes]]:
-        """Return the counters that are due."""
+        """Return the counters that are due, (topic, payload) each."""
         found: list[tuple[str, bytes]] = []
         now = time.monotonic()
         for slot, worker in self._workers.items():
@@ -307,46 +294,12 @@ class Agent:
                 continue
             self._metrics_at[slot] = now + self._documents.metrics_seconds(slot, Limits().metrics_seconds)
             counted = worker.counts()
-            if counted is None:
-                continue
-            pointer, counts = counted
-            metrics = Metrics(
-                device=self.identity.device,
-                boot=self._boots.boot,
-                seq=self._next_seq(),
-                slot=slot,
-                activation=pointer.activation,
-                sha256=pointer.sha256,
-                n=counts.n,
-                errors=min(counts.errors, counts.n),
-                slow=min(counts.slow, counts.n),
-                latency=counts.latency,
-                classes=counts.classes,
-            )
-            found.append((device_topic(self.identity.tenant, self.identity.device, "metrics"), encode(metrics)))
+            if counted is not None:
+                found.append(self._voice.metrics(slot, *counted))
         return found
 
     def _report(self, change: StateChange) -> None:
-        release = change.about.release if change.about is not None else None
-        report = Report(
-            device=self.identity.device,
-            boot=self._boots.boot,
-            seq=self._next_seq(),
-            slot=change.slot,
-            state=change.state,
-            rollout=change.about.rollout if change.about is not None else "",
-            model=release.model if release is not None else None,
-            version=release.version if release is not None else None,
-            digest=release.sha256 if release is not None else None,
-            active=change.active,
-            seconds=change.seconds,
-            bench=change.bench,
-            error=change.error,
-        )
-        payload = encode(report)
-        if change.state in SIGNED_STATES:
-            payload = sign_report(payload, self._signer)
-        self._outbox.add(device_topic(self.identity.tenant, self.identity.device, "report"), payload)
+        self._voice.report(change)
         self._metrics_at.pop(change.slot, None)  # counters of a new activation are due at once
         if self._link is not None:
             self._link.flush()
@@ -399,19 +352,6 @@ class Agent:
             self._workers[slot] = SlotWorker(self._root, slot, self._device)
         return self._workers[slot]
 
-    def _count_boot(self) -> None:
-        old = read_struct(self._root / "boots.json", Boots) or Boots()
-        self._keep_boots(Boots(boot=old.boot + 1, requests=old.requests))
-        self._seq = 0
-
-    def _keep_boots(self, boots: Boots) -> None:
-        self._disk.write(self._root / "boots.json", encode_struct(boots))
-        self._boots = boots
-
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq
-
     def _token(self) -> str:
         return device_token(self.identity.device, self._key)
 
@@ -429,7 +369,7 @@ def _slot_status(worker: SlotWorker) -> dict[str, Any]:
         "state": record.state.value,
         "model": running.model if running is not None else None,
         "version": running.version if running is not None else None,
-        "active": running.sha256 if running is not None else None,
+        "active": worker.state.active,
         "rollout": record.running.rollout if record.running is not None else "",
         "goal": record.goal.release.version if record.goal is not None else None,
         "error": msgspec.to_builtins(record.error) if record.error is not None else None,

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import msgspec
+
 from modelfleet.agent_client.agent import Agent
 from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.errors import AgentError, HttpStatusError, NotEnrolledError, TransferError

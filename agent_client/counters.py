@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+
 from modelfleet.agent_client.errors import StorageError
 from modelfleet.agent_client.protocol import LATENCY_BUCKETS_MS, MAX_CLASSES
 from modelfleet.agent_client.storage import encode_struct, read_struct

@@ -4,11 +4,13 @@ Both are on the disk, and their floors too, before anything is done about them. 
 unknown epoch makes the trust metadata be refreshed once (DESIGN section 5, rule 8).
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from modelfleet.agent_client.errors import StorageError
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.record import SlotRecord, rejected_digests
@@ -17,6 +19,8 @@ from modelfleet.agent_client.trust import Trust
 from modelfleet.signer.desired import Assignment, GroupDocument, Release, device_scope, group_scope
 from modelfleet.signer.errors import UnknownKeyError
 from modelfleet.signer.verify import Wanted, accept_document, select
+
+log = logging.getLogger(__name__)
 
 REFRESH_PAUSE_SECONDS = 5.0
 """A hostile broker's forgeries make the device refresh its metadata no more often than that."""
@@ -45,8 +49,8 @@ class Documents:
         self._monotonic = monotonic
         self._refreshed_at = -REFRESH_PAUSE_SECONDS
         disk.make_folder(folder)
-        self.assignment = read_struct(folder / "assignment.json", Assignment)
-        self.group = read_struct(folder / "group.json", GroupDocument)
+        self.assignment = _read(folder / "assignment.json", Assignment)
+        self.group = _read(folder / "group.json", GroupDocument)
 
     def accept_assignment(self, envelope: bytes) -> Assignment:
         """Believe and keep the device's assignment, and return it.
@@ -132,3 +136,12 @@ class Documents:
         )
         self._floors.keep(accepted.floors, latest_possible=self._trust.timestamp_expires())
         return accepted.document
+
+
+def _read(path: Path, kind: type[DocumentT]) -> DocumentT | None:
+    """Return what was kept; what has rotted on the disk comes again from the server, being retained there."""
+    try:
+        return read_struct(path, kind)
+    except StorageError as error:
+        log.warning("%s", error)
+        return None

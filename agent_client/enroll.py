@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError
 from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.identity import (

@@ -21,11 +21,12 @@ from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
-from modelfleet.agent_client.errors import HttpStatusError, NoSpaceError, TransferError
-from modelfleet.signer.errors import DigestError
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
+
+from modelfleet.agent_client.errors import HttpStatusError, NoSpaceError, TransferError
+from modelfleet.signer.errors import DigestError
 
 CHUNK_BYTES = 256 * 1024
 MAX_REDIRECTS = 3

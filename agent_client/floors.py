@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+
 from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
 from modelfleet.signer.desired import Moment
 from modelfleet.signer.errors import ReplayError

@@ -13,6 +13,7 @@ import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
 from modelfleet.agent_client.errors import NotEnrolledError, StorageError
 from modelfleet.agent_client.protocol import DeviceId
 from modelfleet.agent_client.storage import read_struct

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
-from modelfleet.agent_client.identity import Identity
-from modelfleet.agent_client.outbox import Outbox
-from modelfleet.agent_client.protocol import HOST_TOPIC, Status, device_topic, encode
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+
+from modelfleet.agent_client.identity import Identity
+from modelfleet.agent_client.outbox import Outbox
+from modelfleet.agent_client.protocol import HOST_TOPIC, Status, device_topic, encode
 
 KEEPALIVE_SECONDS = 30
 FIRST_DELAY_SECONDS = 0.5

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+
 from modelfleet.agent_client.errors import StorageError
 from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
+
 from modelfleet.agent_client.errors import TransferError
 from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.link import full_jitter

@@ -9,6 +9,7 @@ import re
 from typing import Annotated, Literal
 
 import msgspec
+
 from modelfleet.signer.names import NAME_PATTERN, Count, ModelName, Name, SemVer, Sha256
 from modelfleet.signer.parse import parse_struct
 

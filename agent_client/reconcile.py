@@ -3,10 +3,12 @@
 `SlotWorker._update` is the path of an update; `_ending` is the one place that says which event each error is.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+
 from modelfleet.agent_client import install
 from modelfleet.agent_client.benchmark import measure_variant
 from modelfleet.agent_client.counters import Counts, read_counts, remove_counts
@@ -31,6 +33,8 @@ from modelfleet.signer.errors import DigestError, ExpiredError, RevokedError, Un
 from modelfleet.signer.manifest import Manifest
 from modelfleet.signer.verify import Reason, Wanted, require_startable
 
+LOOK_UP_SECONDS = 5.0
+"""How long a way back may be held up by asking for revocations."""
 MAX_BENCHMARKS = 3
 """A benchmark that took the whole process down this often is not tried again."""
 
@@ -310,9 +314,14 @@ class SlotWorker:
         former = self.state.record.former
         if wanted.reason is Reason.CANDIDATE or former is None or former.release != goal.release:
             return False
-        if goal.release.sha256 in self._device.trust.policy().revoked or not self.state.may_try():
+        if not self.state.may_try() or self._store.holds(goal.release.sha256) is None:
             return False
-        return self._store.holds(goal.release.sha256) is not None
+        # A revocation is asked for, but a server that is away or frozen must not stop the way back.
+        with contextlib.suppress(TransferError, UntrustedError):
+            self._device.trust.refresh(seconds=LOOK_UP_SECONDS)
+        policy = self._device.trust.policy()
+        least = policy.minimum_counter.get(goal.release.model, 0)
+        return goal.release.sha256 not in policy.revoked and goal.release.counter >= least
 
     def _goal(self, wanted: Wanted) -> Goal:
         assert wanted.release is not None

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import msgspec
+
 from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
 from modelfleet.signer.desired import Limits, Moment, Release
 from modelfleet.signer.names import Count, Sha256, sha256_of

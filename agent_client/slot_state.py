@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import msgspec
+
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.errors import PreemptedError, StorageError, TimeoutInStateError
 from modelfleet.agent_client.link import full_jitter
@@ -187,8 +188,8 @@ class SlotState:
         try:
             self.store.pointer()
         except StorageError as error:
-            self.device.refuse(error)
             self._restore_pointer()
+            self.device.refuse(error)
 
     def _restore_pointer(self) -> None:
         running = self.record.running

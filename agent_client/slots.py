@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+
 from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
 from modelfleet.signer.errors import DigestError
 from modelfleet.signer.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestFile, parse_manifest

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
 from modelfleet.agent_client.errors import LockedError, StorageError
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.parse import parse_struct

@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import tuf.api.exceptions as tuf_errors
+from securesystemslib.exceptions import Error as SecureSystemsError
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+
 from modelfleet.agent_client.errors import HttpStatusError, TransferError
 from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.floors import FloorStore, RoleFloor
@@ -24,8 +27,6 @@ from modelfleet.signer.metadata import RoleT, Root, Snapshot, TargetFile, Target
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
 from modelfleet.signer.trust import MAX_POLICY_BYTES, bin_of, parse_policy
-from securesystemslib.exceptions import Error as SecureSystemsError
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 REFRESH_SECONDS = 60.0
 
@@ -86,8 +87,8 @@ class Trust:
         """Return the time to judge expiry by."""
         return self._floors.now(self._clock())
 
-    def refresh(self) -> None:
-        """Bring metadata and policy up to date.
+    def refresh(self, *, seconds: float = REFRESH_SECONDS) -> None:
+        """Bring metadata and policy up to date, within `seconds`.
 
         Raises:
             ReplayError, ExpiredError, SignatureError, DigestError, FormatError: the repository is not to be believed.
@@ -98,7 +99,7 @@ class Trust:
             updater = Updater(
                 str(self._cache),
                 f"{self._server}/tuf/{self._tenant}/metadata/",
-                fetcher=DeadlineFetcher(self._client, REFRESH_SECONDS),
+                fetcher=DeadlineFetcher(self._client, seconds),
                 config=UpdaterConfig(root_max_length=512_000, timestamp_max_length=16_384),
                 bootstrap=self._bootstrap,
             )

@@ -57,7 +57,7 @@ from modelfleet.signer.statements import Approval
 from modelfleet.signer.trust import bin_of
 
 TENANT, GROUP, PROFILE, SLOT = "acme", "lab", "linux-cpu-float", "classifier"
-QUICK = Limits(latency_ms=100.0, probation_seconds=0.3, probation_inferences=10, metrics_seconds=0.2)
+QUICK = Limits(latency_ms=100.0, probation_seconds=0.1, probation_inferences=10, metrics_seconds=0.2)
 
 
 def linear_model(seed: int, *, padding: int = 0) -> bytes:

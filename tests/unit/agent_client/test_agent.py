@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -134,6 +135,71 @@ def test_rejects_what_its_own_benchmark_refuses_until_a_retry_is_asked_for(fleet
     device.stop()
 
 
+def test_returns_to_a_former_release_only_with_its_approvals(fleet: Fleet, device: Device) -> None:
+    commit(fleet, device)
+    former = fleet.stable
+    assert former is not None
+    commit(fleet, device, "1.1.0", seed=2)
+    fleet.stable = msgspec.structs.replace(former, approvals=())
+    device.told()
+    device.waits_for_refusal("ApprovalError")
+    assert device.slot["version"] == "1.1.0", "a stolen director key alone brought a release back"
+    fetched = len(blob_requests(fleet))
+    fleet.stable = former
+    device.told()
+    device.waits_for("ROLLED_BACK", "1.0.0")
+    assert len(blob_requests(fleet)) == fetched
+
+
+def test_returns_to_no_release_that_was_revoked_meanwhile(fleet: Fleet, device: Device) -> None:
+    commit(fleet, device)
+    former = fleet.stable
+    assert former is not None
+    commit(fleet, device, "1.1.0", seed=2)
+    revoked = (former.sha256,)
+    update_policy(fleet.keys.data_dir, TENANT, lambda policy: msgspec.structs.replace(policy, revoked=revoked), now())
+    fleet.stable = former
+    device.told()
+    device.waits_for_refusal("RevokedError")
+    assert device.slot["version"] == "1.1.0"
+
+
+def test_goes_back_while_the_server_is_away(fleet: Fleet, device: Device) -> None:
+    commit(fleet, device)
+    fleet.candidates = (fleet.candidate(fleet.release("1.1.0", seed=2), rollout="r2", limits=SLOW_PROBATION),)
+    device.told()
+    device.waits_for("PROBATION", "1.1.0")
+    fleet.server.fault = lambda request: (request.send_error(503), True)[1]
+    fleet.candidates = ()
+    device.told()
+    device.waits_for("ROLLED_BACK", "1.0.0")
+
+
+def test_cancels_an_update_by_request(fleet: Fleet, device: Device) -> None:
+    commit(fleet, device)
+    started = threading.Event()
+    fleet.candidates = (fleet.candidate(fleet.release("1.1.0", seed=2, padding=2_000_000)),)
+    fleet.server.fault = trickle(fleet, started)
+    device.told()
+    assert started.wait(10)
+    fleet.asked = (Request(id="stop", kind="cancel"),)
+    device.told()
+    device.waits_for("CANCELLED", "1.0.0")
+
+
+def test_measures_again_by_request(fleet: Fleet, device: Device) -> None:
+    commit(fleet, device)
+    device.waits_for_report("COMMITTED")
+    before = len(device.reports())
+    fleet.asked = (Request(id="measure", kind="re-benchmark"),)
+    device.told()
+    until = time.monotonic() + 10
+    while len(device.reports()) == before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert device.reports()[-1].bench is not None
+    assert device.reports()[-1].state == "COMMITTED"
+
+
 def test_remembers_a_rejection_across_a_restart(fleet: Fleet, device: Device) -> None:
     fleet.candidates = (fleet.candidate(fleet.release("1.0.0", golden_seed=9)),)
     device.told()
@@ -169,7 +235,7 @@ def test_refuses_a_document_that_no_director_signed(fleet: Fleet, device: Device
     device.waits_for_refusal("UnknownKeyError")
     unsigned = json.loads(sign_group(fleet.group_document(), stranger)) | {"signatures": []}
     device.hears(json.dumps(unsigned).encode())
-    device.waits_for_refusal("FormatError")
+    device.waits_for_refusal("SignatureError")
     assert device.slot["version"] == "1.0.0"
 
 
@@ -305,9 +371,9 @@ def test_believes_a_new_director_after_one_refresh(fleet: Fleet, device: Device,
     uri = generate_key(tmp_path / "director2.pem")
     key = public_key(uri)
     keyid = load_signer(uri).public_key.keyid
-    from msgspec.structs import replace
-
-    update_policy(fleet.keys.data_dir, TENANT, lambda policy: replace(policy, directors={keyid: key}), now())
+    update_policy(
+        fleet.keys.data_dir, TENANT, lambda policy: msgspec.structs.replace(policy, directors={keyid: key}), now()
+    )
     fleet.stable = fleet.release("1.1.0", seed=2)
     device.hears(sign_group(fleet.group_document(), load_signer(uri)))
     until = time.monotonic() + 10
@@ -378,13 +444,14 @@ def refuse_blobs(request: BaseHTTPRequestHandler) -> bool:
 
 def trickle(fleet: Fleet, started: threading.Event) -> Any:
     """Large files come a piece at a time, for a minute."""
-    large = {digest for digest, data in fleet.server.blobs.items() if len(data) > 1_000_000}
+    large = {digest: len(data) for digest, data in fleet.server.blobs.items() if len(data) > 1_000_000}
 
     def fault(request: BaseHTTPRequestHandler) -> bool:
-        if request.path.rpartition("/")[2] not in large:
+        length = large.get(request.path.rpartition("/")[2])
+        if length is None:
             return False
         request.send_response(200)
-        request.send_header("Content-Length", "4000000")
+        request.send_header("Content-Length", str(length))
         request.end_headers()
         try:
             for _ in range(600):

@@ -220,10 +220,10 @@ def test_costs_little_beside_the_inference(tmp_path: Path) -> None:
     def seconds(run: Any) -> float:
         best = float("inf")
         for _ in range(5):
-            started = time.perf_counter()
+            started = time.thread_time()
             for _ in range(200):
                 run(inputs)
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.thread_time() - started)
         return best / 200
 
     assert seconds(model.run) - seconds(session.run) < 100e-6

@@ -29,6 +29,7 @@ PROFILE_COLUMNS = (
     "devices.started",
     "devices.committed",
     "devices.failed",
+    "devices.returned",
     "devices.total",
     "waiting_for",
     "reason",

@@ -18,7 +18,7 @@ from modelfleet.agent_client.protocol import HOST_TOPIC, TOPIC_ROOT, HostStatus,
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import dispatch, health, lifecycle
+from modelfleet.rollout import dispatch, health, lifecycle, recall
 from modelfleet.rollout.broker import Broker, Will
 from modelfleet.rollout.decide import (
     Advance,
@@ -169,6 +169,19 @@ class Controller:
             lifecycle.expire(self.direction, rollout_id, revision, now)
         elif steps:
             self._apply(rollout_id, revision, steps, now)
+        else:
+            self._ask_again(rollout_id, plan, now)
+
+    def _ask_again(self, rollout_id: str, plan: Plan, now: datetime) -> None:
+        """Ask devices whose reports got lost where they stand."""
+        desk = self.direction.desk()
+        with self._registry.sessions.begin() as session:
+            rollout = lifecycle.find(session, self._registry.tenant, rollout_id)
+            rows = [row for row in profiles_of(session, rollout) if Verdict(row.verdict) in ON_TRIAL | LEAVING]
+            for row in rows:
+                asked = recall.ask_again(session, desk, rollout, row, plan, now)
+                if asked:
+                    log.info("devices asked to report again", extra={"rollout": rollout_id, "devices": asked})
 
     def _apply(self, rollout_id: str, revision: int, steps: list[Step], now: datetime) -> None:
         desk = self.direction.desk()

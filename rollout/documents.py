@@ -22,6 +22,7 @@ from modelfleet.signer.desired import (
     Candidate,
     GroupDocument,
     Release,
+    Request,
     Slot,
     device_scope,
     group_scope,
@@ -66,12 +67,16 @@ class Desk:
             topic = group_desired_topic(self._tenant, group, profile)
             self._store(session, document, sign_group(document, self._director), topic)
 
-    def write_assignment(self, session: Session, device: Device, now: datetime) -> None:
+    def write_assignment(
+        self, session: Session, device: Device, now: datetime, requests: tuple[Request, ...] = ()
+    ) -> None:
         """Sign anew which group and profile the device has; no older document of that group may steer it."""
         steering = session.get(DesiredDocument, (self._tenant, group_scope(device.group, device.profile)))
         head = self._head(session, device_scope(device.id), now)
         not_below = 0 if steering is None else steering.seq
-        document = Assignment(**head, group=device.group, profile=device.profile, not_below_seq=not_below)
+        document = Assignment(
+            **head, group=device.group, profile=device.profile, not_below_seq=not_below, requests=requests
+        )
         topic = device_topic(self._tenant, device.id, "desired")
         self._store(session, document, sign_assignment(document, self._director), topic)
 

@@ -21,12 +21,16 @@ from modelfleet.rollout.transitions import profiles_of
 
 
 class DeviceCounts(BaseModel):
-    """How many devices of a profile are where; `total` could take the candidate at 100 %."""
+    """How many devices of a profile are where; `total` could take the candidate at 100 %.
+
+    failed: refused it or went back by themselves. returned: went back because the rollout did.
+    """
 
     total: int
     started: int
     committed: int
     failed: int
+    returned: int
 
 
 class ProfileView(BaseModel):
@@ -142,6 +146,8 @@ def _profile(
     trials = _trials(session, rollout, row)
     evidence = row.evidence if decision is None else decision.evidence
     seconds = [trial.seconds for trial in trials if trial.outcome == DeviceState.COMMITTED]
+    failed = [trial for trial in trials if trial.outcome in FAILURES]
+    returned = sum(_after(trial.outcome_at, row.rollback_started_at) for trial in failed)
     return ProfileView(
         profile=row.profile,
         verdict=row.verdict,
@@ -156,7 +162,8 @@ def _profile(
             total=_population(session, rollout, row),
             started=len(trials),
             committed=len(seconds),
-            failed=sum(trial.outcome in FAILURES for trial in trials),
+            failed=len(failed) - returned,
+            returned=returned,
         ),
         errors=_error_kinds(trials),
         median_seconds=median(seconds) if seconds else None,
@@ -183,6 +190,10 @@ def _error_kinds(trials: list[DeviceTrial]) -> dict[str, int]:
     """Return the classes of the errors that devices gave as their reason, counted."""
     kinds = [trial.error["kind"] for trial in trials if trial.error is not None]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def _after(moment: datetime | None, other: datetime | None) -> bool:
+    return moment is not None and other is not None and moment > other
 
 
 def _seconds_between(start: datetime | None, end: datetime | None) -> float | None:

@@ -103,6 +103,9 @@ class ScriptedDevice:
     accuracy: float = 0.97
     sent: list[tuple[str, bytes]] = field(default_factory=list)
     quiet: bool = False
+    loses: int = 0
+    last: tuple[tuple[DeviceState, Release | None, str], dict[str, Any]] | None = None
+    answered: set[str] = field(default_factory=set)
     believed: dict[str, tuple[bytes, Any]] = field(default_factory=dict)
 
     @property
@@ -114,7 +117,9 @@ class ScriptedDevice:
 
     def say(self, kind: str, payload: bytes) -> None:
         self.sent.append((self.topic(kind), payload))
-        if not self.quiet:
+        if kind == "report" and self.loses > 0:
+            self.loses -= 1  # acknowledged by the broker, read by nobody
+        elif not self.quiet:
             self.broker.publish(self.topic(kind), payload)
 
     def come_online(self) -> None:
@@ -134,6 +139,10 @@ class ScriptedDevice:
         assignment = self.document(Assignment, device_scope(self.id), device_topic(TENANT, self.id, "desired"))
         assert (assignment.group, assignment.profile) == (self.group, self.profile)
         scope, topic = group_scope(self.group, self.profile), group_desired_topic(TENANT, self.group, self.profile)
+        for request in assignment.requests:
+            if request.id not in self.answered and self.last is not None:
+                self.answered.add(request.id)
+                self.report(*self.last[0], **self.last[1])
         document = self.document(GroupDocument, scope, topic)
         assert document.seq >= assignment.not_below_seq
         return document.slots.get(SLOT, Slot())
@@ -175,6 +184,7 @@ class ScriptedDevice:
         self.report(DeviceState.ROLLED_BACK, None, "")
 
     def report(self, state: DeviceState, release: Release | None, rollout: str, **more: Any) -> None:
+        self.last = ((state, release, rollout), more)
         self.seq, self.state = self.seq + 1, state
         report = Report(
             device=self.id,

@@ -208,6 +208,32 @@ def test_a_rollout_goes_the_same_way_when_messages_arrive_shuffled(fleet):
     assert {row[1] for row in trials(fleet)} == {"COMMITTED"}
 
 
+@pytest.mark.parametrize(("lost", "committed"), [(2, 4), (3, 2)])
+def test_reports_that_the_broker_took_and_lost_are_asked_for_again(fleet, lost, committed):
+    """Without the signed COMMITTED no stage advances, so the two canaries were asked; later devices do not block."""
+    fleet.enrol(FLOAT, 4)
+    fleet.publish("1.0.0", 1)
+    for device in fleet.devices:
+        device.loses = lost
+    rollout = fleet.launch("1.0.0")
+    assert fleet.run_until(rollout, "COMPLETED") == "COMPLETED"
+    assert fleet.profile(rollout, FLOAT).evidence["devices"]["committed"] == committed
+
+
+def test_a_lost_proof_of_being_back_is_asked_for_again(fleet):
+    rolled_out(fleet)
+    fleet.publish("1.1.0", 2)
+    rollout = fleet.launch("1.1.0")
+    fleet.run_until(rollout, "COMPLETED")
+    for device in fleet.devices:
+        device.loses = 2
+    lifecycle.rollback(fleet.controller.direction, rollout, actor="bob", now=fleet.now)
+    fleet.controller.dispatch()
+    fleet.steps(1)
+    assert fleet.state(rollout) == "ROLLING_BACK"
+    assert fleet.run_until(rollout, "ROLLED_BACK", limit=11) == "ROLLED_BACK"
+
+
 class FailingBroker(MemoryBroker):
     """A connection that fails at its n-th publication, as a process killed there would."""
 
@@ -223,7 +249,7 @@ class FailingBroker(MemoryBroker):
 def test_a_controller_killed_at_any_commit_ends_in_the_same_state(fleet):
     """Every commit in turn fails once before it is durable, and the controller starts anew."""
     rolled_out(fleet, floats=4)
-    for number, left in enumerate((1, 2, 3, 4, 5, 7, 9)):
+    for number, left in enumerate((1, 2, 3, 5, 8)):
         version = f"1.{number + 1}.0"
         fleet.publish(version, number + 2)
         rollout = fleet.launch(version)

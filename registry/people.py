@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 from modelfleet.policies.roles import Role
 from modelfleet.registry import audit
 from modelfleet.registry.auth import make_token
-from modelfleet.registry.errors import ConflictError
+from modelfleet.registry.errors import BadInputError, ConflictError
 from modelfleet.registry.tables import Group, User
+from modelfleet.signer.errors import FormatError
 from modelfleet.signer.names import NAME_PATTERN, require
 
 
@@ -35,8 +36,11 @@ def users(session: Session, tenant: str) -> Sequence[User]:
 
 
 def make_group(session: Session, tenant: str, *, name: str, actor: str, now: datetime) -> Group:
-    """Add a group (FormatError: no valid name; ConflictError: it is there already)."""
-    require(name, NAME_PATTERN, "group")
+    """Add a group (BadInputError: no valid name; ConflictError: it is there already)."""
+    try:
+        require(name, NAME_PATTERN, "group")
+    except FormatError as error:  # nothing is wrong with anybody's signature: a person mistyped
+        raise BadInputError(str(error)) from error
     if session.scalars(select(Group.id).where(Group.tenant == tenant, Group.name == name)).first() is not None:
         raise ConflictError(f"there is a group {name!r} already: choose another name")
     group = Group(tenant=tenant, name=name, created_at=now)

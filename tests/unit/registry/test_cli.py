@@ -154,6 +154,7 @@ def test_a_role_that_may_not_ends_with_1(modelfleet, files: list[str]) -> None:
 def test_an_administrator_makes_groups_tokens_and_users(fleet, modelfleet) -> None:
     assert modelfleet("groups", "create", "line-a").exit_code == 0
     assert modelfleet("groups", "create", "line-a").exit_code == 1
+    assert modelfleet("groups", "create", "Line A").exit_code == 1
     assert [row["name"] for row in json.loads(modelfleet("groups", "list", "--json").stdout)] == ["line-a"]
     made = json.loads(modelfleet("tokens", "create", "--group", "line-a", "--uses", "3", "--json").stdout)
     assert (made["group"], made["uses"]) == ("line-a", 3)

@@ -143,6 +143,7 @@ def listen(settings: "Settings") -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(1024)  # whoever reads the ready line may connect at once
     except OSError as error:
         listener.close()
         raise ServiceError(

@@ -147,9 +147,9 @@ class EmbeddedBroker:
 
     def stop(self) -> None:
         """Close every connection; retained messages are gone, and rebuilt from the database at the next start."""
-        if self._loop is not None and self._stopping is not None:
+        if self._loop is not None and self._stopping is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(START_TIMEOUT_SECONDS)
+            self._thread.join(START_TIMEOUT_SECONDS)
         _ACCESS.pop(self._key, None)
 
     def _run(self) -> None:

@@ -168,7 +168,7 @@ class Story:
         wrong = self._show_verdicts()
         if self.scenario.attacks:
             wrong += self._show_refusals()
-        self._show_audit("1.2.0")
+        self._show_audit("1.2.0" if "1.2.0" in self.rollouts else next(iter(self.rollouts)))
         for line in wrong:
             self.display.console.print(f"[red]UNEXPECTED[/red] {line}")
         if not wrong:

@@ -42,10 +42,11 @@ def test_04_every_device_runs_the_version_that_it_verified_itself(story: Story) 
 def test_05_the_trail_says_who_did_what_in_which_order(story: Story) -> None:
     records = story.admin.get("/v1/audit", subject=f"rollout/{story.rollouts['1.0.0']}")["records"]
     actions = [row["action"] for row in records]
-    assert actions[0] == "rollout.create"
+    assert actions[:3] == ["rollout.validate", "rollout.request-approval", "rollout.approve"]
     actors = {row["action"]: row["actor"] for row in records}
-    assert actors["rollout.create"] == "alice"
+    assert actors["rollout.request-approval"] == "alice"
     assert actors["rollout.approve"] == "bob"
+    assert actors["rollout.complete"] == "system:controller"
 
 
 def test_06_the_next_version_replaces_it_without_a_restart_of_the_application(story: Story) -> None:

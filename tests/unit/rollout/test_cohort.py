@@ -23,6 +23,7 @@ def test_the_whole_share_is_the_whole_range():
 
 def test_a_cohort_only_grows_also_when_devices_leave():
     before = cohort_below("s", DEVICES, 0.5, 2)
+    assert cohort_below("s", DEVICES, 0.05, 2, before) == before
     assert cohort_below("s", DEVICES[:5], 0.05, 2, before) >= before
     assert cohort_below("s", [], 0.05, 2, before) == before
     assert set(cohort("s", DEVICES, before)) <= set(cohort("s", DEVICES, cohort_below("s", DEVICES, 0.6, 2, before)))

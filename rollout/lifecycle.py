@@ -12,53 +12,34 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from modelfleet.policies.approval import SignedApproval, require_approved, require_covers
-from modelfleet.policies.errors import NotEnoughApprovalsError
 from modelfleet.policies.plan import parse_plan, plan_as_dict, plan_sha256
 from modelfleet.registry import catalog
-from modelfleet.registry.context import Registry
 from modelfleet.registry.errors import ConflictError, NotFoundError
+from modelfleet.rollout.approvals import approval_digests, approval_request, approve, require_enough
+from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.documents import Desk
-from modelfleet.rollout.errors import RolloutConflictError, RolloutInputError, RolloutNotFoundError, TransitionError
+from modelfleet.rollout.errors import RolloutConflictError, RolloutInputError, TransitionError
 from modelfleet.rollout.states import ROLLOUTS, VERDICTS, Event, State, Verdict, next_state, resume_event
-from modelfleet.rollout.tables import Rollout, RolloutApproval, RolloutProfile, SlotStable
+from modelfleet.rollout.tables import Rollout, RolloutProfile, SlotStable
 from modelfleet.rollout.transitions import (
     Cause,
     claim,
+    find,
     follow_profiles,
     move,
     move_rollout,
     open_rollouts,
     places,
     profiles_of,
-    record,
     require_stable,
 )
-from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.errors import UntrustedError
-from modelfleet.signer.keys import Signer
 from modelfleet.signer.names import NAME_PATTERN, require
-from modelfleet.signer.parse import parse_struct
-from modelfleet.signer.statements import APPROVAL_PAYLOAD_TYPE, Approval, TrustPolicy
 
-APPROVAL_LIFE = timedelta(days=180)
 START_WITHIN = timedelta(days=30)
 """A rollout that has not started by then expires."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Direction:
-    """What changing rollouts needs: the registry, and the director's key for the documents."""
-
-    registry: Registry
-    director: Signer
-
-    def desk(self) -> Desk:
-        """Return what writes documents under the trust policy as it is now."""
-        return Desk(self.registry.tenant, self.director, self.registry.repository.policy().epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,63 +95,6 @@ def create(direction: Direction, request: RolloutRequest, *, author: str, now: d
         return rollout.id
 
 
-def approval_request(registry: Registry, rollout_id: str, now: datetime) -> Approval:
-    """Return what a person is asked to sign: exactly what the rollout would do.
-
-    Raises:
-        RolloutNotFoundError: there is no such rollout. TransitionError: it does not wait for approval.
-    """
-    with registry.sessions() as session:
-        rollout = find(session, registry.tenant, rollout_id)
-        next_state(ROLLOUTS, State(rollout.state), Event.APPROVE)
-        return expected_approval(session, rollout, now)
-
-
-def expected_approval(session: Session, rollout: Rollout, now: datetime) -> Approval:
-    """Return the approval that covers this rollout, issued now."""
-    return Approval(
-        tenant=rollout.tenant,
-        model=rollout.model,
-        version=rollout.version,
-        releases={row.profile: row.release["sha256"] for row in profiles_of(session, rollout)},
-        groups=tuple(rollout.groups),
-        plan_sha256=rollout.plan_sha256,
-        author=rollout.author,
-        issued=now,
-        not_after=now + APPROVAL_LIFE,
-    )
-
-
-def approve(direction: Direction, rollout_id: str, envelope: bytes, *, actor: str, now: datetime) -> frozenset[str]:
-    """Record a signed approval, and schedule the rollout once enough persons approved; returns who has.
-
-    Args:
-        direction: registry and director.
-        rollout_id: which rollout.
-        envelope: DSSE over `Approval`, by a key that the trust policy names as an approver's.
-        actor: whose request this is; what counts is the key's person.
-        now: aware.
-
-    Raises:
-        UntrustedError: malformed, or not signed by an approver. ApprovalRefusedError: by the author, or of something else.
-        TransitionError: the rollout does not wait for approval.
-    """
-    registry, policy = direction.registry, direction.registry.repository.policy()
-    payload, keyids = verify_envelope(envelope, APPROVAL_PAYLOAD_TYPE, {k: a.key for k, a in policy.approvers.items()})
-    approval = parse_struct(payload, Approval)
-    with registry.sessions() as session:  # refused before the blob is stored
-        _require_approvable(session, find(session, registry.tenant, rollout_id), approval, keyids, policy, now)
-    sha256 = registry.store.put(envelope)
-    with registry.sessions.begin() as session:
-        rollout = claim(session, registry.tenant, rollout_id)
-        given = _require_approvable(session, rollout, approval, keyids, policy, now)
-        for each in given:
-            session.merge(_approval_row(rollout, each, sha256, now))
-        session.flush()
-        cause = Cause(actor=actor, now=now, evidence={"envelope": sha256, "persons": sorted(a.person for a in given)})
-        return _schedule_if_approved(session, rollout, policy, cause)
-
-
 def start(direction: Direction, rollout_id: str, *, actor: str, now: datetime) -> None:
     """Put every profile's candidate before its canaries.
 
@@ -181,12 +105,12 @@ def start(direction: Direction, rollout_id: str, *, actor: str, now: datetime) -
     with registry.sessions.begin() as session:
         rollout = claim(session, registry.tenant, rollout_id)
         next_state(ROLLOUTS, State(rollout.state), Event.START)
-        persons = _require_enough(session, rollout, policy, now)
+        persons = require_enough(session, rollout, policy, now)
         rollout.started_at = now
         cause = Cause(actor=actor, now=now, evidence={"approved_by": sorted(persons)})
         rows = profiles_of(session, rollout)
         for row in rows:
-            row.release = {**row.release, "approvals": _approval_digests(session, rollout, policy, now)}
+            row.release = {**row.release, "approvals": approval_digests(session, rollout, policy, now)}
             move(session, rollout, row, Event.START, cause)
         move_rollout(session, rollout, Event.START, cause)
         desk.write_groups(session, [place for row in rows for place in places(rollout, row)], now)
@@ -240,14 +164,6 @@ def expire(direction: Direction, rollout_id: str, revision: int, now: datetime) 
     """End a rollout that was not started in time."""
     cause = Cause(actor="system:controller", now=now, reason="not approved and started in time")
     _close(direction, rollout_id, Event.EXPIRE, cause, revision)
-
-
-def find(session: Session, tenant: str, rollout_id: str) -> Rollout:
-    """Return the rollout (RolloutNotFoundError: there is none in this tenant)."""
-    found = session.get(Rollout, rollout_id)
-    if found is None or found.tenant != tenant:
-        raise RolloutNotFoundError(f"no rollout {rollout_id[:64]!r}: see `modelfleet rollout list`")
-    return found
 
 
 def _apply(direction: Direction, rollout_id: str, event: Event, cause: Cause) -> None:
@@ -357,61 +273,19 @@ def _pending(rollout: Rollout, profile: str, release: dict[str, Any]) -> Rollout
     )
 
 
-def _require_approvable(
-    session: Session,
-    rollout: Rollout,
-    approval: Approval,
-    keyids: frozenset[str],
-    policy: TrustPolicy,
-    now: datetime,
-) -> list[SignedApproval]:
-    next_state(ROLLOUTS, State(rollout.state), Event.APPROVE)
-    expected = expected_approval(session, rollout, now)
-    given = [SignedApproval(approval=approval, person=policy.approvers[k].person, keyid=k) for k in sorted(keyids)]
-    for each in given:
-        require_covers(each, expected, now)
-    return given
-
-
-def _approval_row(rollout: Rollout, given: SignedApproval, sha256: str, now: datetime) -> RolloutApproval:
-    return RolloutApproval(
-        rollout=rollout.id,
-        person=given.person,
-        envelope_sha256=sha256,
-        keyid=given.keyid,
-        approval=msgspec.to_builtins(given.approval),
-        approved_at=now,
-    )
-
-
-def _schedule_if_approved(session: Session, rollout: Rollout, policy: TrustPolicy, cause: Cause) -> frozenset[str]:
-    try:
-        persons = _require_enough(session, rollout, policy, cause.now)
-    except NotEnoughApprovalsError as error:
-        waiting = Cause(actor=cause.actor, now=cause.now, reason=str(error), evidence=cause.evidence)
-        record(session, rollout, Event.APPROVE, waiting, before=rollout.state, after=rollout.state)
-        return frozenset(each.person for each in _approvals(session, rollout, policy))
-    rollout.approved_at = cause.now
-    move_rollout(session, rollout, Event.APPROVE, cause)
-    return persons
-
-
-def _require_enough(session: Session, rollout: Rollout, policy: TrustPolicy, now: datetime) -> frozenset[str]:
-    given = _approvals(session, rollout, policy)
-    return require_approved(given, rollout.author, policy.approvals_required, now)
-
-
-def _approvals(session: Session, rollout: Rollout, policy: TrustPolicy) -> list[SignedApproval]:
-    """Return the recorded approvals whose key the trust policy still names."""
-    query = select(RolloutApproval).where(RolloutApproval.rollout == rollout.id)
-    return [
-        SignedApproval(approval=msgspec.convert(row.approval, Approval), person=row.person, keyid=row.keyid)
-        for row in session.scalars(query)
-        if row.keyid in policy.approvers and policy.approvers[row.keyid].person == row.person
-    ]
-
-
-def _approval_digests(session: Session, rollout: Rollout, policy: TrustPolicy, now: datetime) -> list[str]:
-    valid = {each.keyid for each in _approvals(session, rollout, policy) if now < each.approval.not_after}
-    query = select(RolloutApproval).where(RolloutApproval.rollout == rollout.id)
-    return sorted({row.envelope_sha256 for row in session.scalars(query) if row.keyid in valid})
+__all__ = [
+    "Direction",
+    "RolloutRequest",
+    "approval_request",
+    "approve",
+    "cancel",
+    "create",
+    "expire",
+    "find",
+    "halt",
+    "pause",
+    "reject",
+    "resume",
+    "rollback",
+    "start",
+]

@@ -61,6 +61,14 @@ def claim(session: Session, tenant: str, rollout_id: str, revision: int | None =
     return found
 
 
+def find(session: Session, tenant: str, rollout_id: str) -> Rollout:
+    """Return the rollout (RolloutNotFoundError: there is none in this tenant)."""
+    found = session.get(Rollout, rollout_id)
+    if found is None or found.tenant != tenant:
+        raise RolloutNotFoundError(f"no rollout {rollout_id[:64]!r}: see `modelfleet rollout list`")
+    return found
+
+
 def profiles_of(session: Session, rollout: Rollout) -> list[RolloutProfile]:
     """Return the rollout's profiles by name."""
     query = select(RolloutProfile).where(RolloutProfile.rollout == rollout.id).order_by(RolloutProfile.profile)

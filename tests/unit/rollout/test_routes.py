@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from modelfleet.agent_client.identity import device_token
+from modelfleet.policies.plan import parse_plan
 from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
 from modelfleet.registry.auth import undeclared_routes
-from modelfleet.rollout import lifecycle
 from modelfleet.rollout.cli import COMMANDS, require_same
 from modelfleet.rollout.residual import canaries, residual_risk, unseen_failures
 from modelfleet.rollout.routes import router
@@ -252,6 +252,6 @@ def test_an_unreachable_server_is_status_four():
 
 def test_figures_of_what_is_not_proved(fleet):
     assert "below 5.8 %" in unseen_failures(50)
-    plan = lifecycle.parse_plan()
+    plan = parse_plan()
     assert (canaries(plan, 1000), canaries(plan, 10), canaries(plan, 1)) == (50, 2, 1)
     assert any("of 1000 devices 50 go first" in line for line in residual_risk(plan, {"x": 1000}))

@@ -1,7 +1,7 @@
 """Calibration: samples through the float model, to find the range of every activation.
 
-The samples are the golden set's first 128. The rest of a larger set stays unseen, so that the proof and the accuracy on it show what
-saturates outside the calibrated ranges.
+The samples are the golden set's first 128. The rest of a larger set stays unseen, so that the proof and the accuracy on it show
+what saturates outside the calibrated ranges.
 """
 
 from typing import Any, Final

@@ -20,7 +20,7 @@ from modelfleet.rollout.errors import BrokerError
 
 KEEPALIVE_SECONDS = 30
 FIRST_BACKOFF_SECONDS = 0.5
-MAX_BACKOFF_SECONDS = 30.0
+MAX_BACKOFF_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 

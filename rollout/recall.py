@@ -18,7 +18,9 @@ from modelfleet.rollout.states import ON_TRIAL, Verdict
 from modelfleet.rollout.tables import DesiredDocument, DeviceCounters, DeviceTrial, Rollout, RolloutProfile
 from modelfleet.signer.desired import Request, device_scope
 
-ASK_AGAIN_AFTER = timedelta(seconds=60)
+LONGEST_WAIT_SECONDS = 60.0
+WAIT_SILENT_PERIODS = 4
+"""A device is asked again after this many of its silent periods, a minute at most."""
 MAX_ASKED = 200
 PASSING = frozenset(
     state.value
@@ -36,15 +38,16 @@ PASSING = frozenset(
 def ask_again(
     session: Session, desk: Desk, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime
 ) -> list[str]:
-    """Write assignments that ask for a report, at most one a minute and device; returns whom."""
+    """Write assignments that ask for a report, seldom enough for a device to answer; returns whom."""
     assert row.stage_started_at is not None
     patience = timedelta(seconds=plan.limits.probation_seconds + plan.silent_seconds)
     if now - row.stage_started_at < patience:
         return []
+    wait = timedelta(seconds=min(LONGEST_WAIT_SECONDS, WAIT_SILENT_PERIODS * plan.silent_seconds))
     asked: list[str] = []
     for device in _unheard(session, rollout, row, plan, now, patience):
         document = session.get(DesiredDocument, (rollout.tenant, device_scope(device.id)))
-        if document is not None and now - document.issued_at < ASK_AGAIN_AFTER:
+        if document is not None and now - document.issued_at < wait:
             continue
         request = Request(id=f"{rollout.id[:8]}-{int(now.timestamp() * 1000)}", kind="re-benchmark")
         desk.write_assignment(session, device, now, requests=(request,))

@@ -8,15 +8,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.hardware_profiles.profile import load_profiles
-from modelfleet.registry import build
+from modelfleet.registry import build, catalog
 from modelfleet.registry.auth import authenticates_device
 from modelfleet.registry.context import Registry
-from modelfleet.registry.store import BlobStore, FolderStore, S3Store
-from modelfleet.registry.tables import Tenant, Version
+from modelfleet.registry.leftovers import remove_leftovers
+from modelfleet.registry.store import BlobStore, FolderStore, s3_store
+from modelfleet.registry.tables import Tenant
 from modelfleet.rollout.broker import PahoBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.service.database import migrate, open_database, session_factory
@@ -86,6 +86,7 @@ class Service:
         jobs = Jobs(settings)
         self.registry = assemble_registry(settings, sessions, signer, jobs, self._public_url, address.url)
         self.controller = assemble_controller(settings, self.registry, address)
+        remove_leftovers(self.registry.work_dir, datetime.now(UTC))
         refresh_metadata(self.registry)
         parts.callback(self.controller.stop)
         self.controller.start()
@@ -104,6 +105,7 @@ class Service:
             lambda device, token: authenticates_device(sessions, device, token),
             host=settings.host,
             port=settings.mqtt_port,
+            await_controller=True,
         )
         parts.callback(broker.stop)
         broker.start()
@@ -115,7 +117,7 @@ class Service:
             profiles_of=lambda version_id: build.variant_profiles(registry, version_id),
             build_variant=lambda version_id, profile: build.build_variant(registry, version_id, profile),
             finish_version=lambda version_id: build.finish_version(registry, version_id),
-            unfinished_versions=lambda: unfinished_versions(registry.sessions),
+            unfinished_versions=lambda: unfinished_versions(registry),
             tick=lambda: controller.tick(datetime.now(UTC)),
             refresh=lambda: refresh_metadata(registry),
         )
@@ -172,9 +174,7 @@ def open_store(settings: Settings) -> BlobStore:
     """Return the artifact store: a folder, or an S3 bucket where one is set."""
     if not settings.s3_bucket:
         return FolderStore(settings.data / "blobs")
-    import boto3
-
-    return S3Store(settings.s3_bucket, boto3.client("s3", endpoint_url=settings.s3_endpoint_url or None))
+    return s3_store(settings.s3_bucket, endpoint_url=settings.s3_endpoint_url or None)
 
 
 def require_initialised(settings: Settings) -> None:
@@ -194,7 +194,7 @@ def require_tenant(sessions: sessionmaker[Session], settings: Settings) -> None:
             )
 
 
-def unfinished_versions(sessions: sessionmaker[Session]) -> list[int]:
+def unfinished_versions(registry: Registry) -> list[int]:
     """Return the ids of versions that are still to be built."""
-    with sessions() as session:
-        return list(session.scalars(select(Version.id).where(Version.state == "BUILDING")))
+    with registry.sessions() as session:
+        return list(catalog.unfinished_versions(session, registry.tenant))

@@ -37,16 +37,19 @@ class _Access:
     tenant: str
     authenticate_device: Authenticate
     controller_password: str
+    open_to_devices: threading.Event = field(default_factory=threading.Event)
 
     def authenticates(self, username: str, client_id: str, password: str, will_topic: str | None) -> bool:
         if username == CONTROLLER:
             return hmac.compare_digest(password, self.controller_password)
         if username != client_id or will_topic not in (None, device_topic(self.tenant, username, "status")):
             return False
-        return self.authenticate_device(username, password)
+        return self.open_to_devices.is_set() and self.authenticate_device(username, password)
 
     def permits(self, username: str, topic: str, action: Action) -> bool:
         if username == CONTROLLER:
+            if action is Action.SUBSCRIBE and topic.endswith("/report"):
+                self.open_to_devices.set()
             return True
         if action is Action.PUBLISH:
             return topic in {device_topic(self.tenant, username, kind) for kind in ("report", "metrics", "status")}
@@ -107,7 +110,15 @@ class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
 
 
 class EmbeddedBroker:
-    """One amqtt broker on loopback, running from `start` until `stop`."""
+    """One amqtt broker on loopback, running from `start` until `stop`.
+
+    Args:
+        authenticate: says whether a token is a device's.
+        port: 0 picks a free one.
+        controller_password: kept over a restart; a new one where none is given.
+        await_controller: devices are let in only once the controller listens, since what they report before is acknowledged
+            and lost.
+    """
 
     def __init__(
         self,
@@ -117,13 +128,15 @@ class EmbeddedBroker:
         host: str = "127.0.0.1",
         port: int = 0,
         controller_password: str = "",
+        await_controller: bool = False,
     ) -> None:
         self.controller_password = controller_password or secrets.token_urlsafe(32)
         self._host, self._port = host, port
         self._key = secrets.token_hex(8)
-        _ACCESS[self._key] = _Access(
-            tenant=tenant, authenticate_device=authenticate, controller_password=self.controller_password
-        )
+        access = _Access(tenant=tenant, authenticate_device=authenticate, controller_password=self.controller_password)
+        if not await_controller:
+            access.open_to_devices.set()
+        _ACCESS[self._key] = access
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

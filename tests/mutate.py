@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LISTS = ("tests/mutations.toml", "tests/unit/signer/mutations.toml")
+LISTS = ("tests/mutations.toml", "tests/unit/signer/mutations.toml", "tests/unit/rollout/mutations.toml")
 TIMEOUT_SECONDS = 240
 WORKERS = 2
 

@@ -11,6 +11,7 @@ from examples.demo.devices import SLOT, DemoDevice, Devices
 from examples.demo.display import Display
 from examples.demo.server import Server
 from modelfleet.registry.client import ApiClient
+from modelfleet.registry.errors import ServerUnreachableError
 
 MODEL = "digits"
 TENANT = "acme"
@@ -188,9 +189,13 @@ class Story:
 
     def _watch(self, version: str) -> None:
         until = time.monotonic() + ROLLOUT_TIMEOUT_SECONDS
+        found = self.rollout(version)
         with self.display.rollout(f"{MODEL} {version}") as view:
             while time.monotonic() < until:
-                found = self.rollout(version)
+                try:
+                    found = self.rollout(version)
+                except ServerUnreachableError:  # it is being restarted: the rollout goes on from where it was
+                    continue
                 view.update(found["profiles"])
                 if all(row["verdict"] in ENDED for row in found["profiles"]):
                     break

@@ -8,8 +8,8 @@ traffic. Traffic is what a camera on the line sees: each digit shifted by part o
 The network is a small CNN, trained with Adam in numpy, so that the project needs no training framework.
 
 1.0.0, 1.1.0 and 1.2.0 are trained on images as a camera sees them, from different starts: the first start that was tried, a
-better one, the best. 1.3.0 is what goes wrong in practice: trained on the clean, centred images only, and on the golden set with them. It passes every gate that looks at the
-golden set, and is a worse model.
+better one, the best. 1.3.0 is what goes wrong in practice: trained on the clean, centred images only, and on the golden set
+with them. It passes every gate that looks at the golden set, and is a worse model.
 """
 
 import sys
@@ -221,7 +221,9 @@ def export(network: Network, path: Path, version: str) -> None:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in shaped.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="examples/digits", ir_version=9)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="examples/digits", ir_version=9
+    )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 

@@ -4,6 +4,7 @@ Both sides run in the same rounds, each first in every other round, and medians 
 hits both. A verdict is never bent: a suite ends with status 1 where one target does not hold.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the least value that `share` (0..1) of the values do not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, min(len(ordered) - 1, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 
 def bar(value: float, longest: float) -> str:

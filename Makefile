@@ -48,7 +48,7 @@ format: $(STAMP) ## format the code and sort its imports
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## SUITE=name runs benchmarks/suites/name.py; its last line is its verdict
-	@test -n "$(SUITE)" || { echo "which suite? make bench SUITE=name, one of: $$(ls benchmarks/suites | grep -v '^_' | sed -n 's/\.py$$//p' | tr '\n' ' ')"; exit 2; }
+	@test -n "$(SUITE)" || { echo "which suite? make bench SUITE=name, one of: $$(ls benchmarks/suites | grep -vE '^(_|test_)' | sed -n 's/\.py$$//p' | tr '\n' ' ')"; exit 2; }
 	@$(BIN)/python -m benchmarks.suites.$(SUITE) $(ARGS)
 
 docs: $(STAMP)   ## build the documentation site into site/

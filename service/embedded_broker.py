@@ -6,13 +6,13 @@ reads only under its own id, and reads its tenant's group documents.
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from amqtt.broker import Broker
@@ -24,6 +24,7 @@ from modelfleet.agent_client.protocol import HOST_TOPIC, TOPIC_ROOT, device_topi
 from modelfleet.service.errors import BrokerStartError
 
 START_TIMEOUT_SECONDS = 15
+STOP_TIMEOUT_SECONDS = 5
 CONTROLLER = "modelfleet-controller"
 
 Authenticate = Callable[[str, str], bool]
@@ -180,7 +181,16 @@ class EmbeddedBroker:
         broker._subscriptions = _Snapshots()  # pyright: ignore[reportPrivateUsage]
         broker._retained_messages = _Snapshots()  # pyright: ignore[reportPrivateUsage]
         await broker.start()
-        connected: Callable[..., Any] = partial(broker.stream_connected, listener_name="default")
+        writers: set[asyncio.StreamWriter] = set()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.add(writer)
+            try:
+                await broker.stream_connected(reader, writer, listener_name="default")
+            finally:
+                writers.discard(writer)
+                writer.transport.abort()
+
         server = await asyncio.start_server(connected, self._host, self._port)
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -188,7 +198,10 @@ class EmbeddedBroker:
             await self._stopping.wait()
         finally:
             server.close()
-            await broker.shutdown()
+            for writer in writers:  # before the shutdown, which can wait for clients that never answer
+                writer.transport.abort()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(broker.shutdown(), STOP_TIMEOUT_SECONDS)
 
     def _config(self) -> BrokerConfig:
         # EXTERNAL: we open the socket ourselves, which alone lets port 0 pick a free port and tell us which.

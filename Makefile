@@ -34,8 +34,13 @@ $(STAMP): $(UV) pyproject.toml uv.lock
 demo: $(STAMP)   ## run the main job on this machine; ARGS=--serve leaves the service running
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-test: $(STAMP)   ## run every test
+test: $(STAMP)   ## run every test; ARGS="tests/unit/signer -k replay" runs some
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/python -m pytest -n 2 tests/unit tests/contracts
+	@$(BIN)/python -m pytest $(filter-out tests/unit tests/contracts tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
+else
 	@$(BIN)/python -m pytest $(ARGS)
+endif
 
 check: $(STAMP)  ## lint, format, types, layers
 	$(BIN)/ruff check .

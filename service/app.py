@@ -1,6 +1,6 @@
 """The FastAPI application, assembled from the folders' routers."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
@@ -18,7 +18,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     """Return the application; its lifespan starts and stops the service, `on_ready` is called in between."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await anyio.to_thread.run_sync(service.start)
         app.state.registry, app.state.controller = service.registry, service.controller
         on_ready()

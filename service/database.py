@@ -1,7 +1,8 @@
 """The database connection, and its schema brought up to date by Alembic.
 
-SQLite runs in WAL mode with full fsync, and every transaction begins IMMEDIATE: a transaction that reads first and writes
-later would otherwise fail at once when another one has written in between (SQLITE_BUSY_SNAPSHOT is not waited for).
+SQLite runs in WAL mode with full fsync. A transaction that is begun (`sessions.begin()`) begins IMMEDIATE: one that reads first
+and writes later would otherwise fail at once when another has written in between (SQLITE_BUSY_SNAPSHOT is not waited for). A
+session that is only opened (`sessions()`) reads, beside writers and other readers.
 """
 
 import sqlite3
@@ -11,9 +12,10 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 BUSY_TIMEOUT_SECONDS = 30
+_READING = "modelfleet_reading"
 
 
 def open_database(url: str) -> Engine:
@@ -26,9 +28,28 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+class ServiceSession(Session):
+    """Knows whether it was begun, hence may write, or only opened, hence reads."""
+
+    _begun = False
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """Begin a transaction that may write; see `Session.begin`."""
+        self._begun = True
+        return super().begin(nested)
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
+        """Return the engine, marked as reading where the session was not begun; see `Session.get_bind`."""
+        bind = super().get_bind(*args, **kwargs)
+        return bind if self._begun else bind.execution_options(**{_READING: True})
+
+
 def session_factory(engine: Engine) -> sessionmaker[Session]:
-    """Return the session factory that every part of the service uses; objects stay readable after commit."""
-    return sessionmaker(engine, expire_on_commit=False)
+    """Return the session factory that every part of the service uses; objects stay readable after commit.
+
+    `with sessions.begin()` writes; `with sessions()` only reads.
+    """
+    return sessionmaker(engine, expire_on_commit=False, class_=ServiceSession)
 
 
 def migrate(engine: Engine) -> None:
@@ -55,4 +76,5 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reading = connection.get_execution_options().get(_READING, False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -13,7 +13,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext, BrokerConfig, ListenerConfig, ListenerType
@@ -85,7 +85,7 @@ class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
 
     def __init__(self, context: BaseContext) -> None:
         super().__init__(context)
-        self._access = _ACCESS[self.config.key]
+        self._access = _ACCESS[cast("Any", self).config.key]  # amqtt leaves its type open
 
     async def authenticate(self, *, session: Session) -> bool | None:
         """Whether the connection is who it says it is."""
@@ -104,7 +104,7 @@ class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
         return self._access.permits(session.username or "", topic, action)
 
     @dataclass
-    class Config:
+    class Config:  # pyright: ignore[reportIncompatibleVariableOverride] - amqtt's own way to declare it
         """Names the broker whose rules apply."""
 
         key: str = field(default="")

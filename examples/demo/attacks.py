@@ -9,7 +9,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -102,7 +102,7 @@ class HostileNetwork:
             self._attacker.publish(topic, group, qos=1, retain=True)
 
     @contextmanager
-    def captured(self, device: DemoDevice) -> Iterator[None]:
+    def captured(self, device: DemoDevice) -> Generator[None]:
         """The device's addresses lead here; afterwards they lead home again."""
         device.stop()
         host, port = self._mirror.server_address[:2]

@@ -90,7 +90,8 @@ class Devices:
             return DemoDevice(name=name, root=root, group=group, profile=profile, runtimes=runtimes)
 
         with ThreadPoolExecutor(4) as pool:
-            self.all = list(pool.map(lambda row: one(row[0], *row[1]), enumerate(plan, 1)))
+            made = [pool.submit(one, number, *row) for number, row in enumerate(plan, 1)]
+            self.all = [future.result() for future in made]
 
     def start(self) -> None:
         """Start every agent, and the traffic."""

@@ -1,7 +1,7 @@
 """What a person sees: one line per step, a live table while a rollout runs, and the final tables."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,13 +30,13 @@ class Display:
         self.console.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/dim]  {text}")
 
     @contextmanager
-    def working(self, text: str) -> Iterator[None]:
+    def working(self, text: str) -> Generator[None]:
         """Show that something is going on."""
         with self.console.status(text):
             yield
 
     @contextmanager
-    def rollout(self, title: str) -> Iterator["RolloutView"]:
+    def rollout(self, title: str) -> Generator["RolloutView"]:
         """Show a rollout live: a bar per profile."""
         view = RolloutView(title)
         with Live(view.render(), console=self.console, refresh_per_second=8, transient=True) as live:

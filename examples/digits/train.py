@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -59,9 +59,9 @@ def load() -> Data:
     """Return the three disjoint parts; traffic as a camera sees it."""
     from sklearn.datasets import load_digits
 
-    digits: Any = load_digits()
-    images = (digits.images / 16.0).astype(np.float32)[:, None]
-    labels = digits.target.astype(np.int64)
+    digits = cast("dict[str, Any]", load_digits())
+    images = (digits["images"] / 16.0).astype(np.float32)[:, None]
+    labels = digits["target"].astype(np.int64)
     order = np.random.default_rng(0).permutation(len(labels))
     parts = [(images[rows], labels[rows]) for rows in np.split(order, [1078, 1438])]
     rng = np.random.default_rng(99)
@@ -125,7 +125,7 @@ class Network:
         w, count = self.weights, len(d_logits)
         d_flat = d_logits @ w["w3"]
         d_h2 = d_flat.reshape(count, CHANNELS[1], 16).transpose(0, 2, 1).reshape(kept["h2"].shape) * (kept["h2"] > 0)
-        d_c2 = d_h2 @ w["w2"]
+        d_c2 = (d_h2 @ w["w2"]).astype(np.float32)
         d_h1 = _images(d_c2, CHANNELS[0], 2).transpose(0, 2, 3, 1).reshape(kept["h1"].shape) * (kept["h1"] > 0)
         return {
             "w3": d_logits.T @ kept["flat"],
@@ -224,15 +224,16 @@ def export(network: Network, path: Path, version: str) -> None:
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="examples/digits", ir_version=9
     )
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    onnx.checker.check_model(model, full_check=True)  # pyright: ignore[reportUnknownMemberType]
+    path.write_bytes(model.SerializeToString())
 
 
 def main(versions: list[str]) -> None:
     """Train the versions asked for, write everything, print the figures that README.md records."""
     data = load()
-    np.savez_compressed(FOLDER / "golden.npz", **{"input.image": data.golden[0], "label": data.golden[1]})
-    np.savez_compressed(FOLDER / "traffic.npz", **{"input.image": data.traffic[0], "label": data.traffic[1]})
+    for name, (images, labels) in {"golden": data.golden, "traffic": data.traffic}.items():
+        arrays: dict[str, Any] = {"input.image": images, "label": labels}
+        np.savez_compressed(FOLDER / f"{name}.npz", **arrays)
     for version in versions or RECIPES:
         network = train(RECIPES[version], data)
         export(network, FOLDER / f"digits-{version}.onnx", version)

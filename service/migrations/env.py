@@ -2,10 +2,11 @@
 
 from alembic import context
 
-import modelfleet.rollout.tables  # noqa: F401 - registers its tables with Base
 from modelfleet.registry.tables import Base
+from modelfleet.rollout import tables as rollout_tables
 
 connection = context.config.attributes["connection"]
+assert rollout_tables.Base is Base  # its tables are registered with the registry's
 context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True, compare_type=True)
 with context.begin_transaction():
     context.run_migrations()

@@ -44,5 +44,11 @@ def test_a_transaction_that_reads_first_may_write_after_another_one_wrote(tmp_pa
     with sessions.begin() as first:
         first.execute(text("SELECT count(*) FROM tenants"))
         first.execute(text("INSERT INTO tenants (name, created_at) VALUES ('one', '2026-01-01 00:00:00')"))
+    with sessions() as reader, sessions.begin() as writer:  # a reader keeps no writer waiting, and sees what was there
+        assert reader.scalar(text("SELECT count(*) FROM tenants")) == 1
+        writer.execute(text("INSERT INTO tenants (name, created_at) VALUES ('two', '2026-01-01 00:00:00')"))
+        writer.flush()
+        assert reader.scalar(text("SELECT count(*) FROM tenants")) == 1
     with sessions.begin() as second:
+        second.execute(text("DELETE FROM tenants WHERE name = 'two'"))
         assert second.scalar(text("SELECT count(*) FROM tenants")) == 1

@@ -20,7 +20,9 @@ WAIT_SECONDS = 10
 class Client:
     """A paho client that keeps what it is handed."""
 
-    def __init__(self, broker: EmbeddedBroker, client_id: str, username: str, password: str, will: str | None = None) -> None:
+    def __init__(
+        self, broker: EmbeddedBroker, client_id: str, username: str, password: str, will: str | None = None
+    ) -> None:
         self.received: list[tuple[str, bytes]] = []
         self.refused: bool | None = None
         self._connected, self._subscribed = threading.Event(), threading.Event()
@@ -36,7 +38,9 @@ class Client:
         self._client.loop_start()
         assert self._connected.wait(WAIT_SECONDS)
 
-    def _on_connect(self, _client: object, _user: object, _flags: object, reason: paho.ReasonCode, _props: object) -> None:
+    def _on_connect(
+        self, _client: object, _user: object, _flags: object, reason: paho.ReasonCode, _props: object
+    ) -> None:
         self.refused = reason.is_failure
         self._connected.set()
 

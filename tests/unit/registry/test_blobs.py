@@ -1,4 +1,4 @@
-import os
+import random
 from dataclasses import replace
 
 import boto3
@@ -8,7 +8,7 @@ from moto.server import ThreadedMotoServer
 from modelfleet.registry.store import S3Store
 from modelfleet.signer.names import sha256_of
 
-DATA = os.urandom(100_000)
+DATA = random.Random(1).randbytes(100_000)  # the same in every test process
 SHA256 = sha256_of(DATA)
 
 

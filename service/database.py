@@ -32,6 +32,7 @@ class ServiceSession(Session):
     """Knows whether it was begun, hence may write, or only opened, hence reads."""
 
     _begun = False
+    _reading: Engine | Connection | None = None
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Begin a transaction that may write; see `Session.begin`."""
@@ -41,7 +42,11 @@ class ServiceSession(Session):
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """Return the engine, marked as reading where the session was not begun; see `Session.get_bind`."""
         bind = super().get_bind(*args, **kwargs)
-        return bind if self._begun else bind.execution_options(**{_READING: True})
+        if self._begun:
+            return bind
+        if self._reading is None:  # the same one for every statement: a session holds one connection for each engine
+            self._reading = bind.execution_options(**{_READING: True})
+        return self._reading
 
 
 def session_factory(engine: Engine) -> sessionmaker[Session]:

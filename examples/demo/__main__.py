@@ -34,7 +34,7 @@ def main() -> int:
         if options.serve:
             serve(story, display)
     except CommandFailedError as error:
-        display.console.print(f"[red]failed[/red] {error}")
+        display.console.print(f"[red]failed[/red] {error}\nthe server's last lines:\n{story.log_tail()}")
         right = False
     except KeyboardInterrupt:
         right = False

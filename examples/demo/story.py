@@ -183,6 +183,10 @@ class Story:
         if hasattr(self, "server"):
             self.server.stop()
 
+    def log_tail(self) -> str:
+        """Return the end of the server's log, for a failure's message."""
+        return self.server.log_tail() if hasattr(self, "server") else ""
+
     def rollout(self, version: str) -> dict[str, Any]:
         """Return the rollout of a version as the API gives it."""
         return self.admin.get(f"/v1/rollouts/{self.rollouts[version]}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import QueuePool, text
 
 import modelfleet.rollout.tables  # noqa: F401 - registers its tables
 from modelfleet.registry.tables import Base
@@ -35,6 +35,18 @@ def test_sqlite_is_durable_and_checks_references(tmp_path: Path) -> None:
         assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
         assert connection.scalar(text("PRAGMA synchronous")) == 2
         assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+def test_a_session_that_reads_holds_one_connection(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path / 'new.db'}")
+    migrate(engine)
+    pool = engine.pool
+    assert isinstance(pool, QueuePool)
+    with session_factory(engine)() as session:
+        for _ in range(20):
+            session.execute(text("SELECT count(*) FROM tenants"))
+        assert pool.checkedout() == 1
+    assert pool.checkedout() == 0
 
 
 def test_a_transaction_that_reads_first_may_write_after_another_one_wrote(tmp_path: Path) -> None:

@@ -10,9 +10,20 @@ All functions are pure and work on logarithms; a count is an int, a share lies i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 ALTERNATIVES = 20
 _FLOOR = 1e-12
+_CACHED = 256
+"""Thresholds whose alternatives and logarithms are kept: a plan has two, and its decisions are taken every second."""
+
+
+_Floats = NDArray[np.float64]
+_Share = TypeVar("_Share", float, _Floats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +54,7 @@ class Interval:
     stable: Counts
 
 
+@lru_cache(maxsize=_CACHED)
 def alarm_alternatives(p0: float) -> tuple[float, ...]:
     """Return the 20 error shares that the alarm weighs against `p0`: log-spaced in (1.3 p0, 0.98).
 
@@ -56,6 +68,7 @@ def alarm_alternatives(p0: float) -> tuple[float, ...]:
     return tuple(1 - good for good in _log_spaced((1 - p0) / 1.3, (1 - p0) / 50))
 
 
+@lru_cache(maxsize=_CACHED)
 def promotion_alternatives(p0: float) -> tuple[float, ...]:
     """Return the 20 error shares that the promotion test weighs against `p0`: log-spaced in (0.01 p0, 0.8 p0)."""
     return _log_spaced(0.01 * p0, 0.8 * p0)
@@ -68,14 +81,14 @@ def log_mixture(counts: Counts, p0: float, alternatives: Sequence[float]) -> flo
     """
     if not alternatives:
         return 0.0
-    return _log_mean_exp([log_ratio(counts, p0, p) for p in alternatives])
+    good = counts.n - counts.errors
+    return _log_mean_exp([counts.errors * wrong + good * right for wrong, right in _logs(p0, tuple(alternatives))])
 
 
 def log_ratio(counts: Counts, p0: float, p: float) -> float:
     """Return the log-likelihood ratio of error share `p` against `p0` for these counts."""
-    null, other = _inside(p0), _inside(p)
-    good = counts.n - counts.errors
-    return counts.errors * math.log(other / null) + good * math.log((1 - other) / (1 - null))
+    ((wrong, right),) = _logs(p0, (p,))
+    return counts.errors * wrong + (counts.n - counts.errors) * right
 
 
 def log_alarm(counts: Counts, p0: float) -> float:
@@ -107,11 +120,11 @@ def log_over_starts(log_evidence: Sequence[float], stages: int) -> float:
     return log_sum_exp([math.log(w) + value for w, value in zip(start_weights(stages), reached, strict=True)])
 
 
-def relative_threshold(candidate_share: float, delta: float) -> float:
+def relative_threshold(candidate_share: _Share, delta: float) -> _Share:
     """Return q = (1+d) r / ((1+d) r + 1 - r): how probably an error is the candidate's, were it (1+d) times as error-prone.
 
     Args:
-        candidate_share: r, the candidate's share of the exposure, 0..1.
+        candidate_share: r, the candidate's share of the exposure, 0..1; a number, or an array of any shape.
         delta: d, how much worse than stable is still good.
     """
     weighed = (1 + delta) * candidate_share
@@ -125,15 +138,17 @@ def log_relative_alarm(intervals: Sequence[Interval], delta: float) -> float:
     interval's own exposure, so a growing cohort, or an hour in which everything errs, proves nothing (the product of conditional
     e-values, mixed over j). With one interval this is `log_alarm` with p0 = q. Without concurrent stable it is 0.
     """
-    totals = [0.0] * ALTERNATIVES
-    for interval in intervals:
-        q = relative_threshold(_exposure(interval), delta)
-        alternatives = alarm_alternatives(q)
-        both = Counts(n=interval.candidate.errors + interval.stable.errors, errors=interval.candidate.errors)
-        if both.n == 0 or q <= 0 or not alternatives:
-            continue
-        totals = [total + log_ratio(both, q, p) for total, p in zip(totals, alternatives, strict=True)]
-    return _log_mean_exp(totals)
+    rows = [
+        (each.candidate.n, each.stable.n, each.candidate.errors, each.stable.errors)
+        for each in intervals
+        if each.candidate.n and each.candidate.errors + each.stable.errors
+    ]
+    if not rows:
+        return 0.0
+    candidate_n, stable_n, wrong, stable_errors = np.array(rows, dtype=np.float64).T
+    q = relative_threshold(candidate_n / (candidate_n + stable_n), delta)
+    tells = (q > 0) & (q < 1)
+    return _log_mean_exp(_summed_ratios(wrong[tells], stable_errors[tells], q[tells]).tolist())
 
 
 def population_stability(candidate: Sequence[int], stable: Sequence[int]) -> float:
@@ -164,13 +179,36 @@ def _log_spaced(first: float, last: float) -> tuple[float, ...]:
     return tuple(first * math.exp(step * j) for j in range(ALTERNATIVES))
 
 
+@lru_cache(maxsize=_CACHED)
+def _logs(p0: float, alternatives: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
+    """Return what an error, and what an inference without one, adds to the log-likelihood ratio of each alternative."""
+    null = _inside(p0)
+    return tuple(
+        (math.log(other / null), math.log((1 - other) / (1 - null))) for other in (_inside(p) for p in alternatives)
+    )
+
+
 def _inside(p: float) -> float:
     return min(max(p, _FLOOR), 1 - _FLOOR)
 
 
-def _exposure(interval: Interval) -> float:
-    both = interval.candidate.n + interval.stable.n
-    return interval.candidate.n / both if both else 0.0
+def _summed_ratios(wrong: _Floats, right: _Floats, q: _Floats) -> _Floats:
+    """Return the 20 log-likelihood ratios of `alarm_alternatives`, each summed over stretches with their own q in (0, 1).
+
+    The same figures as `log_ratio` of each stretch and alternative, in one pass: a decision weighs hundreds of stretches.
+
+    Args:
+        wrong: what `log_ratio` calls errors, right: what it calls the others, q: its p0; each of shape (stretches,).
+    """
+    room = 1.3 * q < 0.98
+    first = np.where(room, 1.3 * q, (1 - q) / 1.3)
+    last = np.where(room, 0.98, (1 - q) / 50)
+    steps = np.log(last / first) / (ALTERNATIVES - 1)
+    spaced = first[:, None] * np.exp(steps[:, None] * np.arange(ALTERNATIVES))
+    other = np.clip(np.where(room[:, None], spaced, 1 - spaced), _FLOOR, 1 - _FLOOR)
+    null = np.clip(q, _FLOOR, 1 - _FLOOR)[:, None]
+    ratios = wrong[:, None] * np.log(other / null) + right[:, None] * np.log((1 - other) / (1 - null))
+    return ratios.sum(axis=0)
 
 
 def _shares(histogram: Sequence[int], cells: int) -> list[float]:

@@ -126,6 +126,52 @@ def test_relative_threshold_is_the_designs_formula():
     assert relative_threshold(0.0, 0.25) == 0.0
 
 
+def plain_ratio(errors: int, n: int, p0: float, p: float) -> float:
+    """log (p/p0)^X ((1-p)/(1-p0))^(N-X), with the shares kept inside (0, 1)."""
+    null, other = (min(max(share, 1e-12), 1 - 1e-12) for share in (p0, p))
+    return errors * math.log(other / null) + (n - errors) * math.log((1 - other) / (1 - null))
+
+
+def plain_relative_alarm(intervals: list[Interval], delta: float) -> float:
+    """The relative alarm as DESIGN section 6 writes it: stretch by stretch, alternative by alternative."""
+    totals = [0.0] * 20
+    for each in intervals:
+        seen, errors = each.candidate.n + each.stable.n, each.candidate.errors + each.stable.errors
+        alternatives = alarm_alternatives(relative_threshold(each.candidate.n / seen if seen else 0.0, delta))
+        for j, p in enumerate(alternatives if errors else ()):
+            q = relative_threshold(each.candidate.n / seen, delta)
+            totals[j] += plain_ratio(each.candidate.errors, errors, q, p)
+    return math.log(math.fsum(math.exp(total - max(totals)) for total in totals) / 20) + max(totals)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_relative_alarm_is_the_plain_formula_on_any_counts(seed):
+    rng = random.Random(seed)
+
+    def arm() -> tuple[int, int]:
+        n = rng.choice([0, 0, 1, 7, 900, 60_000])
+        return n, rng.choice([0, 0, n, rng.randint(0, n), rng.randint(0, n // 50)])
+
+    intervals = [both(arm(), arm()) for _ in range(rng.choice([1, 2, 60]))]
+    for delta in (0.0, 0.25, 9.0):
+        expected = plain_relative_alarm(intervals, delta)
+        assert log_relative_alarm(intervals, delta) == pytest.approx(expected, abs=1e-9, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_alarm_and_the_promotion_are_the_plain_formula_on_any_counts(seed):
+    rng = random.Random(seed)
+    p0, n = rng.choice([1e-9, 0.01, rng.random(), 0.754, 0.999]), rng.choice([0, 1, 50, 1_000_000])
+    counts = Counts(n=n, errors=rng.randint(0, n))
+    for found, alternatives in (
+        (log_alarm(counts, p0), alarm_alternatives(p0)),
+        (log_promotion(counts, p0), promotion_alternatives(p0)),
+    ):
+        ratios = [plain_ratio(counts.errors, n, p0, p) for p in alternatives]
+        expected = math.log(math.fsum(math.exp(ratio - max(ratios)) for ratio in ratios) / 20) + max(ratios)
+        assert found == pytest.approx(expected, abs=1e-9, rel=1e-12)
+
+
 def both(candidate: tuple[int, int], stable: tuple[int, int]) -> Interval:
     return Interval(candidate=Counts(n=candidate[0], errors=candidate[1]), stable=Counts(n=stable[0], errors=stable[1]))
 

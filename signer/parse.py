@@ -7,6 +7,7 @@ Size and depth are capped before the parser runs; duplicate keys, NaN, Infinity,
 import json
 import math
 import re
+from itertools import accumulate
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -84,19 +85,17 @@ def require_format(value: object, *, major: int = 1) -> None:
 
 
 # A string without its end runs to the end of the data, so that one pass suffices whatever comes.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: one deeper, one back
+_NO_STEPS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 def _require_depth(data: bytes, max_depth: int) -> None:
-    depth = 0
-    for found in _STRUCTURE.finditer(data):
-        token = found[0]
-        if token in (b"[", b"{"):
-            depth += 1
-            if depth > max_depth:
-                raise FormatError(f"expected nesting of at most {max_depth}, got more")
-        elif token in (b"]", b"}"):
-            depth -= 1
+    if data.count(b"[") + data.count(b"{") <= max_depth:  # so few cannot nest deeper, wherever they stand
+        return
+    steps = _STRING.sub(b"", data).translate(_STEPS, _NO_STEPS)
+    if max(accumulate(memoryview(steps).cast("b")), default=0) > max_depth:
+        raise FormatError(f"expected nesting of at most {max_depth}, got more")
 
 
 def _require_no_surrogates(data: bytes, value: object) -> None:

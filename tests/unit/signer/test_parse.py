@@ -47,6 +47,39 @@ def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     assert parse_json(json.dumps({"a": '[[[{"\\' * 40}).encode()) == {"a": '[[[{"\\' * 40}
 
 
+def deepest(data: bytes) -> int:
+    """The deepest nesting by the plain scan: byte by byte, brackets within strings left out, an escape two bytes long."""
+    depth = most = place = 0
+    in_string = False
+    while place < len(data):
+        byte = data[place : place + 1]
+        if in_string and byte == b"\\":
+            place += 1
+        elif byte == b'"':
+            in_string = not in_string
+        elif not in_string:
+            depth += (byte in b"[{") - (byte in b"]}")
+            most = max(most, depth)
+        place += 1
+    return most
+
+
+# Whole runs, so that depths on both sides of the limit come up; `\n` and a byte beyond ASCII, for the pattern's sake.
+PIECES = st.sampled_from([b"[", b"{", b"]", b"}", b"[" * 9, b"}" * 9, b'"', b"\\", b'\\"', b"\n", b"\xff", b"1"])
+
+
+@settings(max_examples=500, deadline=None)
+@given(pieces=st.lists(PIECES, max_size=40), max_depth=st.integers(1, 20))
+def test_the_depth_that_is_refused_is_that_of_a_plain_scan(pieces: list[bytes], max_depth: int) -> None:
+    data = b"".join(pieces)
+    try:
+        parse_json(data, max_depth=max_depth)
+    except FormatError as error:
+        assert ("nesting" in str(error)) == (deepest(data) > max_depth)
+    else:
+        assert deepest(data) <= max_depth
+
+
 def test_accepts_the_deepest_nesting_and_the_largest_integer() -> None:
     assert parse_json(b"[" * 16 + b"9007199254740991" + b"]" * 16)
 

@@ -2,9 +2,13 @@
 
 Upholds: a file is opened only after its digest was found to be the one that was accepted at install; that needs no
 network, no valid metadata and no agent. Every inference is counted, so that the fleet sees a bad model; an inference
-that began on the old model ends on it.
+that began on the old model ends on it. A switch makes no call wait: one thread at a time opens what is active now, the
+old model answers meanwhile, and the call that finds the new one ready is the first that it answers. Only the
+first call after a pause waits, since the old model may have been recalled long ago, and one after the slot was seen
+empty, since what was withdrawn answers no more.
 """
 
+import logging
 import os
 import threading
 import time
@@ -27,8 +31,14 @@ DEFAULT_ROOT = Path("/var/lib/modelfleet-agent")
 DEADLINE_FACTOR = 10.0
 """An inference that takes this many times the latency limit has passed its deadline, unless the application names one."""
 RETRY_SECONDS = 1.0
+PAUSE_SECONDS = 1.0
+"""After so long without an inference a switch may be old: the next call waits for the new model."""
+PATIENCE_SECONDS = 10.0
+"""It waits no longer than this; then the old one answers until the new one is open."""
 
+log = logging.getLogger(__name__)
 
+_Mark = tuple[int, int]
 SessionOpener = Callable[[Path], Session]
 OPENERS: Mapping[str, SessionOpener] = RUNTIME_OPENERS
 """Runtime name of the manifest -> what opens its entry file."""
@@ -65,7 +75,7 @@ def open_model(
 class _Active:
     """One opened activation; inferences that began on it keep it alive."""
 
-    mark: tuple[int, int]
+    mark: _Mark
     pointer: Pointer
     manifest: Manifest
     session: Session
@@ -83,12 +93,16 @@ class Model:
         self._lock = threading.Lock()
         self._last: Inference | None = None
         self._of_thread = threading.local()
-        self._next_try = 0.0
+        self._opening: threading.Thread | None = None
+        self._ready: _Active | None = None
+        self._failed: tuple[_Mark, float] | None = None
+        self._withdrawn = False
+        self._answered_at = time.perf_counter()
         self._active = self._open(self._mark())
 
     @property
     def version(self) -> str:
-        """The version of the model that runs."""
+        """The version of the model that runs; a switch shows here once a call was answered by the new one."""
         return self._active.pointer.version
 
     @property
@@ -120,6 +134,7 @@ class Model:
             ModelError: the inputs are not what the model takes (not counted), or the runtime raised, or the outputs are
                 not finite or of another shape than the manifest's (counted as errors).
             NoModelError: the slot was emptied.
+            StorageError: the slot was emptied, and its pointer is damaged now.
         """
         active = self._current()
         _require_inputs(inputs, active.manifest.inputs)
@@ -152,7 +167,8 @@ class Model:
         self.close()
 
     def _count(self, active: _Active, started: float, outputs: Outputs | None, *, wrong: bool) -> None:
-        latency_ms = (time.perf_counter() - started) * 1000.0
+        self._answered_at = time.perf_counter()
+        latency_ms = (self._answered_at - started) * 1000.0
         limit_ms = active.pointer.latency_ms
         deadline_ms = self._deadline_ms or DEADLINE_FACTOR * limit_ms
         inference = active.counters.count(
@@ -163,7 +179,7 @@ class Model:
         )
         self._of_thread.last = self._last = inference
 
-    def _mark(self) -> tuple[int, int] | None:
+    def _mark(self) -> _Mark | None:
         """Tell one pointer from the next by its file alone: two system calls' worth, made before every inference."""
         try:
             found = os.stat(self._pointer_path)  # noqa: PTH116 - before every inference: half the cost of Path.stat
@@ -172,29 +188,74 @@ class Model:
         return found.st_mtime_ns, found.st_ino
 
     def _current(self) -> _Active:
-        mark = self._mark()
-        if mark == self._active.mark:
+        if self._mark() == self._active.mark:
             return self._active
         with self._lock:
-            if mark != self._active.mark and (mark is None or time.monotonic() >= self._next_try):
-                self._follow(mark)
-            return self._active
+            return self._followed(self._mark())  # again: another thread may have followed meanwhile
 
-    def _follow(self, mark: tuple[int, int] | None) -> None:
+    def _followed(self, mark: _Mark | None) -> _Active:
+        if mark is None:
+            self._withdrawn = True
+            raise NoModelError(_nothing_active(self._folder))
+        if mark == self._active.mark:
+            return self._active
+        if self._withdrawn:
+            self._swap(self._open(mark))
+            return self._active
+        if not self._is_ready(mark):
+            self._open_aside(mark)
+        if self._ready is not None and self._is_ready(mark):
+            self._swap(self._ready)
+        return self._active
+
+    def _is_ready(self, mark: _Mark) -> bool:
+        return self._ready is not None and self._ready.mark == mark
+
+    def _swap(self, opened: _Active) -> None:
+        self._active.counters.flush()
+        self._active, self._ready, self._failed, self._withdrawn = opened, None, None, False
+
+    def _open_aside(self, mark: _Mark) -> None:
+        """Have a thread open what is active now; after a pause in the calls, wait for it: the old model may be long recalled."""
+        if self._opening is None or not self._opening.is_alive():
+            self._start_opening(mark)
+        if self._opening is not None and time.perf_counter() - self._answered_at > PAUSE_SECONDS:
+            self._opening.join(PATIENCE_SECONDS)
+
+    def _start_opening(self, mark: _Mark) -> None:
+        if self._failed is not None and self._failed[0] == mark and time.monotonic() < self._failed[1]:
+            return
+        self._ready = None  # the pointer has moved on since
+        opening = threading.Thread(target=self._make_ready, args=(mark,), name="modelfleet-open", daemon=True)
+        try:
+            opening.start()
+        except RuntimeError as error:  # the system has no thread to give
+            self._fail(mark, error)
+        else:
+            self._opening = opening
+
+    def _make_ready(self, mark: _Mark) -> None:
         try:
             opened = self._open(mark)
-        except ModelError:
-            # The model that is loaded still runs; the agent's own probation judges the new one.
-            self._next_try = time.monotonic() + RETRY_SECONDS
-            return
-        self._active.counters.flush()
-        self._active = opened
+            self._ready = opened if opened.mark == self._mark() else None
+        except NoModelError:
+            return  # emptied meanwhile: the next call sees it too, and says so
+        except Exception as error:  # noqa: BLE001 - whatever it is, the model that is loaded still runs
+            self._fail(mark, error)
 
-    def _open(self, mark: tuple[int, int] | None) -> _Active:
+    def _fail(self, mark: _Mark, error: Exception) -> None:
+        """Keep the loaded model and try again later; the agent's own probation judges the new one."""
+        if self._failed is None or self._failed[0] != mark:
+            log.warning(
+                "slot %s: %s still runs, the new model does not open: %s", self._folder.name, self.version, error
+            )
+        self._failed = (mark, time.monotonic() + RETRY_SECONDS)
+
+    def _open(self, mark: _Mark | None) -> _Active:
         for attempt in (1, 2, 3):
             pointer = read_pointer(self._folder)
             if pointer is None or mark is None:
-                raise NoModelError(f"slot {self._folder.name}: no model is active; wait for the agent or roll one out")
+                raise NoModelError(_nothing_active(self._folder))
             try:
                 return self._opened(mark, pointer)
             except DigestError as error:
@@ -205,7 +266,7 @@ class Model:
                 mark = found
         raise AssertionError("unreachable")
 
-    def _opened(self, mark: tuple[int, int], pointer: Pointer) -> _Active:
+    def _opened(self, mark: _Mark, pointer: Pointer) -> _Active:
         folder = self._folder / pointer.directory
         manifest = verify_directory(folder, pointer.sha256)
         opener = self._openers.get(manifest.runtime)
@@ -221,6 +282,10 @@ class Model:
             ) from error
         counters = Counters(self._folder / "counters", pointer.activation)
         return _Active(mark=mark, pointer=pointer, manifest=manifest, session=session, counters=counters)
+
+
+def _nothing_active(folder: Path) -> str:
+    return f"slot {folder.name}: no model is active; wait for the agent or roll one out"
 
 
 def _require_inputs(inputs: Inputs, tensors: tuple[Tensor, ...]) -> None:

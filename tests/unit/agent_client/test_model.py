@@ -11,6 +11,7 @@ import pytest
 
 from modelfleet.agent_client import Model, ModelError, NoModelError, open_model
 from modelfleet.agent_client.counters import FLUSHER, read_counts
+from modelfleet.agent_client.model import PAUSE_SECONDS
 from modelfleet.agent_client.slots import SlotStore, slot_folder
 from modelfleet.agent_client.storage import Disk
 from modelfleet.benchmarks.session import OPENERS
@@ -28,6 +29,53 @@ def install(root: Path, version: str, seed: int, activation: int) -> str:
 def counted(root: Path, activation: int = 1) -> Any:
     FLUSHER.flush()
     return read_counts(slot_folder(root, "classifier") / "counters", activation)
+
+
+def follow(model: Model, version: str) -> None:
+    """Call until that version answers, as an application that never pauses."""
+    until = time.monotonic() + 10
+    while model.version != version and time.monotonic() < until:
+        model.run({"image": IMAGE})
+    assert model.version == version
+
+
+def scores(model: Model) -> Any:
+    return model.run({"image": IMAGE})["scores"]
+
+
+def scores_of(seed: int) -> Any:
+    return IMAGE @ np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
+
+
+class Gate:
+    """A runtime whose openings, but for the first, wait until the test lets them; it counts them and their threads."""
+
+    def __init__(self) -> None:
+        self.go_on, self.waiting = threading.Event(), threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.fails = False
+
+    def __call__(self, path: Path) -> Any:
+        self.threads.append(threading.current_thread())
+        session = OPENERS["onnxruntime"](path)  # read before the wait: what was active when the opening began
+        if len(self.threads) > 1:
+            self.waiting.set()
+            assert self.go_on.wait(10)
+            if self.fails:
+                raise RuntimeError("out of memory")
+        return session
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Any:
+    install(tmp_path, "1.0.0", 1, 1)
+    made = Gate()
+    yield made
+    made.go_on.set()
+
+
+def opened(root: Path, gate: Gate) -> Model:
+    return open_model("classifier", root=root, openers={"onnxruntime": gate})
 
 
 class Scripted:
@@ -77,9 +125,107 @@ def test_follows_a_switch_without_a_restart(tmp_path: Path) -> None:
     model = open_model("classifier", root=tmp_path)
     model.run({"image": IMAGE})
     digest = install(tmp_path, "1.1.0", 2, 2)
+    follow(model, "1.1.0")
+    assert model.digest == digest
+    assert np.allclose(scores(model), scores_of(2), atol=1e-5)
+    assert counted(tmp_path, 2).n == 2, "the call that found it, and the one after"
+
+
+def test_the_old_model_answers_until_the_new_one_is_open(gate: Gate, tmp_path: Path) -> None:
+    model = opened(tmp_path, gate)
+    install(tmp_path, "1.1.0", 2, 2)
+    scores(model)
+    assert gate.waiting.wait(10)
+    for _ in range(50):
+        assert np.allclose(scores(model), scores_of(1), atol=1e-5)
+    assert (model.version, counted(tmp_path, 1).n, counted(tmp_path, 2).n) == ("1.0.0", 51, 0)
+    gate.go_on.set()
+    gate.threads[1].join()
+    assert model.version == "1.0.0", "the version is that of the last answer"
+    assert np.allclose(scores(model), scores_of(2), atol=1e-5)
+    assert (model.version, counted(tmp_path, 1).n, counted(tmp_path, 2).n) == ("1.1.0", 51, 1)
+    assert len(gate.threads) == 2, "however many calls were made meanwhile"
+
+
+def test_many_threads_change_to_the_new_model_once(gate: Gate, tmp_path: Path) -> None:
+    model = opened(tmp_path, gate)
+    stop, failures = threading.Event(), list[Exception]()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                model.run({"image": IMAGE})
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    gate.go_on.set()
+    for version, seed in (("1.1.0", 2), ("1.2.0", 3)):
+        install(tmp_path, version, seed, seed)
+        follow(model, version)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert (failures, len(gate.threads)) == ([], 3)
+    assert np.allclose(scores(model), scores_of(3), atol=1e-5)
+
+
+def test_an_error_marked_on_the_old_models_inference_counts_for_the_old_one(gate: Gate, tmp_path: Path) -> None:
+    model = opened(tmp_path, gate)
+    install(tmp_path, "1.1.0", 2, 2)
     model.run({"image": IMAGE})
-    assert (model.version, model.digest) == ("1.1.0", digest)
+    gate.go_on.set()
+    assert gate.waiting.wait(10)
+    gate.threads[1].join()
+    other = threading.Thread(target=lambda: model.run({"image": IMAGE}))
+    other.start()
+    other.join()
+    assert model.version == "1.1.0"
+    model.report_error()
+    assert (counted(tmp_path, 1).errors, counted(tmp_path, 2).errors) == (1, 0)
     assert (counted(tmp_path, 1).n, counted(tmp_path, 2).n) == (1, 1)
+
+
+def test_a_rollback_during_the_opening_leaves_the_recalled_model_unused(gate: Gate, tmp_path: Path) -> None:
+    model = opened(tmp_path, gate)
+    install(tmp_path, "1.1.0", 2, 2)
+    model.run({"image": IMAGE})
+    assert gate.waiting.wait(10)
+    install(tmp_path, "1.0.0", 1, 3)
+    gate.go_on.set()
+    gate.threads[1].join()
+    until = time.monotonic() + 10
+    while counted(tmp_path, 3).n == 0 and time.monotonic() < until:
+        assert np.allclose(scores(model), scores_of(1), atol=1e-5)
+    assert (counted(tmp_path, 2).n, model.version) == (0, "1.0.0")
+    assert counted(tmp_path, 3).n == 1
+
+
+def test_after_a_pause_the_first_call_waits_for_the_model_that_is_active(tmp_path: Path) -> None:
+    install(tmp_path, "1.0.0", 1, 1)
+    model = open_model("classifier", root=tmp_path)
+    follow(model, "1.0.0")
+    time.sleep(PAUSE_SECONDS + 0.05)
+    install(tmp_path, "1.1.0", 2, 2)
+    assert np.allclose(scores(model), scores_of(2), atol=1e-5)
+
+
+def test_a_new_model_that_does_not_open_is_not_tried_at_every_call(gate: Gate, tmp_path: Path) -> None:
+    model = opened(tmp_path, gate)
+    gate.fails = True
+    gate.go_on.set()
+    install(tmp_path, "1.1.0", 2, 2)
+    model.run({"image": IMAGE})
+    assert gate.waiting.wait(10)
+    gate.threads[1].join()
+    for _ in range(20):
+        assert np.allclose(scores(model), scores_of(1), atol=1e-5)
+    assert (model.version, len(gate.threads)) == ("1.0.0", 2)
+    gate.fails = False
+    install(tmp_path, "1.2.0", 3, 3)
+    follow(model, "1.2.0")  # another pointer is tried at once
 
 
 def test_an_inference_that_runs_during_a_switch_ends_on_the_old_model(scripted: Any, tmp_path: Path) -> None:
@@ -97,12 +243,13 @@ def test_an_inference_that_runs_during_a_switch_ends_on_the_old_model(scripted: 
     thread.start()
     assert entered.wait(5)
     install(tmp_path, "1.1.0", 2, 2)
-    model.run({"image": IMAGE})
-    assert model.version == "1.1.0"
+    session.answer = None  # for the calls of this thread, until the new model answers
+    follow(model, "1.1.0")
+    old = counted(tmp_path, 1).n
     go_on.set()
     thread.join()
     assert answers[0]["scores"][0, 0] == 7.0
-    assert (counted(tmp_path, 1).n, counted(tmp_path, 2).n) == (1, 1)
+    assert (counted(tmp_path, 1).n - old, counted(tmp_path, 2).n) == (1, 1)
 
 
 def test_refuses_to_open_damaged_bytes(tmp_path: Path) -> None:
@@ -129,6 +276,34 @@ def test_an_emptied_slot_stops_the_application(tmp_path: Path) -> None:
     SlotStore(slot_folder(tmp_path, "classifier"), Disk()).clear()
     with pytest.raises(NoModelError):
         model.run({"image": IMAGE})
+
+
+def test_a_slot_emptied_during_the_opening_stops_the_application(gate: Gate, tmp_path: Path) -> None:
+    model = opened(tmp_path, gate)
+    install(tmp_path, "1.1.0", 2, 2)
+    model.run({"image": IMAGE})
+    assert gate.waiting.wait(10)
+    SlotStore(slot_folder(tmp_path, "classifier"), Disk()).clear()
+    with pytest.raises(NoModelError):
+        model.run({"image": IMAGE})
+    gate.go_on.set()
+    gate.threads[1].join()
+    with pytest.raises(NoModelError):
+        model.run({"image": IMAGE})
+
+
+def test_what_was_withdrawn_answers_no_more_once_the_slot_is_filled_again(tmp_path: Path) -> None:
+    install(tmp_path, "1.0.0", 1, 1)
+    model = open_model("classifier", root=tmp_path)
+    store = SlotStore(slot_folder(tmp_path, "classifier"), Disk())
+    store.clear()
+    with pytest.raises(NoModelError):
+        model.run({"image": IMAGE})
+    put(store, *variant("1.1.0", b"not an ONNX file"), 2)
+    with pytest.raises(ModelError, match="cannot open"):
+        model.run({"image": IMAGE})
+    install(tmp_path, "1.2.0", 3, 3)
+    assert np.allclose(scores(model), scores_of(3), atol=1e-5)
 
 
 @pytest.mark.parametrize(

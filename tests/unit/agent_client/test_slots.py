@@ -113,6 +113,16 @@ def test_a_flipped_bit_is_found_before_a_directory_is_used(name: str, store: Slo
         verify_directory(store.path("a"), digest)
 
 
+def test_another_manifest_about_the_same_files_is_not_the_accepted_one(store: SlotStore) -> None:
+    manifest, files = variant("1.0.0", b"one")
+    digest = put(store, manifest, files, 1)
+    path = store.path("a") / "manifest.json"
+    path.chmod(0o644)
+    path.write_bytes(encode_manifest(variant("9.0.0", b"one")[0]))
+    with pytest.raises(DigestError, match=digest):
+        verify_directory(store.path("a"), digest)
+
+
 def test_files_are_read_only_once_verified(store: SlotStore) -> None:
     put(store, *variant("1.0.0", b"one"), 1)
     assert {path.stat().st_mode & 0o777 for path in store.path("a").iterdir()} == {0o444}

@@ -40,6 +40,15 @@ def test_a_failed_switch_always_goes_back() -> None:
         assert next_state(DeviceState.ACTIVATING, event) is DeviceState.ROLLING_BACK
 
 
+def test_what_is_wrong_in_probation_goes_back() -> None:
+    assert next_state(DeviceState.PROBATION, Event.UNHEALTHY) is DeviceState.ROLLING_BACK
+
+
+def test_only_a_passed_benchmark_leads_to_the_switch() -> None:
+    ways = {way for way, target in TRANSITIONS.items() if target is DeviceState.ACTIVATING}
+    assert ways == {(DeviceState.BENCHMARKING, Event.PASSED), (DeviceState.ACTIVATING, Event.NEWER)}
+
+
 def test_every_state_has_a_way_on() -> None:
     for state in DeviceState:
         assert {target for (source, _), target in TRANSITIONS.items() if source is state} - {state}

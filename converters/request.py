@@ -102,4 +102,4 @@ def profile_of(value: Mapping[str, object]) -> HardwareProfile:
 def _path(kind: type[Any], value: object) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(kind)
+    raise TypeError(f"expected text for a {kind.__name__}, got {type(value).__name__}")

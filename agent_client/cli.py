@@ -20,6 +20,7 @@ from modelfleet.agent_client.agent import Agent
 from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.errors import AgentError, HttpStatusError, NotEnrolledError, TransferError
 from modelfleet.agent_client.identity import load_identity
+from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.agent_client.model import DEFAULT_ROOT, ROOT_VARIABLE
 from modelfleet.agent_client.version import agent_version
 from modelfleet.signer.errors import UntrustedError
@@ -72,17 +73,17 @@ def enroll_command(root: Path, as_json: bool, url: str, token: str, profile: str
 
 @cli.command("run")
 @root_option
+@click.option("--json", "as_json", is_flag=True, help="Log as JSON, one object a line.")
 @click.option("--poll-seconds", type=click.FloatRange(min=0.2), default=30.0, show_default=True)
 @click.option("--verbose", is_flag=True, help="Log everything.")
-def run_command(root: Path, poll_seconds: float, verbose: bool) -> None:
+def run_command(root: Path, as_json: bool, poll_seconds: float, verbose: bool) -> None:
     """Run the agent until SIGINT or SIGTERM.
 
     \b
     Example:
       modelfleet-agent run --root ./device
     """  # noqa: D301
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(as_json=as_json, level=logging.DEBUG if verbose else logging.INFO)
     stop = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:

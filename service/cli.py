@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
 from modelfleet.service.errors import ServiceError
@@ -87,7 +88,7 @@ def init(
 @click.option("--host", help="Address to listen on (MODELFLEET_HOST).")
 @click.option("--port", type=click.IntRange(0, 65535), help="HTTP port, 0 for a free one (MODELFLEET_PORT).")
 @click.option("--mqtt-port", type=click.IntRange(0, 65535), help="Port of the embedded broker (MODELFLEET_MQTT_PORT).")
-@click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the ready line and the log as JSON.")
 def serve(as_json: bool, **given: str | int | Path | None) -> None:
     """Run API, rollout controller and, unless MODELFLEET_MQTT_URL names one, an embedded MQTT broker.
 
@@ -97,7 +98,7 @@ def serve(as_json: bool, **given: str | int | Path | None) -> None:
 
     from modelfleet.service.settings import Settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_stderr(as_json=as_json)
     for noisy in ("amqtt", "transitions", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

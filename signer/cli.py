@@ -26,13 +26,13 @@ EXIT_UNTRUSTED = 3
 
 @click.group()
 def main() -> None:
-    r"""Hold the releases key and sign what publisher and gates vouch for.
+    """Hold the releases key and sign what publisher and gates vouch for.
 
     \b
     Example:
-      modelfleet-signer serve --socket /run/modelfleet/signer.sock --tenant acme \
+      modelfleet-signer serve --socket /run/modelfleet/signer.sock --tenant acme
           --state /var/lib/modelfleet/signer --key file:/etc/modelfleet/releases.pem --root /etc/modelfleet/root.json
-    """
+    """  # noqa: D301 - click's own mark for "do not reflow"
 
 
 @main.command()
@@ -42,7 +42,13 @@ def main() -> None:
 @click.option("--key", required=True, help="URI of the releases key, such as file:/etc/modelfleet/releases.pem.")
 @click.option("--root", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The trusted root.json.")
 def serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> None:
-    """Answer on SOCKET until SIGTERM, SIGINT, or the end of a pipe on standard input."""
+    """Answer on SOCKET until SIGTERM, SIGINT, or the end of a pipe on standard input.
+
+    \b
+    Example:
+      modelfleet-signer serve --socket /run/modelfleet/signer.sock --tenant acme
+          --state /var/lib/modelfleet/signer --key file:/etc/modelfleet/releases.pem --root /etc/modelfleet/root.json
+    """  # noqa: D301 - click's own mark for "do not reflow"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("tuf").setLevel(logging.WARNING)  # it reports every offline key that did not sign
     try:

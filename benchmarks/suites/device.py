@@ -102,7 +102,7 @@ def measure_downtime(root: Path, variants: list[Variant]) -> list[Target]:
         ],
     )
     print(
-        f"the first call after a switch verifies and opens the new model: median"
+        f"the first call that the new model answers, opened by a thread meanwhile: median"
         f" {percentile(application.first_seconds, 0.5) * 1000:.0f} ms, longest {max(application.first_seconds) * 1000:.0f} ms"
     )
     return [

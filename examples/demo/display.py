@@ -1,5 +1,6 @@
 """What a person sees: one line per step, a live table while a rollout runs, and the final tables."""
 
+import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ class Display:
     """Prints the demo's steps and tables; `quiet` keeps only failures (for tests)."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False)
+        width = None if sys.stdout.isatty() else 150  # a log file takes wide tables, a terminal says its own width
+        self.console = Console(quiet=quiet, highlight=False, width=width)
         self._started = time.monotonic()
 
     def act(self, title: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from examples.demo.display import Display
@@ -39,6 +40,7 @@ def main() -> int:
     except KeyboardInterrupt:
         right = False
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not leave the service behind
         story.stop()
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +55,11 @@ def serve(story: Story, display: Display) -> None:
     display.console.print(
         f"try: MODELFLEET_URL={url} MODELFLEET_TOKEN={story.server.tokens['root']} .venv/bin/modelfleet devices"
     )
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(1.0):
+        pass
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import FrameType
 
 from examples.demo.display import Display
 from examples.demo.server import CommandFailedError
@@ -56,8 +57,12 @@ def serve(story: Story, display: Display) -> None:
         f"try: MODELFLEET_URL={url} MODELFLEET_TOKEN={story.server.tokens['root']} .venv/bin/modelfleet devices"
     )
     ended = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        ended.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, end)
     while not ended.wait(1.0):
         pass
 

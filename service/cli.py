@@ -59,8 +59,10 @@ def init(
 
     Example: modelfleet init --data ./fleet --tenant acme --approver bob --user alice:releaser --user bob:approver
     """
+    from modelfleet.registry.errors import RegistryError
     from modelfleet.service.initialise import initialise, parse_users
     from modelfleet.service.settings import Settings
+    from modelfleet.signer.errors import SignerError
 
     try:
         made = initialise(
@@ -71,7 +73,7 @@ def init(
             users=parse_users(users or ("admin:admin",)),
             now=datetime.now(UTC),
         )
-    except ServiceError as error:
+    except (ServiceError, SignerError, RegistryError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(made, indent=2))

@@ -1,7 +1,9 @@
 """`modelfleet init`: a data folder with keys, signed metadata, a database and its first users."""
 
+import shutil
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TypedDict
 
 from modelfleet.policies.roles import Role
@@ -44,20 +46,39 @@ def initialise(
     users: dict[str, Role],
     now: datetime,
 ) -> Made:
-    """Make the data folder of one tenant.
+    """Make the data folder of one tenant, readable by this user only; on any error the folder is as empty as before.
 
     Raises:
-        ServiceError: the folder holds a fleet already; nothing is changed.
+        ServiceError: the folder is not empty; nothing is changed.
+        SignerError, RegistryError: a name or number is not allowed.
     """
-    if (settings.data / "root.json").exists():
-        raise ServiceError(f"{settings.data} holds a fleet already: choose another --data, or serve it")
-    settings.data.mkdir(parents=True, exist_ok=True)
-    create_repository(
-        settings.data, settings.tenant, bits=bits, approvers=approvers, approvals_required=approvals_required, now=now
-    )
+    data = settings.data
+    if data.exists() and any(data.iterdir()):
+        raise ServiceError(f"{data} is not empty: choose another --data, or serve the fleet that it holds")
+    data.mkdir(parents=True, exist_ok=True)
+    data.chmod(0o700)
+    try:
+        create_repository(
+            data, settings.tenant, bits=bits, approvers=approvers, approvals_required=approvals_required, now=now
+        )
+        tokens = _make_users(settings, users, now)
+    except BaseException:
+        _empty(data)
+        raise
+    return Made(data=str(data), tenant=settings.tenant, tokens=tokens)
+
+
+def _make_users(settings: Settings, users: dict[str, Role], now: datetime) -> dict[str, str]:
     engine = prepare_database(settings.sqlalchemy_url)
     try:
-        tokens = bootstrap(session_factory(engine), tenant=settings.tenant, users=users, now=now)
+        return bootstrap(session_factory(engine), tenant=settings.tenant, users=users, now=now)
     finally:
         engine.dispose()
-    return Made(data=str(settings.data), tenant=settings.tenant, tokens=tokens)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

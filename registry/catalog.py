@@ -138,12 +138,20 @@ def devices(session: Session, tenant: str, *, group: str | None = None, profile:
     return session.scalars(query.order_by(Device.group, Device.id)).all()
 
 
-def device_fields(
-    session: Session, tenant: str, fields: Sequence[str], *, group: str | None = None, profile: str | None = None
+def device_page(
+    session: Session,
+    tenant: str,
+    fields: Sequence[str],
+    *,
+    group: str | None = None,
+    profile: str | None = None,
+    after: str = "",
+    limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Return only those attributes of `devices`, by name: of a whole fleet that takes two thirds of the time."""
+    """Return those attributes of at most `limit` of `devices` whose id comes after `after`, by id."""
     query = select(*(getattr(Device, field) for field in fields)).where(*_of_fleet(tenant, group, profile))
-    return [dict(row) for row in session.execute(query.order_by(Device.group, Device.id)).mappings()]
+    page = query.where(Device.id > after).order_by(Device.id).limit(limit)
+    return [dict(row) for row in session.execute(page).mappings()]
 
 
 def _of_fleet(tenant: str, group: str | None, profile: str | None) -> list[ColumnElement[bool]]:

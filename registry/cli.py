@@ -1,6 +1,7 @@
 """The registry's commands; `service` adds `COMMANDS` to `modelfleet`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -48,7 +49,13 @@ def devices(client: ApiClient, as_json: bool, group: str | None, profile: str | 
 
     Example: modelfleet devices --group line-a
     """
-    show(client.get("/v1/devices", group=group, profile=profile)["devices"], as_json, DEVICE_COLUMNS)
+    rows: list[dict[str, Any]] = []
+    following: str | None = ""
+    while following is not None:
+        page = client.get("/v1/devices", group=group, profile=profile, after=following or None, limit=1000)
+        rows.extend(page["devices"])
+        following = page["next"]
+    show(sorted(rows, key=lambda row: (row["group"], row["id"])), as_json, DEVICE_COLUMNS)
 
 
 @click.group()

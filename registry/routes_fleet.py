@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelfleet.policies.roles import Permission
@@ -60,9 +60,10 @@ class Groups(BaseModel):
 
 
 class Devices(BaseModel):
-    """Devices by group and id."""
+    """A page of devices by id; `next` is null on the last one."""
 
     devices: list[DeviceView]
+    next: str | None
 
 
 @router.get("/groups")
@@ -82,14 +83,22 @@ def create_group(request: Request, user: GroupWriter, asked: NewGroup) -> GroupV
 
 @router.get("/devices", response_model=Devices)
 def list_devices(
-    request: Request, user: DeviceReader, group: str | None = None, profile: str | None = None
+    request: Request,
+    user: DeviceReader,
+    group: str | None = None,
+    profile: str | None = None,
+    after: Annotated[str, Query(max_length=36)] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
-    """List enrolled devices."""
+    """List enrolled devices by id; the next page comes with `after` set to the answer's `next`."""
     with registry_of(request).sessions() as session:
         fields = tuple(DeviceView.model_fields)
-        found = catalog.device_fields(session, user.tenant, fields, group=group, profile=profile)
-        devices = Devices.model_validate({"devices": found})
-    # Valid already: FastAPI would validate the whole fleet again, and encode it on the event loop.
+        found = catalog.device_page(
+            session, user.tenant, fields, group=group, profile=profile, after=after, limit=limit
+        )
+    following = found[-1]["id"] if len(found) == limit else None
+    devices = Devices.model_validate({"devices": found, "next": following})
+    # Valid already: FastAPI would validate the whole page again, and encode it on the event loop.
     return Response(devices.model_dump_json(), media_type="application/json")
 
 

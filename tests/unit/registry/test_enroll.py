@@ -72,6 +72,19 @@ def test_a_device_enrols_and_is_told_who_it_is_and_whom_to_trust(fleet, token) -
     assert not {"public_key", "key_sha256", "claim_sha256"} & set(shown)
 
 
+def test_devices_come_in_pages_each_of_them_once(fleet, token) -> None:
+    claim = token(uses=5)
+    enrolled = {ask(fleet, claim, csr=csr()).json()["device"] for _ in range(5)}
+    client, seen, pages, after = fleet.as_("viewer"), [], 0, ""
+    while after is not None:
+        page = client.get(f"/v1/devices?limit=2&after={after}").json()
+        seen += [row["id"] for row in page["devices"]]
+        pages, after = pages + 1, page["next"]
+    assert seen == sorted(enrolled)
+    assert pages == 3
+    assert client.get("/v1/devices?limit=0").status_code == 422
+
+
 def test_a_repeated_request_is_the_same_device_and_takes_no_second_use(fleet, token) -> None:
     claim, request = token(), csr()
     first, again = ask(fleet, claim, csr=request), ask(fleet, claim, csr=request)

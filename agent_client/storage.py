@@ -17,6 +17,7 @@ import msgspec
 
 from modelfleet.agent_client.errors import LockedError, StorageError
 from modelfleet.signer.errors import FormatError
+from modelfleet.signer.files import sync_folder
 from modelfleet.signer.parse import parse_struct
 
 MAX_STATE_BYTES = 4 * 1024 * 1024
@@ -69,11 +70,7 @@ class Disk:
 
     def sync_folder(self, path: Path) -> None:
         """Return when the names in the folder are on the disk."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path)
 
 
 def read_struct(path: Path, kind: type[StructT]) -> StructT | None:

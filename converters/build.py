@@ -7,7 +7,6 @@ A failed or cancelled build leaves nothing behind: the worker works in a folder 
 import contextlib
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -151,9 +150,3 @@ def _error_of(reply: WorkerReply, request: BuildRequest) -> Exception:
     if error.kind == "GoldenSetError":
         return GoldenSetError(error.message)
     return BuildFailedError(error.message)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what builds left in `folder` when the server itself was killed."""
-    for left in folder.glob(".build-*"):
-        shutil.rmtree(left, ignore_errors=True)

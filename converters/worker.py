@@ -23,11 +23,11 @@ from modelfleet.converters.errors import ConversionError, GateError, ScanError
 from modelfleet.converters.request import BuildRequest, BuildResult, BuiltFile, Progress, decode, encode
 from modelfleet.hardware_profiles.profile import Precision
 from modelfleet.policies.gates import Evidence, Failure, judge
-from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.errors import SignerError
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.manifest import ManifestLimits, Role, Tensor, Tolerance
-from modelfleet.signer.statements import IN_TOTO_PAYLOAD_TYPE, GatePredicate, GateStatement, GateSubject
+from modelfleet.signer.sign import sign_gate
+from modelfleet.signer.statements import GatePredicate, GateStatement, GateSubject
 
 GOLDEN: Final = "golden.npz"
 LOCATE_SHARE: Final = 0.3
@@ -233,8 +233,7 @@ def _attest(
             results=results,
         ),
     )
-    payload = msgspec.json.encode(statement, order="deterministic")
-    return sign_envelope(payload, IN_TOTO_PAYLOAD_TYPE, load_signer(request.gate_key_uri))
+    return sign_gate(statement, load_signer(request.gate_key_uri))
 
 
 def _versions() -> dict[str, str]:

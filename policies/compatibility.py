@@ -37,10 +37,3 @@ def manifest_incompatibilities(manifest: Manifest, profile: HardwareProfile, fac
             f"memory: expected <= {facts.memory_bytes} bytes, the variant may use {manifest.limits.memory_bytes}"
         )
     return reasons
-
-
-def require_manifest_compatible(manifest: Manifest, profile: HardwareProfile, facts: DeviceFacts) -> None:
-    """Return if the device may run this variant (IncompatibleError: it may not)."""
-    reasons = manifest_incompatibilities(manifest, profile, facts)
-    if reasons:
-        raise IncompatibleError(profile.name, tuple(reasons))

@@ -5,7 +5,6 @@ Clopper-Pearson lower bound, since a share of a small golden set proves little.
 """
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
@@ -159,14 +158,6 @@ def parse_evidence(value: object) -> Evidence:
         return msgspec.convert(value, Evidence)
     except (msgspec.ValidationError, ValueError) as error:
         raise GateFileError(f"evidence: {error}") from error
-
-
-def gate_of(settings: Mapping[str, object]) -> Gate:
-    """Return a gate from the plain values of `dataclasses.asdict` (GateFileError: they are none)."""
-    try:
-        return msgspec.convert(settings, Gate)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise GateFileError(f"gates: {error}") from error
 
 
 def _latency(evidence: Evidence, gate: Gate) -> Failure | None:

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from modelfleet.registry.card import Card, parse_card
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import REFUSED, api_options, show
 from modelfleet.registry.errors import ServerUnreachableError
-from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.keys import load_signer
-from modelfleet.signer.statements import SOURCE_PAYLOAD_TYPE, Source
+from modelfleet.signer.sign import sign_source
+from modelfleet.signer.statements import Source
 
 POLL_SECONDS = 0.3
 VARIANT_COLUMNS = ("model", "version", "profile", "state", "precision", "size_bytes", "manifest_sha256", "error")
@@ -56,7 +55,7 @@ def publish(
     """
     data = card.read_bytes()
     source = statement(parse_card(data), tenant or client.get("/v1/whoami")["tenant"], model, data, golden)
-    envelope = sign_envelope(msgspec.json.encode(source), SOURCE_PAYLOAD_TYPE, load_signer(key_uri))
+    envelope = sign_source(source, load_signer(key_uri))
     sent = {"model": model, "card": data, "golden": golden, "statement": envelope}
     published = client.upload("/v1/versions", sent)
     if not wait:

@@ -9,7 +9,6 @@ from modelfleet.policies.compatibility import (
     incompatibilities,
     manifest_incompatibilities,
     require_compatible,
-    require_manifest_compatible,
 )
 from modelfleet.policies.errors import IncompatibleError
 from modelfleet.signer.manifest import Manifest, ManifestFile, ManifestLimits, Tensor, Tolerance
@@ -52,7 +51,7 @@ def test_an_x86_device_is_accepted_as_a_linux_cpu():
 
 
 def test_a_variant_of_the_devices_own_profile_is_accepted():
-    require_manifest_compatible(MANIFEST, PROFILES["linux-cpu-int8"], X86)
+    assert manifest_incompatibilities(MANIFEST, PROFILES["linux-cpu-int8"], X86) == []
 
 
 @pytest.mark.parametrize(
@@ -68,5 +67,3 @@ def test_a_variant_that_asks_for_something_else_is_refused(change: dict[str, obj
     manifest = msgspec.structs.replace(MANIFEST, **change)
     (reason,) = manifest_incompatibilities(manifest, PROFILES["linux-cpu-int8"], X86)
     assert reason.startswith(f"{what}: expected ")
-    with pytest.raises(IncompatibleError):
-        require_manifest_compatible(manifest, PROFILES["linux-cpu-int8"], X86)

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, replace
 
+import msgspec
 import pytest
 
 from modelfleet.policies.errors import GateFileError
-from modelfleet.policies.gates import Evidence, Gate, gate_of, judge, load_gate, parse_evidence, parse_gate
+from modelfleet.policies.gates import Evidence, Gate, judge, load_gate, parse_evidence, parse_gate
 
 GATE = load_gate()
 GOOD = Evidence(
@@ -119,7 +120,7 @@ def test_refuses_a_gate_file_that_says(text: str, complaint: str):
 
 def test_evidence_and_gates_survive_the_way_through_json():
     assert parse_evidence(GOOD.to_dict()) == GOOD
-    assert gate_of(asdict(GATE)) == GATE
+    assert msgspec.convert(asdict(GATE), Gate) == GATE
     with pytest.raises(GateFileError, match="samples"):
         parse_evidence(GOOD.to_dict() | {"samples": 0})
     with pytest.raises(GateFileError, match="accuracy"):

@@ -185,6 +185,9 @@ def test_counters_only_grow(fleet, device):
 
 
 def test_presence_follows_status_messages(fleet, device):
+    fleet.controller.ingest.flush(
+        fleet.now
+    )  # the writer's thread may still be at it, and a reader does not wait for it
     with fleet.registry.sessions() as session:
         assert session.get(Device, device.id).online
     send(fleet, device.topic("status"), b'{"state":"offline"}')

@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := --extra server --extra postgres --extra s3 --extra onnxruntime
+EXTRAS := --extra server --extra postgres --extra s3 --extra pkcs11 --extra awskms --extra onnxruntime
 STAMP := $(VENV)/.synced
 ARGS ?=
 SUITE ?=
@@ -35,6 +35,7 @@ demo: $(STAMP)   ## run the main job on this machine; ARGS=--serve leaves the se
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP)   ## run every test; ARGS="tests/unit/signer -k replay" runs some
+	@tests/install_servers.sh
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest -n 2 tests/unit tests/contracts
 	@$(BIN)/python -m pytest $(filter-out tests/unit tests/contracts tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))

@@ -1,4 +1,4 @@
-"""Mutation checks: each line of `tests/mutations.toml` breaks one check in a copy of the tree and a named test must fail.
+"""Mutation checks: each entry of a `mutations.toml` under tests/ breaks one check in a copy, and a named test must fail.
 
 Run as `python -m tests.mutate [name ...]`. A mutation whose text is not found exactly once, or whose test fails without it, is
 an error: the list must follow the code. The tree itself is never changed.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LISTS = ("tests/mutations.toml", "tests/unit/signer/mutations.toml", "tests/unit/rollout/mutations.toml")
+LISTS = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("mutations.toml")))
 TIMEOUT_SECONDS = 120
 WORKERS = 2
 WITHOUT = ("cacheprovider", "benchmark", "hypothesispytest", "xdist", "xdist.looponfail", "anyio", "platformdirs")

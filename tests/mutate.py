@@ -40,7 +40,7 @@ def load() -> list[Mutation]:
     """Return every mutation of the lists, each checked against the tree."""
     found: list[Mutation] = []
     for path in LISTS:
-        rows = tomllib.loads((ROOT / path).read_text())["mutation"]
+        rows = tomllib.loads((ROOT / path).read_text()).get("mutation", [])
         found += [Mutation(**row) for row in rows]
     repeated = [name for name, count in Counter(m.name for m in found).items() if count > 1]
     if repeated:

@@ -16,10 +16,13 @@ from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError
 from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.identity import (
     Identity,
+    encryption_key_path,
     identity_path,
     key_path,
+    load_encryption_key,
     load_identity,
     load_key,
+    read_key,
     root_metadata_path,
 )
 from modelfleet.agent_client.storage import Disk, encode_struct, locked
@@ -57,7 +60,8 @@ def enroll(root: Path, server_url: str, claim_token: str, profile: str | None = 
     with locked(root):
         if identity_path(root).exists():
             return load_identity(root)
-        _make_key(root, disk)
+        make_key(key_path(root), disk)
+        make_key(encryption_key_path(root), disk)
         answer = _ask(root, server_url, claim_token, profile or detected_profile())
         return _keep(root, disk, answer)
 
@@ -75,14 +79,14 @@ def detected_profile() -> str:
     return found[0]
 
 
-def _make_key(root: Path, disk: Disk) -> None:
-    if key_path(root).exists():
-        load_key(root)
-        return
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    disk.write(key_path(root), pem, mode=0o600)
+def make_key(path: Path, disk: Disk) -> ec.EllipticCurvePrivateKey:
+    """Return the key at `path`, made if there is none yet (StorageError: something else lies there)."""
+    if path.exists():
+        return read_key(path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    disk.write(path, pem, mode=0o600)
+    return key
 
 
 def _signing_request(root: Path) -> str:
@@ -91,10 +95,16 @@ def _signing_request(root: Path) -> str:
     return request.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
 
+def _public_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return public.decode("ascii")
+
+
 def _ask(root: Path, server_url: str, claim_token: str, profile: str) -> EnrolmentAnswer:
     question = {
         "token": claim_token,
         "csr": _signing_request(root),
+        "encryption_key": _public_pem(load_encryption_key(root)),
         "profile": profile,
         "facts": msgspec.to_builtins(detect()),
         "agent": agent_version(),

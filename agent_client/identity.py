@@ -1,4 +1,6 @@
-"""Who this device is: `identity.json`, `key.pem` (P-256, mode 0600) and `root.json`, the TUF root it was given.
+"""Who this device is: `identity.json`, `root.json` (the TUF root it was given), and two keys (P-256, mode 0600).
+
+`key.pem` signs, `encryption.pem` decrypts; neither does the other's work.
 
 They are written once, at enrolment. On HTTP and MQTT the device shows a token that it signs itself: ES256, five minutes
 (RFC 7523; DESIGN section 4).
@@ -45,6 +47,11 @@ def key_path(root: Path) -> Path:
     return root / "key.pem"
 
 
+def encryption_key_path(root: Path) -> Path:
+    """Return where the device's second private key lies, to which data keys of confidential versions are wrapped."""
+    return root / "encryption.pem"
+
+
 def root_metadata_path(root: Path) -> Path:
     """Return where the TUF root that the device was enrolled with lies."""
     return root / "root.json"
@@ -64,17 +71,27 @@ def load_identity(root: Path) -> Identity:
 
 
 def load_key(root: Path) -> ec.EllipticCurvePrivateKey:
-    """Return the device's private key.
+    """Return the device's private key, which shows who it is.
 
     Raises:
         StorageError: the file is missing or no P-256 key.
     """
+    return read_key(key_path(root))
+
+
+def load_encryption_key(root: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the device's second private key; it signs nothing (StorageError: see `load_key`)."""
+    return read_key(encryption_key_path(root))
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the private key in the file (StorageError: missing, or no P-256 key)."""
     try:
-        key = load_pem_private_key(key_path(root).read_bytes(), password=None)
+        key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as error:
-        raise StorageError(f"{key_path(root)}: expected a P-256 private key, got {error}") from error
+        raise StorageError(f"{path}: expected a P-256 private key, got {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise StorageError(f"{key_path(root)}: expected a P-256 private key, got another kind")
+        raise StorageError(f"{path}: expected a P-256 private key, got another kind")
     return key
 
 

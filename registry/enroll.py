@@ -28,19 +28,25 @@ from modelfleet.registry.auth import token_sha256
 from modelfleet.registry.context import Registry
 from modelfleet.registry.errors import BadInputError, ClaimTokenError, ConflictError, CsrError
 from modelfleet.registry.tables import ClaimToken, Device
+from modelfleet.signer.errors import FormatError
+from modelfleet.signer.keys import public_key_of_pem
 
 MAX_CSR_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Enrolment:
-    """What a device asks: `csr` is PEM, `facts` what it detected about itself, `agent` its agent's version."""
+    """What a device asks: `csr` is PEM, `facts` what it detected about itself, `agent` its agent's version.
+
+    `encryption_key` is the public PEM of its second key; an agent that opens no confidential version has none.
+    """
 
     token: str
     csr: str
     profile: str
     facts: Mapping[str, Any]
     agent: str
+    encryption_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ def enroll(registry: Registry, asked: Enrolment, now: datetime) -> Enrolled:
         ConflictError: the key is enrolled already, by another token.
     """
     key = parse_csr(asked.csr)
+    _require_encryption_key(asked.encryption_key)
     _require_profile(registry, asked)
     device = _enrolled(registry, asked, key, now)
     for changed in registry.on_device_changed:  # also for a repeated request: the first may have ended before this
@@ -141,6 +148,14 @@ def newest_root(registry: Registry) -> str:
     return max(found, key=lambda path: int(path.name.split(".")[0])).read_text()
 
 
+def _require_encryption_key(pem: str | None) -> None:
+    try:
+        if pem is not None:
+            public_key_of_pem(pem)
+    except FormatError as error:
+        raise BadInputError(f"encryption_key: {error}") from error
+
+
 def _require_profile(registry: Registry, asked: Enrolment) -> None:
     profile = registry.profiles.get(asked.profile)
     if profile is None:
@@ -193,6 +208,7 @@ def _new_device(registry: Registry, asked: Enrolment, key: DeviceKey, claim: str
             public_key=key.pem,
             key_sha256=key.sha256,
             claim_sha256=claim,
+            encryption_key=asked.encryption_key,
             facts=_parse_facts(asked.facts).to_dict(),
             agent_version=asked.agent,
             enrolled_at=now,

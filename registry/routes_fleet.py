@@ -51,6 +51,7 @@ class EnrolmentRequest(Body):
     profile: str = Field(max_length=64)
     facts: dict[str, Any]
     agent: str = Field(max_length=64)
+    encryption_key: str | None = Field(default=None, max_length=1024)
 
 
 class Groups(BaseModel):

@@ -149,6 +149,7 @@ class Device(Base):
     """An enrolled device. `online` and `last_seen_at` follow its status messages; never updated on every heartbeat."""
 
     __tablename__ = "devices"
+    __table_args__ = (UniqueConstraint("claim_sha256", "serial"),)
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
@@ -160,6 +161,10 @@ class Device(Base):
     """Of the key's SubjectPublicKeyInfo in DER: one key is one device."""
     claim_sha256: Mapped[str] = mapped_column(String(64))
     """The claim token it enrolled with, so that a repeated request is answered alike."""
+    serial: Mapped[str | None] = mapped_column(String(128))
+    """What the device said its serial number is; with one claim token each serial number enrols once."""
+    encryption_key: Mapped[str | None]
+    """PEM, P-256: the device's second key, to which data keys of confidential versions are wrapped."""
     facts: Mapped[dict[str, Any]]
     agent_version: Mapped[str] = mapped_column(String(64))
     enrolled_at: Mapped[datetime]
@@ -168,8 +173,32 @@ class Device(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class DeviceCertificate(Base):
+    """A certificate that the fleet CA gave a device; the newest of another key than the device's waits for its first use."""
+
+    __tablename__ = "device_certificates"
+
+    serial: Mapped[str] = mapped_column(String(40), primary_key=True)
+    """Hexadecimal, as in the certificate: random, at most 159 bits."""
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"), index=True)
+    key_sha256: Mapped[str] = mapped_column(String(64))
+    public_key: Mapped[str]
+    """PEM, P-256."""
+    certificate: Mapped[str]
+    """PEM."""
+    issued_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    revoked_at: Mapped[datetime | None]
+    reason: Mapped[str | None] = mapped_column(String(32))
+    """Why it was revoked, by RFC 5280's names (`key_compromise`, `superseded`)."""
+
+
 class ClaimToken(Base):
-    """A right to enrol, stored hashed: for one group, a number of times, until it expires."""
+    """A right to enrol, stored hashed: for one group, a number of times, until it expires or is revoked.
+
+    Where it has `serials`, only devices with these serial numbers enrol, each once.
+    """
 
     __tablename__ = "claim_tokens"
 
@@ -179,6 +208,9 @@ class ClaimToken(Base):
     uses_left: Mapped[int]
     expires_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    serials: Mapped[list[str] | None]
 
 
 class AuditRecord(Base):

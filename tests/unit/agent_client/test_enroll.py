@@ -4,15 +4,17 @@ from pathlib import Path
 import jwt
 import pytest
 from click.testing import CliRunner
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from modelfleet.agent_client import cli
 from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.errors import EnrolmentError, NotEnrolledError, StorageError, TransferError
 from modelfleet.agent_client.identity import (
     device_token,
+    encryption_key_path,
     identity_path,
     key_path,
+    load_encryption_key,
     load_identity,
     load_key,
     root_metadata_path,
@@ -29,6 +31,13 @@ def test_a_claim_token_becomes_an_identity(fleet: Fleet, tmp_path: Path) -> None
     assert root_metadata_path(root).read_bytes() == (fleet.keys.metadata_dir / "1.root.json").read_bytes()
     said = fleet.server.enrolments[identity.device]
     assert said["facts"]["arch"] and said["profile"] == PROFILE
+
+
+def test_the_device_has_a_second_key_that_the_server_is_told(fleet: Fleet, tmp_path: Path) -> None:
+    identity = enroll(tmp_path / "device", fleet.server.url, "claim", PROFILE)
+    assert encryption_key_path(tmp_path / "device").stat().st_mode & 0o777 == 0o600
+    said = load_pem_public_key(fleet.server.enrolments[identity.device]["encryption_key"].encode())
+    assert said == load_encryption_key(tmp_path / "device").public_key() != load_key(tmp_path / "device").public_key()
 
 
 def test_the_profile_is_what_the_machine_matches(fleet: Fleet, tmp_path: Path) -> None:

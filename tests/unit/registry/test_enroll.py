@@ -196,6 +196,20 @@ def test_a_csr_that_its_key_did_not_sign_is_refused(fleet, token) -> None:
     assert uses_left(fleet) == 1
 
 
+def test_a_device_may_give_a_second_key_for_encryption(fleet, token) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+    assert ask(fleet, token(), encryption_key=pem).status_code == 200
+    assert devices(fleet)[0].encryption_key == pem
+
+
+def test_a_second_key_that_is_none_is_refused(fleet, token) -> None:
+    answer = ask(fleet, token(), encryption_key="-----BEGIN PUBLIC KEY-----")
+    assert answer.status_code == 422
+    assert "encryption_key" in answer.json()["detail"]
+    assert uses_left(fleet) == 1
+
+
 def test_an_unknown_profile_is_refused(fleet, token) -> None:
     answer = ask(fleet, token(), profile="toaster-9000")
     assert answer.status_code == 422

@@ -1,14 +1,17 @@
 """Durable files: every write of the agent is atomic and survives `kill -9` and a power cut.
 
 The order is always the same: write a temporary file, fsync it, rename it over the old one, fsync the folder. A reader
-hence sees the old bytes or the new ones, never a mixture. `Disk` is the one seam through which the agent changes its
-folder, so that fault tests can put a failing or dying disk under the real code.
+hence sees the old bytes or the new ones, never a mixture. What rots afterwards is told from what was written by a checksum in
+the file. `Disk` is the one seam through which the agent changes its folder, so that fault tests can put a failing or
+dying disk under the real code.
 """
 
 import contextlib
 import fcntl
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
@@ -84,14 +87,29 @@ def read_struct(path: Path, kind: type[StructT]) -> StructT | None:
     except FileNotFoundError:
         return None
     try:
-        return parse_struct(data, kind, max_bytes=MAX_STATE_BYTES)
+        return parse_struct(_checked(data), kind, max_bytes=MAX_STATE_BYTES)
     except FormatError as error:
         raise StorageError(f"{path}: expected a {kind.__name__}, got damaged bytes ({error})") from error
 
 
 def encode_struct(value: msgspec.Struct) -> bytes:
-    """Return the bytes that `read_struct` reads."""
-    return msgspec.json.encode(value, order="deterministic")
+    """Return the bytes that `read_struct` reads: a JSON object whose last member is the checksum of the rest."""
+    body = msgspec.json.encode(value, order="deterministic")
+    return body[:-1] + b',"checksum":"%08x"}' % zlib.crc32(body)
+
+
+_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{8})"\}$')
+
+
+def _checked(data: bytes) -> bytes:
+    """Return the object without its checksum; one from before there were checksums is returned as it is."""
+    found = _CHECKSUM.search(data[-32:])
+    if found is None:
+        return data
+    body = data[: -len(found[0])] + b"}"
+    if zlib.crc32(body) != int(found[1], 16):
+        raise FormatError(f"expected checksum {found[1].decode()}, got {zlib.crc32(body):08x}")
+    return body
 
 
 @contextlib.contextmanager

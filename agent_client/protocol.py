@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from modelfleet.signer.names import NAME_PATTERN, Count, ModelName, Name, SemVer, Sha256
+from modelfleet.signer.names import PART, Count, ModelName, Name, SemVer, Sha256
 from modelfleet.signer.parse import parse_struct
 
 TOPIC_ROOT = "mf/v1"
@@ -21,7 +21,7 @@ LATENCY_BUCKETS_MS: tuple[float, ...] = tuple(0.125 * 2.0 ** (step / 2) for step
 MAX_CLASSES = 64
 """Classes beyond this many share the class histogram's last cell."""
 
-DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 
 
 class DeviceState(enum.StrEnum):
@@ -150,7 +150,7 @@ def device_topic(tenant: str, device: str, kind: Literal["desired", "report", "m
 
 
 _DEVICE_TOPIC = re.compile(
-    rf"{TOPIC_ROOT}/(?P<tenant>{NAME_PATTERN.strip('^$')})/d/(?P<device>[0-9a-f-]{{36}})/(?P<kind>report|metrics|status)"
+    rf"{TOPIC_ROOT}/(?P<tenant>{PART})/d/(?P<device>[0-9a-f-]{{36}})/(?P<kind>report|metrics|status)"
 )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from modelfleet.signer.names import Count, ModelName, Name, SemVer, Sha256
+from modelfleet.signer.names import Count, ManifestPath, ModelName, Name, SemVer, Sha256
 
 GROUP_PAYLOAD_TYPE = "application/vnd.modelfleet.group+json"
 ASSIGNMENT_PAYLOAD_TYPE = "application/vnd.modelfleet.assignment+json"
@@ -26,7 +26,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelName
     version: SemVer
     counter: Count
-    path: Annotated[str, msgspec.Meta(max_length=512)]
+    path: ManifestPath
     sha256: Sha256
     length: Count
     approvals: Annotated[tuple[Sha256, ...], msgspec.Meta(max_length=16)]

@@ -21,7 +21,7 @@ GATE_PREDICATE_TYPE = "urn:modelfleet:attestation:gate:v1"
 POLICY_PATH = "trust/policy.json"
 
 Person = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-KeyId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+KeyId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,6 +90,7 @@ class SignerClient:
             gates=tuple(gate_envelopes),
             targets=policy_chain.targets,
             policy=policy_chain.policy,
+            roots=policy_chain.roots,
         )
         reply = self._call(request, ReleaseReply)
         return SignedRelease(bins=reply.bins, bundle=reply.bundle)

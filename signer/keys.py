@@ -1,6 +1,7 @@
 """Keys by URI: where a private key lies is a setting, how it signs is securesystemslib's `Signer`.
 
-All keys are ECDSA P-256 (docs/decisions/0002-one-key-algorithm.md). A new kind of key store is one row in `LOADERS`.
+All keys are ECDSA P-256 (docs/decisions/0002-one-key-algorithm.md). A new kind of key store is one row in `LOADERS`
+and one in `MAKERS`.
 """
 # securesystemslib documents these classes as `securesystemslib.signer`'s, without listing them as exported:
 # pyright: reportPrivateImportUsage=false
@@ -11,11 +12,14 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib import signer as securesystemslib_signer
 
 from modelfleet.signer.errors import FormatError, KeyUriError
-from modelfleet.signer.files import write_durably
+from modelfleet.signer.key_file import load_file, make_file
+from modelfleet.signer.key_kms import load_kms, make_kms
+from modelfleet.signer.key_token import load_token, make_token
+from modelfleet.signer.passphrase import Secrets, ask_passphrase
 from modelfleet.signer.statements import PublicKey
 
 Key = securesystemslib_signer.Key
@@ -29,38 +33,51 @@ SCHEME: Final = "ecdsa-sha2-nistp256"
 MAX_PEM_CHARACTERS: Final = 4096
 
 
-def generate_key(path: Path) -> str:
-    """Write a new private key to `path` (PKCS#8 PEM, mode 0600) and return its URI.
+def generate_key(path: Path, passphrase: str | None = None) -> str:
+    """Write a new private key to `path` (PKCS#8 PEM, mode 0600, encrypted under a passphrase) and return its URI.
 
     Raises:
         KeyUriError: there is already a file; a key is never overwritten.
     """
-    path = path.absolute()
-    if path.exists():
-        raise KeyUriError(f"expected no file at {path}, found one: a key is never overwritten")
-    write_durably(path, CryptoSigner.generate_ecdsa().private_bytes, mode=0o600)
-    return f"file:{path}"
+    uri = f"file:{path.absolute()}"
+    make_key(uri, passphrase)
+    return uri
 
 
-def load_signer(uri: str) -> Signer:
+def make_key(uri: str, passphrase: str | None = None) -> None:
+    """Make a new private key where `uri` says; a passphrase encrypts a file, a token or KMS keeps its keys by itself.
+
+    Raises:
+        KeyUriError: there is a key already, or none can be made there. SignerUnavailableError: the store failed.
+    """
+    scheme, rest = _split(uri)
+    MAKERS[scheme](rest, passphrase)
+
+
+def load_signer(uri: str, secrets: Secrets = ask_passphrase) -> Signer:
     """Return what signs with the private key named by `uri`.
 
     Args:
-        uri: `file:/absolute/path.pem`, a PKCS#8 PEM of a P-256 key.
+        uri: `file:/absolute/path.pem` (a PKCS#8 PEM), `pkcs11:token=...;object=...` (RFC 7512), or `awskms:KEY`.
+        secrets: asked for the passphrase of an encrypted file.
 
     Raises:
-        KeyUriError: unknown scheme, no such file, or no P-256 key in it.
+        KeyUriError: unknown scheme, or no P-256 key there. SignerUnavailableError: a token or KMS did not answer.
     """
-    scheme, separator, rest = uri.partition(":")
-    loader = LOADERS.get(scheme)
-    if not separator or loader is None:
-        raise KeyUriError(f"expected a key URI with a scheme of {sorted(LOADERS)}, got {uri[:80]!r}")
-    return loader(rest)
+    scheme, rest = _split(uri)
+    return LOADERS[scheme](rest, secrets)
 
 
-def public_key(uri: str) -> PublicKey:
-    """Return the public half of the key named by `uri` (KeyUriError as `load_signer`)."""
-    return from_sslib(load_signer(uri).public_key)
+def public_key(uri: str, secrets: Secrets = ask_passphrase) -> PublicKey:
+    """Return the public half of the key named by `uri`; a `file:` may hold no more than that half.
+
+    Raises:
+        KeyUriError, SignerUnavailableError: as `load_signer`.
+    """
+    scheme, rest = _split(uri)
+    if scheme == "file" and (found := _public_file(Path(rest))) is not None:
+        return from_sslib(found)
+    return from_sslib(load_signer(uri, secrets).public_key)
 
 
 def key_id(key: PublicKey) -> str:
@@ -105,15 +122,25 @@ def public_key_of_pem(pem: str) -> SSlibKey:
     return SSlibKey.from_crypto(found)
 
 
-def _load_file(path: str) -> Signer:
+def _public_file(path: Path) -> SSlibKey | None:
     try:
-        private = load_pem_private_key(Path(path).read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyUriError(f"expected an unencrypted PKCS#8 PEM at {path}: {error}") from error
-    if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
-        raise KeyUriError(f"expected a P-256 key at {path}: make one with `generate_key`")
-    return CryptoSigner(private)
+        text = path.read_bytes()[: MAX_PEM_CHARACTERS + 1].decode("ascii", "replace")
+        return public_key_of_pem(text) if "-----BEGIN PUBLIC KEY-----" in text else None
+    except OSError:
+        return None  # `load_signer` says what is wrong
+    except FormatError as error:
+        raise KeyUriError(f"{path}: {error}") from error
 
 
-LOADERS: Mapping[str, Callable[[str], Signer]] = {"file": _load_file}
+def _split(uri: str) -> tuple[str, str]:
+    scheme, separator, rest = uri.partition(":")
+    if not separator or scheme not in LOADERS:
+        raise KeyUriError(f"expected a key URI with a scheme of {sorted(LOADERS)}, got {uri[:80]!r}")
+    return scheme, rest
+
+
+LOADERS: Mapping[str, Callable[[str, Secrets], Signer]] = {"file": load_file, "pkcs11": load_token, "awskms": load_kms}
 """URI scheme -> loader of what stands after the colon."""
+
+MAKERS: Mapping[str, Callable[[str, str | None], None]] = {"file": make_file, "pkcs11": make_token, "awskms": make_kms}
+"""URI scheme -> what makes a new key there; the passphrase is for files."""

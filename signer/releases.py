@@ -1,6 +1,8 @@
 """What the signer process does with a request: check everything again, add the manifest to its own bin, sign.
 
-It holds the releases key and its own copy of the bins; root.json was given to it at start and is its only trust.
+It holds the releases key and its own copy of the bins; root.json was given to it at start and is its only trust. It follows
+newer roots that come with a request, each signed by its predecessor, and keeps the newest in its state. With a rotated
+releases key it is started again: bins that bear another key's signature count as due.
 """
 
 import logging
@@ -9,14 +11,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from modelfleet.signer.bundle import sign_bundle
-from modelfleet.signer.errors import DigestError
+from modelfleet.signer.errors import DigestError, ReplayError
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.manifest import Manifest
 from modelfleet.signer.metadata import Metadata, Root, TargetFile, Targets, require_signed, sign_metadata
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.release import check_release
 from modelfleet.signer.state import SignerState
-from modelfleet.signer.trust import BIN_LIFE, PolicyChain, TrustedPolicy, bin_of, trusted_policy
+from modelfleet.signer.trust import (
+    BIN_LIFE,
+    PolicyChain,
+    TrustedPolicy,
+    bin_of,
+    follow_roots,
+    trusted_policy,
+    trusted_root,
+)
 from modelfleet.signer.wire import (
     ReleaseReply,
     ReleaseRequest,
@@ -35,7 +45,7 @@ class ReleaseSigner:
     """Signs variants of one tenant; safe among threads, alone on its state folder.
 
     Args:
-        root: the trusted root; its targets role says whose policy counts.
+        root: the trusted root; its targets role says whose policy counts. A newer one in `state` goes before it.
         clock: aware UTC.
     """
 
@@ -49,7 +59,7 @@ class ReleaseSigner:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._tenant = tenant
-        self._root = root
+        self._root = _newer_root(root, state)
         self._releases = releases
         self._state = state
         self._clock = clock
@@ -81,22 +91,26 @@ class ReleaseSigner:
             DigestError: the path is taken by another manifest: versions are immutable.
         """
         with self._lock:
-            trusted = self._trusted_policy(PolicyChain(targets=request.targets, policy=request.policy))
+            trusted = self._trusted_policy(
+                PolicyChain(targets=request.targets, policy=request.policy, roots=request.roots)
+            )
             counters = self._state.record.counters
             manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
             role, data = self._add(manifest, request.manifest, trusted)
         return ReleaseReply(bins={role: data}, bundle=sign_bundle(manifest, self._releases))
 
     def resign(self, request: ResignRequest) -> ResignReply:
-        """Return bins that expire before `request.before`, signed anew and stored, `request.limit` at most.
+        """Return bins that expire before `request.before` or bear another key's signature, signed anew and stored.
 
+        `request.limit` of them at most.
         A bin newer than `request.published` comes as it is: its publication was lost.
         """
         bins: dict[str, bytes] = {}
+        ours = self._releases.public_key.keyid
         with self._lock:
             for role in self._state.roles:
                 metadata = self._state.bin(role)
-                if metadata.signed.expires < request.before:
+                if metadata.signed.expires < request.before or ours not in metadata.signatures:
                     bins[role] = self._sign_next(metadata)
                     self._state.keep_bin(role, bins[role])
                 elif metadata.signed.version > request.published.get(role, metadata.signed.version):
@@ -106,6 +120,11 @@ class ReleaseSigner:
         return ResignReply(bins=bins)
 
     def _trusted_policy(self, chain: PolicyChain) -> TrustedPolicy:
+        root, newest = follow_roots(self._root, chain.roots)
+        if newest is not None:
+            self._state.keep_root(newest)
+            self._root = root
+            log.info("follows a newer root", extra={"version": root.version})
         seen = self._state.record.targets_version
         trusted = trusted_policy(self._root, chain, tenant=self._tenant, now=self._clock(), minimum_version=seen)
         self._state.keep_targets_version(trusted.targets.version)
@@ -130,6 +149,17 @@ class ReleaseSigner:
         metadata.signed.version += 1
         metadata.signed.expires = (self._clock() + BIN_LIFE).replace(microsecond=0)
         return sign_metadata(metadata, [self._releases])
+
+
+def _newer_root(given: Root, state: SignerState) -> Root:
+    data = state.root_bytes()
+    kept = trusted_root(data) if data is not None else given
+    if kept.version == given.version and kept != given:
+        raise ReplayError(
+            f"the root given and the one in the signer's state are both version {given.version}, and differ:"
+            " find out which is right; the state's is in its root.json"
+        )
+    return kept if kept.version > given.version else given
 
 
 def _require_same(known: TargetFile, data: bytes) -> None:

@@ -110,7 +110,8 @@ class OnlineRepository:
             version = self._snapshot().signed.meta[f"{Targets.type}.json"].version
             data = self._path(Targets.type, version).read_bytes()
             target = parse_metadata(data, Targets).signed.targets[POLICY_PATH]
-            return PolicyChain(targets=data, policy=(self._targets_dir / target.get_prefixed_paths()[0]).read_bytes())
+            policy = (self._targets_dir / target.get_prefixed_paths()[0]).read_bytes()
+            return PolicyChain(targets=data, policy=policy, roots=self._roots())
 
     def versions(self) -> dict[str, int]:
         """Return role -> published version, of the snapshot, the timestamp and all that the snapshot names."""
@@ -135,9 +136,12 @@ class OnlineRepository:
     def _path(self, role: str, version: int) -> Path:
         return self._metadata_dir / f"{version}.{role}.json"
 
+    def _roots(self) -> tuple[bytes, ...]:
+        paths = sorted(self._metadata_dir.glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]))
+        return tuple(path.read_bytes() for path in paths)
+
     def _root(self) -> Root:
-        newest = max(self._metadata_dir.glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]))
-        return parse_metadata(newest.read_bytes(), Root).signed
+        return parse_metadata(self._roots()[-1], Root).signed
 
     def _timestamp(self) -> Metadata[Timestamp]:
         return parse_metadata((self._metadata_dir / "timestamp.json").read_bytes(), Timestamp)

@@ -1,4 +1,4 @@
-"""The signer's own memory: its copy of the bins, the release counters, and the newest targets.json it has seen.
+"""The signer's own memory: its bins, the release counters, the newest root followed, the newest targets.json seen.
 
 The registry cannot roll it back, because the signer never takes a bin from anybody. Each method returns after fsync.
 """
@@ -35,6 +35,7 @@ class SignerState:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._record_path = folder / "counters.json"
+        self._root_path = folder / "root.json"
         self._record = StateRecord()
         if self._record_path.exists():
             self._record = parse_struct(self._record_path.read_bytes(), StateRecord, max_bytes=MAX_STATE_BYTES)
@@ -47,6 +48,14 @@ class SignerState:
     def record(self) -> StateRecord:
         """The counters and the floor of targets.json."""
         return self._record
+
+    def root_bytes(self) -> bytes | None:
+        """Return the newest root that was followed, None before the first one."""
+        return self._root_path.read_bytes() if self._root_path.exists() else None
+
+    def keep_root(self, data: bytes) -> None:
+        """Remember the root that is trusted from now on."""
+        write_durably(self._root_path, data)
 
     def bin_bytes(self, role: str) -> bytes:
         """Return the signed metadata of a bin.

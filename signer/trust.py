@@ -3,6 +3,7 @@
 Everything that asks "who may sign this?" asks a `TrustPolicy` that came through here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,10 +20,14 @@ BIN_LIFE = timedelta(days=90)
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyChain:
-    """What proves a policy to someone who has the root: the bytes of targets.json and of trust/policy.json."""
+    """What proves a policy to someone who has a root: the bytes of targets.json and of trust/policy.json.
+
+    `roots` lead from an older root to the newest, each signed by its predecessor.
+    """
 
     targets: bytes
     policy: bytes
+    roots: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,30 @@ def trusted_root(data: bytes) -> Root:
     metadata = parse_metadata(data, Root)
     require_signed(metadata.signed, Root.type, metadata)
     return metadata.signed
+
+
+def follow_roots(root: Root, chain: Sequence[bytes]) -> tuple[Root, bytes | None]:
+    """Return the newest root that `chain` leads to from `root`, and its bytes (None: `root` is the newest).
+
+    Args:
+        chain: root metadata in order of version; those that are not newer than `root` are passed over.
+
+    Raises:
+        FormatError: not root metadata. ReplayError: a version is left out.
+        SignatureError: not signed by enough keys of its predecessor, and of its own.
+    """
+    newest: bytes | None = None
+    for data in chain:
+        metadata = parse_metadata(data, Root)
+        found = metadata.signed
+        if found.version <= root.version:
+            continue
+        if found.version != root.version + 1:
+            raise ReplayError(f"root: expected version {root.version + 1} next, got {found.version}")
+        require_signed(root, Root.type, metadata)
+        require_signed(found, Root.type, metadata)
+        root, newest = found, data
+    return root, newest
 
 
 def trusted_policy(

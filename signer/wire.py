@@ -31,17 +31,21 @@ class StatusRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", t
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="release"):
-    """Ask for one variant to be signed; `targets` and `policy` prove who may vouch for it."""
+    """Ask for one variant to be signed; `targets` and `policy` prove who may vouch for it.
+
+    `roots` lead from an older root, which the signer may still hold, to the one that `targets` is signed under.
+    """
 
     manifest: bytes
     source: bytes
     gates: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)]
     targets: bytes
     policy: bytes
+    roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=256)] = ()
 
 
 class ResignRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="resign"):
-    """Ask for the bins that expire before `before` to be signed anew, `limit` of them at most.
+    """Ask for the bins that expire before `before`, or bear another key's signature, to be signed anew: `limit` at most.
 
     `published` (role -> version) asks besides for what is signed already but was never published.
     """

@@ -104,6 +104,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's delayed acknowledgement
 
             def do_GET(self) -> None:
                 server.requests.append((self.path, dict(self.headers)))

@@ -1,0 +1,39 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.forge import Forger
+from tests.attacks.machine import Machine
+from tests.unit.agent_client.fleet import Device, Fleet, make_device, make_fleet
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """A server with keys, repository and blobs, on loopback."""
+    made = make_fleet(tmp_path)
+    yield made
+    made.server.stop()
+
+
+@pytest.fixture
+def forger(fleet: Fleet) -> Forger:
+    """Whoever holds the keys of the fleet's TUF roles."""
+    return Forger(fleet.keys)
+
+
+@pytest.fixture
+def machine(fleet: Fleet, tmp_path: Path) -> Iterator[Machine]:
+    """An enrolled device, its checks called by the test."""
+    made = Machine(fleet, tmp_path / "machine")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def device(fleet: Fleet, tmp_path: Path) -> Iterator[Device]:
+    """An enrolled device whose agent runs."""
+    made = make_device(fleet, tmp_path / "device")
+    made.start()
+    yield made
+    made.stop()

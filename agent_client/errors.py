@@ -40,6 +40,10 @@ class HttpStatusError(TransferError):
         self.body = body
 
 
+class InsecureUrlError(TransferError):
+    """The server would be reached over plain http from another machine: use https, or allow it."""
+
+
 class MetadataRefusedError(TransferError):
     """The repository as it stands is not to be believed (frozen, replayed, unsigned): wait for a better one.
 

@@ -3,7 +3,8 @@
 Upholds: never more than the allowed length is read; a request as a whole ends at its deadline, even when the server
 sends one byte a second or never finishes its headers; a transfer that stalls ends earlier. A file is hashed while it
 streams, a partial one is resumed with Range + If-Range and hashed again, and bytes that are not what was signed
-never get the file's name. Content is named by its digest, so any server may serve it.
+never get the file's name. Content is named by its digest, so any server may serve it. Small answers may come compressed:
+what they unpack to is capped as what arrives is. Nothing goes over plain http, but on this machine.
 """
 
 import contextlib
@@ -14,10 +15,13 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
@@ -25,7 +29,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
-from modelfleet.agent_client.errors import HttpStatusError, NoSpaceError, TransferError
+from modelfleet.agent_client.errors import HttpStatusError, InsecureUrlError, NoSpaceError, TransferError
 from modelfleet.signer.errors import DigestError
 
 CHUNK_BYTES = 256 * 1024
@@ -33,6 +37,10 @@ MAX_REDIRECTS = 3
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS}
 MAX_PROBLEM_BYTES = 16 * 1024
+ALLOW_HTTP_VARIABLE = "MODELFLEET_ALLOW_HTTP"
+"""Set to 1 where a network between device and server is trusted: plain http is then used to any host."""
+GZIP_WINDOW = 16 + zlib.MAX_WBITS
+GZIP_OVERHEAD_BYTES = 1024  # what compressing may add to bytes that do not shrink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,47 @@ class Answer:
 Headers = Mapping[str, str]
 
 
+class Transport(Protocol):
+    """How bytes reach the device: `HttpClient`, or what reads them out of a folder."""
+
+    def get(
+        self,
+        url: str,
+        *,
+        max_bytes: int,
+        headers: Headers | None = None,
+        seconds: float | None = None,
+        public: bool = False,
+    ) -> Answer:
+        """As `HttpClient.get`."""
+        ...
+
+    def stream(self, url: str, *, seconds: float, headers: Headers | None = None) -> Iterator[bytes]:
+        """As `HttpClient.stream`."""
+        ...
+
+    def fetch_file(
+        self, url: str, path: Path, *, sha256: str, length: int, on_piece: Callable[[int], None] | None = None
+    ) -> None:
+        """As `HttpClient.fetch_file`."""
+        ...
+
+
+def require_secure(url: str) -> None:
+    """Refuse a server that devices would reach over plain http.
+
+    Raises:
+        InsecureUrlError: the URL is plain http to another machine, and `MODELFLEET_ALLOW_HTTP` is not 1.
+    """
+    place = urlsplit(url)
+    if place.scheme != "http" or _is_loopback(place.hostname or "") or os.environ.get(ALLOW_HTTP_VARIABLE) == "1":
+        return
+    raise InsecureUrlError(
+        f"{url[:200]}: expected https, got plain http to another machine;"
+        f" use https, or set {ALLOW_HTTP_VARIABLE}=1 where that network is trusted"
+    )
+
+
 class _Received:
     """What has come of a file: its length and digest so far."""
 
@@ -82,26 +131,45 @@ class HttpClient:
     Args:
         token: returns the bearer token, which goes to `server` alone, never to a host that it redirects to.
         server: the base URL that may see the token.
+
+    Raises:
+        InsecureUrlError: as `require_secure`; also of every request.
     """
 
     def __init__(
         self, *, token: Callable[[], str] | None = None, server: str = "", deadlines: Deadlines | None = None
     ) -> None:
+        require_secure(server)
         self.deadlines = deadlines or Deadlines()
         self._token = token
         self._server = urlsplit(server)
         self._connections: dict[tuple[str, str], HTTPConnection] = {}
 
-    def get(self, url: str, *, max_bytes: int, headers: Headers | None = None) -> Answer:
-        """Return what `url` holds.
+    def get(
+        self,
+        url: str,
+        *,
+        max_bytes: int,
+        headers: Headers | None = None,
+        seconds: float | None = None,
+        public: bool = False,
+    ) -> Answer:
+        """Return what `url` holds, unpacked where the server has compressed it.
+
+        Args:
+            max_bytes: of the answer as it travels and of what it unpacks to; no more is ever held.
+            seconds: the deadline of the whole; by default `Deadlines.total_seconds`.
+            public: the token is not needed, and not sent.
 
         Raises:
             HttpStatusError: a status that is neither success nor 304.
             TransferError: no answer in time, or more than `max_bytes`.
         """
-        with self._open("GET", url, None, headers or {}, self.deadlines.total_seconds) as response:
+        asked = {"Accept-Encoding": "gzip", **(headers or {})}
+        limit = self.deadlines.total_seconds if seconds is None else seconds
+        with self._open("GET", url, None, asked, limit, public=public) as response:
             return Answer(
-                status=response.status, etag=response.headers.get("ETag", ""), body=_read_all(response, max_bytes)
+                status=response.status, etag=response.headers.get("ETag", ""), body=_body(response, max_bytes)
             )
 
     def post_json(self, url: str, value: object, *, max_bytes: int) -> bytes:
@@ -190,12 +258,12 @@ class HttpClient:
 
     @contextlib.contextmanager
     def _open(
-        self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float
+        self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float, *, public: bool = False
     ) -> Generator[BaseHTTPResponse]:
         started = time.monotonic()
         for _ in range(MAX_REDIRECTS + 1):
             left = seconds - (time.monotonic() - started)
-            with self._exchange(method, url, body, headers, left) as response:
+            with self._exchange(method, url, body, headers, left, public=public) as response:
                 if response.status in (301, 302, 303, 307, 308) and method == "GET":
                     url = urljoin(url, response.headers.get("Location", ""))
                     continue
@@ -207,7 +275,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def _exchange(
-        self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float
+        self, method: str, url: str, body: bytes | None, headers: Headers, seconds: float, *, public: bool
     ) -> Generator[BaseHTTPResponse]:
         place = urlsplit(url)
         connection = self._connection(place)
@@ -217,7 +285,8 @@ class HttpClient:
         timer.start()
         finished = False
         try:
-            response = self._send(connection, method, place, body, headers)
+            shown = {} if public else self._authorization(place)
+            response = self._send(connection, method, place, body, {**headers, **shown})
             yield response
             if response.length_remaining == 0:
                 response.drain_conn()  # reads nothing; the connection may be used again
@@ -241,7 +310,6 @@ class HttpClient:
             "Accept-Encoding": "identity",
             "User-Agent": "modelfleet-agent",
             **headers,
-            **self._authorization(place),
         }
         for attempt in (1, 2):
             reused = connection.sock is not None
@@ -266,6 +334,7 @@ class HttpClient:
             kind = {"http": HTTPConnection, "https": HTTPSConnection}.get(place.scheme)
             if kind is None or place.hostname is None:
                 raise TransferError(f"expected an http or https URL, got {place.geturl()!r}")
+            require_secure(place.geturl())  # also where a redirect leads
             timeout = urllib3.Timeout(connect=self.deadlines.connect_seconds, read=self.deadlines.stall_seconds)
             self._connections[key] = kind(place.hostname, place.port, timeout=timeout.connect_timeout)
         connection = self._connections[key]
@@ -290,6 +359,36 @@ def _cut(connection: HTTPConnection, cut: threading.Event) -> None:
 def _pieces(response: BaseHTTPResponse) -> Iterator[bytes]:
     while piece := response.read1(CHUNK_BYTES, decode_content=False):
         yield piece
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding == "identity":
+        return _read_all(response, max_bytes)
+    if coding != "gzip":
+        raise TransferError(f"expected an answer plain or in gzip, got {coding[:40]!r}")
+    return _unpack(_read_all(response, max_bytes + GZIP_OVERHEAD_BYTES), max_bytes)
+
+
+def _unpack(packed: bytes, max_bytes: int) -> bytes:
+    """Return what one gzip stream holds; it is never unpacked beyond `max_bytes`, whatever it claims."""
+    unpacking = zlib.decompressobj(GZIP_WINDOW)
+    try:
+        plain = unpacking.decompress(packed, max_bytes + 1)
+    except zlib.error as error:
+        raise TransferError(f"expected a gzip stream, got {error}") from error
+    if len(plain) > max_bytes:
+        raise TransferError(f"expected at most {max_bytes} bytes, got more when unpacked")
+    if not unpacking.eof or unpacking.unused_data:
+        raise TransferError("expected one whole gzip stream, got a part, or something after it")
+    return plain
 
 
 def _read_all(response: BaseHTTPResponse, max_bytes: int) -> bytes:

@@ -28,6 +28,7 @@ Targets = tuf_metadata.Targets
 Timestamp = tuf_metadata.Timestamp
 
 MAX_METADATA_BYTES = 4 * 1024 * 1024
+MAX_ORDINARY_VERSION = 2**31
 
 RoleT = TypeVar("RoleT", Root, Timestamp, Snapshot, Targets)
 
@@ -78,3 +79,8 @@ def sign_metadata(metadata: Metadata[RoleT], signers: Iterable[Signer]) -> bytes
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes()
+
+
+def next_version(version: int) -> int:
+    """Return the version after `version`; one that was fast-forwarded starts again, under other keys (TUF 5.3.11)."""
+    return version + 1 if version < MAX_ORDINARY_VERSION else 1

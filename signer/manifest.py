@@ -82,6 +82,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         names = [file.name for file in self.files]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
+        if any(name == "manifest.json" or name.endswith(".part") for name in names):
+            raise ValueError("a file has a name that a slot uses itself: manifest.json or *.part")
         if self.entry not in names or self.golden not in names:
             raise ValueError("entry and golden must name files of the manifest")
 

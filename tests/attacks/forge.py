@@ -25,10 +25,10 @@ KINDS: dict[str, Any] = {"root": Root, "timestamp": Timestamp, "snapshot": Snaps
 
 
 class Forger:
-    """Signs the metadata under `keys.metadata_dir` anew, with the role's own keys unless others are given."""
+    """Signs the metadata in `folder` (default: what is served) anew, with the role's own keys unless others are given."""
 
-    def __init__(self, keys: CeremonyResult) -> None:
-        self.folder = keys.metadata_dir
+    def __init__(self, keys: CeremonyResult, folder: Path | None = None) -> None:
+        self.folder = folder or keys.metadata_dir
         self.keys: dict[str, list[Signer]] = {
             "root": [load_signer(uri) for uri in keys.root_keys[:2]],
             "targets": [load_signer(uri) for uri in keys.targets_keys[:2]],

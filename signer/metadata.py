@@ -5,6 +5,7 @@ TUF's and securesystemslib's own errors are wrapped here, once.
 # python-tuf documents these classes as `tuf.api.metadata`'s, without listing them as exported:
 # pyright: reportPrivateImportUsage=false
 
+import json
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -12,10 +13,12 @@ from securesystemslib.exceptions import Error as SecureSystemsError
 from tuf.api import metadata as tuf_metadata
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.serialization import DeserializationError
+from tuf.api.serialization.json import JSONSerializer
 
 from modelfleet.signer.errors import DigestError, FormatError, SignatureError
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.parse import parse_json
+from modelfleet.signer.unknown_keys import admit_unknown_keys
 
 Delegations = tuf_metadata.Delegations
 Metadata = tuf_metadata.Metadata
@@ -27,19 +30,20 @@ TargetFile = tuf_metadata.TargetFile
 Targets = tuf_metadata.Targets
 Timestamp = tuf_metadata.Timestamp
 
+COMPACT = JSONSerializer(compact=True)
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_ORDINARY_VERSION = 2**31
 
 RoleT = TypeVar("RoleT", Root, Timestamp, Snapshot, Targets)
 
 
-def parse_metadata(data: bytes, kind: type[RoleT]) -> Metadata[RoleT]:
+def parse_metadata(data: bytes, kind: type[RoleT], *, max_bytes: int = MAX_METADATA_BYTES) -> Metadata[RoleT]:
     """Return TUF metadata of the role `kind`; its signatures are not verified yet.
 
     Raises:
-        FormatError: not strict JSON, or not metadata of that role.
+        FormatError: not strict JSON, longer than `max_bytes`, or not metadata of that role.
     """
-    parse_json(data, max_bytes=MAX_METADATA_BYTES)
+    admit_unknown_keys(parse_json(data, max_bytes=max_bytes))
     try:
         found = Metadata[RoleT].from_bytes(data)
     except (DeserializationError, RepositoryError) as error:
@@ -50,15 +54,19 @@ def parse_metadata(data: bytes, kind: type[RoleT]) -> Metadata[RoleT]:
 
 
 def require_signed(delegator: Root | Targets, role: str, metadata: Metadata[RoleT]) -> None:
-    """Refuse `metadata` unless enough keys that `delegator` names for `role` signed it.
+    """Refuse `metadata` unless enough different keys that `delegator` names for `role` signed it.
 
     Raises:
         SignatureError: they did not, or there is no such role.
     """
     try:
-        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, SecureSystemsError, ValueError) as error:
         raise SignatureError(f"{role}: {error}") from error
+    # TUF does not say how a key id is made: one key under two ids is still one key.
+    different = {json.dumps(key.keyval, sort_keys=True) for key in found.signed.values()}
+    if len(different) < found.threshold:
+        raise SignatureError(f"{role}: expected signatures of {found.threshold} keys, got {len(different)}")
 
 
 def require_target(target: TargetFile, data: bytes) -> None:
@@ -78,7 +86,7 @@ def sign_metadata(metadata: Metadata[RoleT], signers: Iterable[Signer]) -> bytes
     metadata.signatures.clear()
     for signer in signers:
         metadata.sign(signer, append=True)
-    return metadata.to_bytes()
+    return metadata.to_bytes(COMPACT)
 
 
 def next_version(version: int) -> int:

@@ -14,6 +14,7 @@ class Permission(enum.StrEnum):
     VERSIONS_READ = "versions.read"
     VERSIONS_PUBLISH = "versions.publish"
     DEVICES_READ = "devices.read"
+    DEVICES_REVOKE = "devices.revoke"
     GROUPS_READ = "groups.read"
     GROUPS_WRITE = "groups.write"
     CLAIM_TOKENS_WRITE = "claim-tokens.write"

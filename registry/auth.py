@@ -1,4 +1,4 @@
-"""Who is asking: people and CI by API token, devices by a short JWT under their own key. Default deny.
+"""Who is asking: people and CI by API token, devices by a short JWT under their certificate's key. Default deny.
 
 Every route that is not in `PUBLIC_PATHS` declares one of the dependencies below; `undeclared_routes` finds those that
 do not, and the composition root refuses to start with one. Of an API token only the SHA-256 is stored.
@@ -7,8 +7,8 @@ do not, and the composition root refuses to start with one. Of an API token only
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, cast
 
@@ -21,18 +21,28 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.routing import BaseRoute
 
 from modelfleet.policies.roles import Permission, allowed
+from modelfleet.registry.certificates import confirm, valid
 from modelfleet.registry.context import Registry
-from modelfleet.registry.errors import ForbiddenError, UnauthenticatedError
-from modelfleet.registry.tables import Device, User
+from modelfleet.registry.errors import ForbiddenError, TooManyTokensError, UnauthenticatedError
+from modelfleet.registry.replay import ReplayCache
+from modelfleet.registry.tables import Device, DeviceCertificate, User
 
 TOKEN_PREFIX = "mf_"  # noqa: S105
 AUDIENCE = "modelfleet"
 MAX_TOKEN_SECONDS = 300
 LEEWAY_SECONDS = 30
+REMEMBER_SECONDS = MAX_TOKEN_SECONDS + 2 * LEEWAY_SECONDS
 PUBLIC_PATHS = frozenset(
-    {"/v1/healthz", "/v1/enroll", "/tuf/{tenant}/metadata/{file}", "/tuf/{tenant}/targets/{path:path}"}
+    {
+        "/v1/healthz",
+        "/v1/enroll",
+        "/v1/ca/certificate",
+        "/v1/ca/crl",
+        "/tuf/{tenant}/metadata/{file}",
+        "/tuf/{tenant}/targets/{path:path}",
+    }
 )
-"""Routes without a credential: enrolment has its claim token in the body, TUF files are signed."""
+"""Routes without a credential: enrolment has its claim token in the body; TUF files, CA certificate and CRL are signed."""
 
 _DEVICE_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _CLAIMS = ("iss", "sub", "aud", "iat", "exp", "jti")
@@ -51,10 +61,12 @@ class UserIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceIdentity:
-    """A device whose JWT was valid; `device` is its id."""
+    """A device whose JWT was valid; `device` is its id, `serial` the certificate whose key signed it, `claims` what it says."""
 
     device: str
     tenant: str
+    serial: str
+    claims: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,10 +100,9 @@ def current_user(request: Request, bearer: Bearer) -> UserIdentity:
 
 
 def current_device(request: Request, bearer: Bearer) -> DeviceIdentity:
-    """Return the device whose JWT came with the request (UnauthenticatedError: see `device_of_token`)."""
+    """Return the device whose JWT came with the request (UnauthenticatedError: see `device_of_token`, or used before)."""
     registry = registry_of(request)
-    with registry.sessions() as session:
-        return device_of_token(session, registry.tenant, _credentials(bearer), datetime.now(UTC))
+    return device_once(registry.sessions, registry.tenant, registry.replays, _credentials(bearer), datetime.now(UTC))
 
 
 def user_or_device(request: Request, bearer: Bearer) -> UserIdentity | DeviceIdentity:
@@ -128,33 +139,78 @@ def user_of_token(session: Session, tenant: str, token: str) -> UserIdentity:
     return UserIdentity(name=user.name, role=user.role, tenant=user.tenant)
 
 
+def device_once(
+    sessions: sessionmaker[Session], tenant: str, replays: ReplayCache, token: str, now: datetime
+) -> DeviceIdentity:
+    """Return the device that signed this JWT, which is used up by it; a new key's first token ends the old key.
+
+    Raises:
+        UnauthenticatedError: see `device_of_token`; or the token was used before.
+        TooManyTokensError: the device signs more tokens than are remembered.
+    """
+    with sessions() as session:
+        found = device_of_token(session, tenant, token, now)
+        waiting = session.get_one(DeviceCertificate, found.serial).key_sha256
+        confirmed = session.get_one(Device, found.device).key_sha256 == waiting
+    replays.use(found.device, found.claims["jti"], now=now.timestamp(), remember_seconds=REMEMBER_SECONDS)
+    if not confirmed:
+        confirm(sessions, found.serial, now)
+    return found
+
+
 def device_of_token(session: Session, tenant: str, token: str, now: datetime) -> DeviceIdentity:
-    """Return the device that signed this JWT (RFC 7523) with the key it enrolled.
+    """Return the device that signed this JWT (RFC 7523) with the key of one of its certificates; changes nothing.
 
     Raises:
         UnauthenticatedError: not ES256, a claim is missing, iss and sub are not one enrolled device of `tenant`,
-            another audience, valid for over 300 s, expired or from the future (30 s of leeway), a wrong signature.
+            another audience, valid for over 300 s, expired or from the future (30 s of leeway), a wrong signature;
+            or the device is revoked, or its certificate has expired.
     """
     device = session.get(Device, _claimed_device(token))
-    if device is None or device.tenant != tenant or device.revoked_at is not None:
-        raise UnauthenticatedError("the device is unknown or revoked: enrol it again")
-    claims = _verified_claims(token, device)
+    if device is None or device.tenant != tenant:
+        raise UnauthenticatedError("the device is unknown: enrol it with a claim token")
+    if device.revoked_at is not None:
+        raise UnauthenticatedError(
+            "the device was revoked: to use it again, delete the agent's folder and enrol it anew"
+        )
+    certificates = valid(session, device.id, now)
+    if not certificates:
+        raise UnauthenticatedError(
+            "the device's certificate has expired: enrol it again with a new claim token; it stays the same device"
+        )
+    claims, serial = _verified_claims(token, certificates)
     _require_fresh(claims, now.timestamp())
-    return DeviceIdentity(device=device.id, tenant=device.tenant)
+    return DeviceIdentity(device=device.id, tenant=device.tenant, serial=serial, claims=claims)
+
+
+def require_csr_claim(identity: DeviceIdentity, csr: str) -> None:
+    """Require that the token names the very certificate request that it came with: the device's key has asked for it.
+
+    Raises:
+        ForbiddenError: it names none or another: an overheard token gets nobody a certificate.
+    """
+    if identity.claims.get("csr") != hashlib.sha256(csr.encode()).hexdigest():
+        raise ForbiddenError("expected a device token whose claim `csr` is the SHA-256 of the request, got another")
 
 
 def authenticates_device(
-    sessions: sessionmaker[Session], device: str, token: str, *, now: datetime | None = None
+    sessions: sessionmaker[Session],
+    device: str,
+    token: str,
+    *,
+    replays: ReplayCache | None = None,
+    now: datetime | None = None,
 ) -> bool:
-    """Whether `token` is a valid JWT of the enrolled device `device`: the broker's question at every connection."""
+    """Whether `token` is a valid, unused JWT of the enrolled device `device`: the broker's question at every connection."""
     with sessions() as session:
         row = session.get(Device, device)
-        if row is None:
-            return False
-        try:
-            identity = device_of_token(session, row.tenant, token, now or datetime.now(UTC))
-        except UnauthenticatedError:
-            return False
+        tenant = row.tenant if row is not None else None
+    if tenant is None:
+        return False
+    try:
+        identity = device_once(sessions, tenant, replays or ReplayCache(), token, now or datetime.now(UTC))
+    except (UnauthenticatedError, TooManyTokensError):
+        return False
     return identity.device == device
 
 
@@ -198,18 +254,33 @@ def _claimed_device(token: str) -> str:
     return device
 
 
-def _verified_claims(token: str, device: Device) -> dict[str, Any]:
-    try:
-        return jwt.decode(
-            token,
-            device.public_key,
-            algorithms=["ES256"],
-            audience=AUDIENCE,
-            # exp and iat are judged by `_require_fresh`, with the caller's clock.
-            options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False, "verify_nbf": False},
-        )
-    except jwt.PyJWTError as error:
-        raise UnauthenticatedError(f"the device token is not acceptable: {error}") from error
+def _verified_claims(token: str, certificates: Sequence[DeviceCertificate]) -> tuple[dict[str, Any], str]:
+    """Return the claims, and the serial of the certificate whose key signed them."""
+    keys = {row.public_key: row.serial for row in reversed(certificates)}  # of one key's certificates the newest
+    refusal: jwt.PyJWTError = jwt.InvalidSignatureError("no key")
+    for key, serial in keys.items():
+        try:
+            return _claims_by(token, key), serial
+        except jwt.InvalidSignatureError as error:
+            refusal = error
+        except jwt.PyJWTError as error:
+            raise _unacceptable(error) from error
+    raise _unacceptable(refusal) from refusal
+
+
+def _unacceptable(error: jwt.PyJWTError) -> UnauthenticatedError:
+    return UnauthenticatedError(f"the device token is not acceptable: {error}")
+
+
+def _claims_by(token: str, key: str) -> dict[str, Any]:
+    return jwt.decode(
+        token,
+        key,
+        algorithms=["ES256"],
+        audience=AUDIENCE,
+        # exp and iat are judged by `_require_fresh`, with the caller's clock.
+        options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False, "verify_nbf": False},
+    )
 
 
 def _require_fresh(claims: dict[str, Any], now: float) -> None:

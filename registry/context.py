@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.hardware_profiles.profile import HardwareProfile
+from modelfleet.registry.certificates import RevocationList
+from modelfleet.registry.fleet_ca import FleetCa
+from modelfleet.registry.replay import ReplayCache
 
 if TYPE_CHECKING:
     from modelfleet.registry.store import BlobStore
@@ -48,7 +52,9 @@ class Registry:
     gate_key_uri is only handed on to the converter worker's process. trust_dir is the tenant's folder with `metadata/`
     and `targets/`, as it is served. public_url and mqtt_url are what a device is told at enrolment.
     `on_device_changed` are called with a device's id, after the commit, at every enrolment, also a repeated one: the
-    rollout controller appends what issues its assignment.
+    rollout controller appends what issues its assignment. `on_device_revoked` are called after the commit of a revocation:
+    the embedded broker appends what ends the device's connection. `ca` signs device certificates; `replays` remembers the
+    device tokens that were used.
     """
 
     tenant: str
@@ -63,6 +69,14 @@ class Registry:
     trust_dir: Path
     public_url: str
     mqtt_url: str
+    ca: FleetCa
     upload_limits: UploadLimits = field(default_factory=UploadLimits)
     build_limits: BuildLimits = field(default_factory=BuildLimits)
+    replays: ReplayCache = field(default_factory=ReplayCache)
     on_device_changed: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])
+    on_device_revoked: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])
+
+    @cached_property
+    def revocations(self) -> RevocationList:
+        """The list of revoked device certificates."""
+        return RevocationList(self.ca, self.sessions)

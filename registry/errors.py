@@ -62,6 +62,14 @@ class ClaimTokenError(ForbiddenError):
     """The claim token is unknown, used up or expired: ask for a new one."""
 
 
+class TooManyTokensError(RegistryError):
+    """A device signs more tokens than the server remembers: slow down, and try again in a few minutes."""
+
+
+class FleetCaError(RegistryError):
+    """The fleet CA's key or certificate is missing, damaged or another tenant's: restore it from a backup."""
+
+
 class StoreError(RegistryError):
     """The blob store did not answer: retry later."""
 

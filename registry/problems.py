@@ -46,6 +46,10 @@ _PROBLEMS: dict[type[Exception], Problem] = {
     errors.UnauthenticatedError: Problem(status=401, title="No valid credential"),
     errors.ForbiddenError: Problem(status=403, title="Not allowed"),
     errors.ClaimTokenError: Problem(status=403, title="The claim token is not valid"),
+    errors.TooManyTokensError: Problem(status=429, title="Too many device tokens"),
+    errors.FleetCaError: Problem(
+        status=503, title="The fleet CA is not there", detail="the cause is in the server's log"
+    ),
     errors.StoreError: Problem(status=503, title="The blob store did not answer"),
     errors.StoreFullError: Problem(status=507, title="No space left"),
     ConvertersError: Problem(status=422, title="Not convertible"),

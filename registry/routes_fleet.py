@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from modelfleet.policies.roles import Permission
 from modelfleet.registry import catalog, people
 from modelfleet.registry.auth import UserIdentity, registry_of, require
-from modelfleet.registry.enroll import Enrolled, Enrolment, enroll, make_claim_token
+from modelfleet.registry.claims import MAX_SERIALS, claim_tokens, make_claim_token, revoke_claim_token
+from modelfleet.registry.enroll import Enrolled, Enrolment, enroll
 from modelfleet.registry.small_body import SmallBodyRoute
-from modelfleet.registry.views import ClaimTokenCreated, DeviceView, GroupView
+from modelfleet.registry.views import ClaimTokenCreated, ClaimTokenView, DeviceView, GroupView, claim_token_view
 
 router = APIRouter(prefix="/v1", tags=["fleet"], route_class=SmallBodyRoute)
 
@@ -34,11 +35,12 @@ class NewGroup(Body):
 
 
 class NewClaimToken(Body):
-    """A claim token to make: for `uses` devices of `group`, valid for `hours`."""
+    """A claim token to make: for `uses` devices of `group`, valid for `hours`; with `serials`, for these only, each once."""
 
     group: str
-    uses: int = Field(default=1, ge=1, le=1_000_000)
+    uses: int | None = Field(default=None, ge=1, le=1_000_000)
     hours: float = Field(default=24, gt=0, le=24 * 366)
+    serials: list[str] = Field(default=[], max_length=MAX_SERIALS)
 
 
 class EnrolmentRequest(Body):
@@ -52,12 +54,19 @@ class EnrolmentRequest(Body):
     facts: dict[str, Any]
     agent: str = Field(max_length=64)
     encryption_key: str | None = Field(default=None, max_length=1024)
+    serial: str | None = Field(default=None, max_length=256)
 
 
 class Groups(BaseModel):
     """Groups by name."""
 
     groups: list[GroupView]
+
+
+class ClaimTokens(BaseModel):
+    """Claim tokens, those that expire last first."""
+
+    claim_tokens: list[ClaimTokenView]
 
 
 class Devices(BaseModel):
@@ -113,10 +122,26 @@ def create_claim_token(request: Request, user: TokenWriter, asked: NewClaimToken
             group=asked.group,
             uses=asked.uses,
             hours=asked.hours,
+            serials=asked.serials,
             actor=user.name,
             now=datetime.now(UTC),
         )
         return ClaimTokenCreated(token=token, group=row.group, uses=row.uses_left, expires_at=row.expires_at)
+
+
+@router.get("/claim-tokens")
+def list_claim_tokens(request: Request, user: TokenWriter) -> ClaimTokens:
+    """List claim tokens, also used and expired ones; of the tokens themselves only the start of their hash is known."""
+    with registry_of(request).sessions() as session:
+        return ClaimTokens(claim_tokens=[claim_token_view(row) for row in claim_tokens(session, user.tenant)])
+
+
+@router.post("/claim-tokens/{token_id}/revoke")
+def revoke_token(request: Request, user: TokenWriter, token_id: str) -> ClaimTokenView:
+    """Let no further device enrol with the token; those that have stay."""
+    with registry_of(request).sessions.begin() as session:
+        row = revoke_claim_token(session, user.tenant, token_id, actor=user.name, now=datetime.now(UTC))
+        return claim_token_view(row)
 
 
 @router.post("/enroll")

@@ -5,6 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from modelfleet.registry.claims import ID_CHARACTERS
+from modelfleet.registry.tables import ClaimToken
+
 
 class View(BaseModel):
     """A read-only picture of a row, valid after its session is closed."""
@@ -74,6 +77,7 @@ class DeviceView(View):
     profile: str
     facts: dict[str, Any]
     agent_version: str
+    serial: str | None
     online: bool
     enrolled_at: datetime
     last_seen_at: datetime | None
@@ -102,6 +106,33 @@ class ClaimTokenCreated(View):
     group: str
     uses: int
     expires_at: datetime
+
+
+class ClaimTokenView(View):
+    """A claim token as it is listed: `id` is the start of its hash; `serials` null: any device may enrol."""
+
+    id: str
+    group: str
+    uses_left: int
+    serials: list[str] | None
+    expires_at: datetime
+    created_by: str
+    created_at: datetime | None
+    revoked_at: datetime | None
+
+
+def claim_token_view(row: ClaimToken) -> ClaimTokenView:
+    """Return the view of a row, in which the token's hash stands whole."""
+    return ClaimTokenView(
+        id=row.sha256[:ID_CHARACTERS],
+        group=row.group,
+        uses_left=row.uses_left,
+        serials=row.serials,
+        expires_at=row.expires_at,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+    )
 
 
 class AuditView(View):

@@ -5,6 +5,7 @@ that device's key. Whatever breaks a rule is counted and dropped, never fatal. A
 after its batch is committed. Repeated or reordered messages change nothing: every write is conditional on being newer.
 """
 
+import contextlib
 import logging
 import threading
 from collections import Counter
@@ -30,6 +31,7 @@ from modelfleet.agent_client.protocol import (
     parse_report,
     parse_status,
 )
+from modelfleet.registry.certificates import keys_of_reports
 from modelfleet.registry.tables import Base, Device
 from modelfleet.rollout.broker import Message
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout
@@ -126,24 +128,23 @@ class Ingest:
                 self._add(found, topic.device, topic.kind, payload, keys[topic.device], now)
         return found
 
-    def _add(self, found: list[Received], device: str, kind: str, payload: bytes, pem: str, now: datetime) -> None:
+    def _add(
+        self, found: list[Received], device: str, kind: str, payload: bytes, keys: Sequence[str], now: datetime
+    ) -> None:
         try:
-            content, signed = read(kind, payload, device, pem)
+            content, signed = read(kind, payload, device, keys)
         except UntrustedError as error:
             self.dropped[type(error).__name__] += 1
             log.info("message of a device dropped", extra={"device": device, "kind": kind, "error": str(error)})
             return
         found.append(Received(device=device, content=content, signed=signed, at=now))
 
-    def _keys(self, devices: set[str]) -> Mapping[str, str]:
-        query = select(Device.id, Device.public_key).where(
-            Device.id.in_(devices), Device.tenant == self._tenant, Device.revoked_at.is_(None)
-        )
+    def _keys(self, devices: set[str]) -> Mapping[str, Sequence[str]]:
         with self._sessions() as session:
-            return {row.id: row.public_key for row in session.execute(query)}
+            return keys_of_reports(session, devices, self._tenant)
 
 
-def read(kind: str, payload: bytes, device: str, pem: str) -> tuple[Report | Metrics | Status, bool]:
+def read(kind: str, payload: bytes, device: str, keys: Sequence[str]) -> tuple[Report | Metrics | Status, bool]:
     """Return the message in `payload`, and whether the device signed it.
 
     Raises:
@@ -154,13 +155,25 @@ def read(kind: str, payload: bytes, device: str, pem: str) -> tuple[Report | Met
     if kind == "metrics":
         return _of_device(parse_metrics(payload), device), False
     signed = b'"payloadType"' in payload[:MAX_ENVELOPE_BYTES]
-    body = verify_report(payload, from_sslib(public_key_of_pem(pem))) if signed else payload
+    body = _verified(payload, keys) if signed else payload
     if len(body) > MAX_MESSAGE_BYTES:
         raise FormatError(f"expected at most {MAX_MESSAGE_BYTES} bytes, got {len(body)}")
     report = _of_device(parse_report(body), device)
     if report.state in SIGNED_STATES and not signed:
         raise UntrustedError(f"expected {report.state} signed by the device, got it unsigned")
     return report, signed
+
+
+def _verified(payload: bytes, keys: Sequence[str]) -> bytes:
+    """Return the report in the envelope; the present key comes first, and its refusal is the one that is told."""
+    present, *former = (from_sslib(public_key_of_pem(pem)) for pem in keys)
+    try:
+        return verify_report(payload, present)
+    except UntrustedError:
+        for key in former:
+            with contextlib.suppress(UntrustedError):
+                return verify_report(payload, key)
+        raise
 
 
 def write(session: Session, received: Sequence[Received]) -> None:

@@ -14,6 +14,7 @@ from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.registry import build, catalog
 from modelfleet.registry.auth import authenticates_device
 from modelfleet.registry.context import Registry
+from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.leftovers import remove_leftovers
 from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
@@ -153,6 +154,7 @@ def assemble_registry(
         trust_dir=trust,
         public_url=public_url,
         mqtt_url=mqtt_url,
+        ca=create_ca(data / "ca", settings.tenant, datetime.now(UTC)),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from modelfleet.policies.roles import Role
 from modelfleet.registry.bootstrap import bootstrap
+from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.service.errors import ServiceError, SettingsError
 from modelfleet.service.settings import Settings
@@ -61,6 +62,7 @@ def initialise(
         create_repository(
             data, settings.tenant, bits=bits, approvers=approvers, approvals_required=approvals_required, now=now
         )
+        create_ca(data / "ca", settings.tenant, now)
         tokens = _make_users(settings, users, now)
     except BaseException:
         _empty(data)

@@ -25,6 +25,7 @@ from modelfleet.registry.bootstrap import bootstrap
 from modelfleet.registry.card import parse_card
 from modelfleet.registry.cli_publish import statement
 from modelfleet.registry.context import Registry, UploadLimits
+from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.routes import router
 from modelfleet.registry.store import FolderStore
 from modelfleet.registry.tables import Base, Variant, Version
@@ -123,6 +124,7 @@ class Fleet:
             trust_dir=self.paths.metadata_dir.parent,
             public_url="http://fleet.example",
             mqtt_url="mqtt://fleet.example:1883",
+            ca=create_ca(folder / "data" / "ca", TENANT, datetime.now(UTC)),
             upload_limits=limits or UploadLimits(),
         )
         self.app = FastAPI()

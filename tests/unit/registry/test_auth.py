@@ -21,7 +21,7 @@ from modelfleet.registry.auth import (
     user_of_token,
 )
 from modelfleet.registry.errors import UnauthenticatedError
-from modelfleet.registry.tables import Device, Tenant, User
+from modelfleet.registry.tables import Device, DeviceCertificate, Tenant, User
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -53,6 +53,22 @@ def add_device(fleet, device: str = DEVICE, **changed) -> None:
         setattr(row, name, value)
     with fleet.sessions.begin() as session:
         session.add(row)
+        session.flush()
+        session.add(certificate_of(row))
+
+
+def certificate_of(row: Device, **changed) -> DeviceCertificate:
+    found = {
+        "serial": uuid.uuid4().hex,
+        "tenant": row.tenant,
+        "device": row.id,
+        "key_sha256": row.key_sha256,
+        "public_key": row.public_key,
+        "certificate": "",
+        "issued_at": NOW,
+        "expires_at": NOW + timedelta(days=3650),
+    }
+    return DeviceCertificate(**{**found, **changed})
 
 
 def token(key=KEY, algorithm: str = "ES256", *, drop: tuple[str, ...] = (), **changed) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from modelfleet.hardware_profiles.detect import detect
 from modelfleet.registry import audit
-from modelfleet.registry.enroll import make_claim_token
+from modelfleet.registry.claims import make_claim_token
 from modelfleet.registry.tables import ClaimToken, Device
 
 AtOnce = Callable[[int, Callable[[int], object]], list[object]]

@@ -29,8 +29,9 @@ from modelfleet.agent_client.protocol import (
 )
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.registry.context import Registry
+from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.store import FolderStore
-from modelfleet.registry.tables import AuditRecord, Base, Device, Group, Tenant, Variant, Version
+from modelfleet.registry.tables import AuditRecord, Base, Device, DeviceCertificate, Group, Tenant, Variant, Version
 from modelfleet.rollout import lifecycle, tables
 from modelfleet.rollout.broker import MemoryBroker, Message
 from modelfleet.rollout.controller import Controller
@@ -262,6 +263,8 @@ class Fleet:
             device = ScriptedDevice(client, group, profile, self.ceremony, id=str(name))
             with self.registry.sessions.begin() as session:
                 session.add(device_row(device))
+                session.flush()
+                session.add(certificate_row(device))
             self.controller.ensure_assignment(device.id)
             device.come_online()
             made.append(device)
@@ -366,6 +369,19 @@ def device_row(device: ScriptedDevice) -> Device:
     )
 
 
+def certificate_row(device: ScriptedDevice) -> DeviceCertificate:
+    return DeviceCertificate(
+        serial=uuid.UUID(device.id).hex,
+        tenant=TENANT,
+        device=device.id,
+        key_sha256=sha256_of(device.public_pem.encode()),
+        public_key=device.public_pem,
+        certificate="",
+        issued_at=START,
+        expires_at=datetime.now(UTC) + timedelta(days=90),
+    )
+
+
 def add_version(session: Session, version: str, counter: int, profiles: tuple[str, ...]) -> None:
     row = Version(
         tenant=TENANT,
@@ -425,6 +441,7 @@ def make_registry(sessions: sessionmaker[Session], ceremony: CeremonyResult, fol
         trust_dir=ceremony.metadata_dir.parent,
         public_url="http://127.0.0.1:1",
         mqtt_url="mqtt://127.0.0.1:1",
+        ca=create_ca(folder / "ca", TENANT, datetime.now(UTC)),
     )
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import httpx
 import msgspec
 import pytest
 import uvicorn
@@ -67,7 +68,14 @@ def as_(app: FastAPI, tokens: dict[str, str]) -> Callable[[str], TestClient]:
 def as_device(fleet, app: FastAPI) -> Callable[[int], TestClient]:
     def client(number: int) -> TestClient:
         device = fleet.devices[number]
-        return TestClient(app, headers={"Authorization": f"Bearer {device_token(device.id, device.key._private_key)}"})
+        made = TestClient(app)
+
+        def sign(request: httpx.Request) -> httpx.Request:
+            request.headers["Authorization"] = f"Bearer {device_token(device.id, device.key._private_key)}"
+            return request
+
+        made.auth = sign  # a token is good for one request
+        return made
 
     return client
 

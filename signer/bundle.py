@@ -22,7 +22,10 @@ BUNDLE_FILE: Final = "model.sig"
 
 
 def sign_bundle(manifest: Manifest, releases: Signer) -> bytes:
-    """Return the JSON of a bundle over all files of the variant, signed with the releases key (ECDSA P-256, SHA-256)."""
+    """Return the JSON of a bundle over all files of the variant, signed with the releases key (ECDSA P-256, SHA-256).
+
+    Of a confidential variant it names the plain files: only of those has a gate said anything.
+    """
     payload = msgspec.json.encode(_statement(manifest))
     signature = releases.sign(pre_authentication(payload, IN_TOTO_PAYLOAD_TYPE))
     envelope = {
@@ -39,8 +42,8 @@ def sign_bundle(manifest: Manifest, releases: Signer) -> bytes:
 def _statement(manifest: Manifest) -> dict[str, object]:
     files = sorted(manifest.files, key=lambda file: file.name)
     # The subject's digest is SHA-256 over the files' digests in the order of their names.
-    root = hashlib.sha256(b"".join(bytes.fromhex(file.sha256) for file in files)).hexdigest()
-    resources = [{"name": file.name, "algorithm": "sha256", "digest": file.sha256} for file in files]
+    root = hashlib.sha256(b"".join(bytes.fromhex(file.content_sha256) for file in files)).hexdigest()
+    resources = [{"name": file.name, "algorithm": "sha256", "digest": file.content_sha256} for file in files]
     serialization = {
         "method": "files",
         "hash_type": "sha256",

@@ -52,6 +52,10 @@ class DigestError(UntrustedError):
     """The bytes do not have the digest or length that was signed."""
 
 
+class DecryptionError(DigestError):
+    """Ciphertext that does not open under its key as the file that it is said to be."""
+
+
 class ApprovalError(UntrustedError):
     """Fewer valid approvals of this release than the trust policy requires."""
 
@@ -66,3 +70,7 @@ class RevokedError(UntrustedError):
 
 class MustUnderstandError(UntrustedError):
     """The document requires a feature that this agent does not have."""
+
+
+class AuditTamperedError(UntrustedError):
+    """The audit log is not what was signed: records altered, removed, inserted or moved; cut off, rolled back or forked."""

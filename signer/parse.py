@@ -60,28 +60,29 @@ def parse_struct(
     return convert(parse_json(data, max_bytes=max_bytes, max_depth=max_depth), kind)
 
 
-def convert(value: object, kind: type[StructT]) -> StructT:
+def convert(value: object, kind: type[StructT], *, majors: tuple[int, ...] = (1,)) -> StructT:
     """Return an already parsed JSON value as a `kind`, its major format checked.
 
     Raises:
         FormatError: a field is missing or of a wrong type, or the major format is not ours.
     """
-    require_format(value)
+    require_format(value, majors=majors)
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise FormatError(f"not a {kind.__name__}: {error}") from error
 
 
-def require_format(value: object, *, major: int = 1) -> None:
+def require_format(value: object, *, majors: tuple[int, ...] = (1,)) -> None:
     """Refuse an object whose `format` field has another major number.
 
     Raises:
-        FormatError: `format` is present and its major is not `major`.
+        FormatError: `format` is present and its major is none of `majors`.
     """
-    found = value.get("format", f"{major}.0") if isinstance(value, dict) else f"{major}.0"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if not isinstance(found, str) or found.split(".")[0] != str(major):
-        raise FormatError(f"expected format {major}.x, got {found!r}: upgrade this program")
+    found = value.get("format", f"{majors[0]}.0") if isinstance(value, dict) else f"{majors[0]}.0"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if not isinstance(found, str) or found.split(".")[0] not in [str(major) for major in majors]:
+        expected = " or ".join(f"{major}.x" for major in majors)
+        raise FormatError(f"expected format {expected}, got {found!r}: upgrade this program")
 
 
 # A string without its end runs to the end of the data, so that one pass suffices whatever comes.

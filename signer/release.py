@@ -62,7 +62,7 @@ def _require_gate(manifest: Manifest, source: Source, gate: GateStatement) -> No
         raise ScopeError(f"expected a gate attestation of {expected}, got one of {found}")
     if (said.source_sha256, said.golden_sha256) != (source.source_sha256, source.golden_sha256):
         raise DigestError("expected the gates to have run on the publisher's source and golden set, got others")
-    files = {file.name: {"sha256": file.sha256} for file in manifest.files}
+    files = {file.name: {"sha256": file.content_sha256} for file in manifest.files}
     subjects = {subject.name: subject.digest for subject in gate.subject}
     if subjects != files or len(gate.subject) != len(manifest.files):
         raise DigestError(f"expected the gates to name all {len(files)} files of the manifest, they name others")

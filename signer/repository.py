@@ -6,12 +6,12 @@ bin never goes back. Python-tuf's `Metadata` API only.
 """
 
 import threading
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from modelfleet.signer.errors import DigestError, FormatError, ReplayError
+from modelfleet.signer.errors import DigestError, FormatError, ReplayError, SignatureError
 from modelfleet.signer.files import folder_lock, write_durably
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.metadata import (
@@ -23,13 +23,14 @@ from modelfleet.signer.metadata import (
     TargetFile,
     Targets,
     Timestamp,
+    next_version,
     parse_metadata,
     require_signed,
     require_target,
     sign_metadata,
 )
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
-from modelfleet.signer.trust import PolicyChain, policy_of
+from modelfleet.signer.trust import PolicyChain, follow_roots, policy_of
 
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(hours=24)
@@ -90,6 +91,45 @@ class OnlineRepository:
             if self._is_newer(self._snapshot().signed, Targets.type, metadata.signed, targets_metadata):
                 self._write_target(metadata.signed.targets[POLICY_PATH], policy)
                 self._serve({Targets.type: targets_metadata}, {Targets.type: metadata.signed.version}, now)
+
+    def publish_change(
+        self,
+        *,
+        root: bytes,
+        targets: bytes,
+        policy: bytes,
+        bins: Mapping[str, bytes],
+        now: datetime,
+        keep: Callable[[], None],
+    ) -> None:
+        """Serve a new root, and with it all that other keys sign from now on, in one step; safe to repeat after a crash.
+
+        A role whose keys change may go back in version: that recovers from a fast-forward (TUF 5.3.11).
+
+        Args:
+            root, targets, policy: signed offline; what does not change is what is published.
+            bins: every bin where their key changes, else none.
+            keep: called under the lock, after all checks and before anything is served.
+
+        Raises:
+            SignatureError: not signed by enough keys, or the service's own keys are not those that `root` names.
+            ReplayError: not the next root. DigestError: another policy. FormatError: a bin is left out.
+        """
+        with self._exclusive():
+            new_root = self._next_root(root)
+            metadata = parse_metadata(targets, Targets)
+            require_signed(new_root, Targets.type, metadata)
+            policy_of(metadata.signed, policy)
+            versions = {role: _checked_bin(metadata.signed, role, data).version for role, data in bins.items()}
+            self._require_every_bin(metadata.signed, versions)
+            keep()
+            self._write_target(metadata.signed.targets[POLICY_PATH], policy)
+            for role, data in bins.items():
+                write_durably(self._path(role, versions[role]), data)
+            write_durably(self._path(Targets.type, metadata.signed.version), targets)
+            version = self._write_snapshot(versions | {Targets.type: metadata.signed.version}, now)
+            write_durably(self._path(Root.type, new_root.version), root)  # clients ask for it before anything else
+            self._sign_timestamp(now, version)
 
     def refresh(self, now: datetime) -> None:
         """Re-sign the timestamp when less than half of its life is left, and the snapshot likewise."""
@@ -175,13 +215,45 @@ class OnlineRepository:
         if versions:
             self._sign_snapshot(versions, now)
 
+    def _next_root(self, data: bytes) -> Root:
+        present = self._roots()[-1]
+        root, _ = follow_roots(parse_metadata(present, Root).signed, [data])
+        if data != present and root.version == parse_metadata(present, Root).signed.version:
+            raise ReplayError(
+                f"root: expected version {root.version + 1}, got {parse_metadata(data, Root).signed.version}"
+            )
+        for role, signer in ((Snapshot.type, self._snapshot_signer), (Timestamp.type, self._timestamp_signer)):
+            if signer.public_key.keyid not in root.roles[role].keyids:
+                raise SignatureError(
+                    f"{role}: the service holds key {signer.public_key.keyid[:12]}, the root names"
+                    f" {', '.join(keyid[:12] for keyid in root.roles[role].keyids)}: check keys.json"
+                )
+        return root
+
+    def _require_every_bin(self, targets: Targets, given: Mapping[str, int]) -> None:
+        delegations = targets.delegations
+        if delegations is None or delegations.succinct_roles is None:
+            raise FormatError("expected targets.json to delegate hash bins, it does not")
+        published = self._targets().signed.delegations
+        same_key = (
+            published is not None
+            and published.succinct_roles is not None
+            and published.succinct_roles.keyids == delegations.succinct_roles.keyids
+        )
+        missing = set(delegations.succinct_roles.get_roles()) - set(given)
+        if missing and not (same_key and not given):
+            raise FormatError(f"expected all bins under their new key, {len(missing)} are left out")
+
     def _sign_snapshot(self, versions: Mapping[str, int], now: datetime) -> None:
+        self._sign_timestamp(now, self._write_snapshot(versions, now))
+
+    def _write_snapshot(self, versions: Mapping[str, int], now: datetime) -> int:
         metadata = self._snapshot()
         for role, version in versions.items():
             metadata.signed.meta[f"{role}.json"] = MetaFile(version)
         data = _renewed(metadata, self._snapshot_signer, now + SNAPSHOT_LIFE)
         write_durably(self._path(Snapshot.type, metadata.signed.version), data)
-        self._sign_timestamp(now, metadata.signed.version)
+        return metadata.signed.version
 
     def _sign_timestamp(self, now: datetime, snapshot_version: int | None = None) -> None:
         metadata = self._timestamp()
@@ -192,7 +264,7 @@ class OnlineRepository:
 
 
 def _renewed(metadata: Metadata[RoleT], signer: Signer, expires: datetime) -> bytes:
-    metadata.signed.version += 1
+    metadata.signed.version = next_version(metadata.signed.version)
     metadata.signed.expires = expires.replace(microsecond=0)
     return sign_metadata(metadata, [signer])
 

@@ -15,6 +15,8 @@ from modelfleet.signer.statements import POLICY_PATH, PublicKey, TrustPolicy
 
 MAX_POLICY_BYTES = 256 * 1024
 BIN_PREFIX = "releases"
+ROOT_LIFE = timedelta(days=365)
+TARGETS_LIFE = timedelta(days=180)
 BIN_LIFE = timedelta(days=90)
 
 

@@ -14,6 +14,7 @@ from modelfleet.registry.fleet_ca import FleetCa
 from modelfleet.registry.replay import ReplayCache
 
 if TYPE_CHECKING:
+    from modelfleet.registry.audit_log import AuditLog
     from modelfleet.registry.store import BlobStore
     from modelfleet.signer.client import SignerClient
     from modelfleet.signer.repository import OnlineRepository
@@ -53,8 +54,9 @@ class Registry:
     and `targets/`, as it is served. public_url and mqtt_url are what a device is told at enrolment.
     `on_device_changed` are called with a device's id, after the commit, at every enrolment, also a repeated one: the
     rollout controller appends what issues its assignment. `on_device_revoked` are called after the commit of a revocation:
-    the embedded broker appends what ends the device's connection. `ca` signs device certificates; `replays` remembers the
-    device tokens that were used.
+    the embedded broker appends what ends the device's connection. `kek_uri` names the key-encryption key, empty: there is
+    none, and no confidential version is taken. `ca` signs device certificates; `replays` remembers the
+    device tokens that were used. `audit_log` sequences and signs the audit trail.
     """
 
     tenant: str
@@ -70,8 +72,10 @@ class Registry:
     public_url: str
     mqtt_url: str
     ca: FleetCa
+    audit_log: "AuditLog"
     upload_limits: UploadLimits = field(default_factory=UploadLimits)
     build_limits: BuildLimits = field(default_factory=BuildLimits)
+    kek_uri: str = ""
     replays: ReplayCache = field(default_factory=ReplayCache)
     on_device_changed: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])
     on_device_revoked: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])

@@ -8,7 +8,7 @@ UTC.
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, MetaData, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -94,6 +94,10 @@ class Version(Base):
     golden_sha256: Mapped[str] = mapped_column(String(64))
     statement_sha256: Mapped[str] = mapped_column(String(64))
     """The publisher's DSSE envelope, a blob."""
+    source_blob: Mapped[str | None] = mapped_column(String(64))
+    """The blob with the encrypted source of a confidential version; null: the source lies under its own digest."""
+    golden_blob: Mapped[str | None] = mapped_column(String(64))
+    """Likewise, the golden set."""
     published_by: Mapped[str] = mapped_column(String(128))
     published_at: Mapped[datetime]
 
@@ -120,7 +124,11 @@ class Variant(Base):
     attestation_sha256: Mapped[str | None] = mapped_column(String(64))
     """The gate's DSSE envelope, a blob."""
     bundle_sha256: Mapped[str | None] = mapped_column(String(64))
-    """The OpenSSF model-signing bundle, a blob."""
+    """The OpenSSF model-signing bundle over all files, a blob."""
+    entry_bundle_sha256: Mapped[str | None] = mapped_column(String(64))
+    """The OpenSSF model-signing bundle over the entry file alone, a blob."""
+    attestations: Mapped[list[dict[str, Any]] | None]
+    """What the worker attests beside: name, predicate_type, sha256, length; each envelope is a blob."""
     files: Mapped[list[dict[str, Any]] | None]
     """The manifest's files: name, sha256, length, role; each is a blob."""
     size_bytes: Mapped[int | None]
@@ -213,10 +221,22 @@ class ClaimToken(Base):
     serials: Mapped[list[str] | None]
 
 
+class DataKey(Base):
+    """The key that a confidential variant's files, or a version's source, are encrypted with; wrapped by the KEK."""
+
+    __tablename__ = "data_keys"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    scope: Mapped[str] = mapped_column(String(512), primary_key=True)
+    wrapped: Mapped[str]
+    created_at: Mapped[datetime]
+
+
 class AuditRecord(Base):
     """One state change or decision, append-only; `leaf_sha256` is RFC 6962's leaf hash of its canonical JSON."""
 
     __tablename__ = "audit_records"
+    __table_args__ = (UniqueConstraint("tenant", "log_index"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(String(64), index=True)
@@ -226,3 +246,36 @@ class AuditRecord(Base):
     subject: Mapped[str] = mapped_column(String(512), index=True)
     detail: Mapped[dict[str, Any]]
     leaf_sha256: Mapped[str] = mapped_column(String(64))
+    log_index: Mapped[int | None] = mapped_column(BigInteger)
+    """Its place in the tenant's Merkle log, from 0 on without a gap; null until the sequencer has given it one."""
+
+
+class AuditHead(Base):
+    """How many records of a tenant are in its Merkle log; whoever sequences holds this row's lock."""
+
+    __tablename__ = "audit_heads"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+
+
+class AuditTile(Base):
+    """Up to 256 hashes of the log's tree, 32 bytes each: leaves at level 0, at level n the roots of 256 of level n - 1."""
+
+    __tablename__ = "audit_tiles"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    level: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    hashes: Mapped[bytes]
+
+
+class AuditCheckpoint(Base):
+    """A signed head of the log: C2SP tlog-checkpoint."""
+
+    __tablename__ = "audit_checkpoints"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    note: Mapped[str]
+    signed_at: Mapped[datetime]

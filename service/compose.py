@@ -24,6 +24,7 @@ from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
 from modelfleet.service.jobs import Jobs, Work
+from modelfleet.service.keep_audit import keep_audit, open_audit_log
 from modelfleet.service.settings import Settings
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.client import SignerClient, renew_bins
@@ -119,7 +120,7 @@ class Service:
             build_variant=lambda version_id, profile: build.build_variant(registry, version_id, profile),
             finish_version=lambda version_id: build.finish_version(registry, version_id),
             unfinished_versions=lambda: unfinished_versions(registry),
-            tick=lambda: controller.tick(datetime.now(UTC)),
+            tick=lambda: tick(registry, controller, datetime.now(UTC)),
             refresh=lambda: refresh_metadata(registry),
         )
 
@@ -155,6 +156,7 @@ def assemble_registry(
         public_url=public_url,
         mqtt_url=mqtt_url,
         ca=create_ca(data / "ca", settings.tenant, datetime.now(UTC)),
+        audit_log=open_audit_log(settings, sessions),
     )
 
 
@@ -163,6 +165,14 @@ def assemble_controller(settings: Settings, registry: Registry, address: BrokerA
     director = load_signer(f"file:{(settings.data / 'service' / 'director.pem').absolute()}")
     broker = PahoBroker(address.url, client_id=CONTROLLER, username=address.username, password=address.password)
     return Controller(registry=registry, broker=broker, director=director, clock=lambda: datetime.now(UTC))
+
+
+def tick(registry: Registry, controller: Controller, now: datetime) -> None:
+    """Have the controller decide, and the audit log signed."""
+    try:
+        controller.tick(now)
+    finally:
+        keep_audit(registry, now)
 
 
 def refresh_metadata(registry: Registry) -> None:

@@ -11,6 +11,7 @@ from modelfleet.registry.bootstrap import bootstrap
 from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.service.errors import ServiceError, SettingsError
+from modelfleet.service.keep_audit import make_audit_key, write_public
 from modelfleet.service.settings import Settings
 from modelfleet.signer.ceremony import create_repository
 
@@ -59,10 +60,12 @@ def initialise(
     data.mkdir(parents=True, exist_ok=True)
     data.chmod(0o700)
     try:
-        create_repository(
+        paths = create_repository(
             data, settings.tenant, bits=bits, approvers=approvers, approvals_required=approvals_required, now=now
         )
         create_ca(data / "ca", settings.tenant, now)
+        make_audit_key(data)
+        write_public(data / "releases.pub", paths.releases_key)
         tokens = _make_users(settings, users, now)
     except BaseException:
         _empty(data)

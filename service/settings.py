@@ -25,6 +25,8 @@ class Settings(BaseSettings):
         mqtt_url: an external broker (`mqtt://host:port`); empty: amqtt in this process on `mqtt_port` (0: a free one).
         mqtt_username, mqtt_password: the controller's account at an external broker.
         s3_bucket: artifacts in S3 in place of the folder `data/blobs`.
+        audit_key: URI of the key that signs the audit log's checkpoints; empty: `service/audit.pem` in `data`.
+        audit_seconds: at most this often a checkpoint is signed, where there are new records.
         tick_seconds: how often the controller decides.
         build_workers: how many variants are built at once.
     """
@@ -44,6 +46,8 @@ class Settings(BaseSettings):
     mqtt_password: str = ""
     s3_bucket: str = ""
     s3_endpoint_url: str = ""
+    audit_key: str = ""
+    audit_seconds: float = Field(default=10.0, gt=0, le=3600)
     tick_seconds: float = Field(default=1.0, gt=0, le=60)
     build_workers: int = Field(default=2, ge=1, le=64)
 

@@ -21,6 +21,7 @@ from sqlalchemy import func, select
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.policies.roles import Role
 from modelfleet.registry import problems
+from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.bootstrap import bootstrap
 from modelfleet.registry.card import parse_card
 from modelfleet.registry.cli_publish import statement
@@ -33,7 +34,7 @@ from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.dsse import sign_envelope
-from modelfleet.signer.keys import load_signer
+from modelfleet.signer.keys import generate_key, load_signer
 from modelfleet.signer.statements import SOURCE_PAYLOAD_TYPE
 from tests.unit.registry.samples import golden_of, small_model
 
@@ -125,6 +126,9 @@ class Fleet:
             public_url="http://fleet.example",
             mqtt_url="mqtt://fleet.example:1883",
             ca=create_ca(folder / "data" / "ca", TENANT, datetime.now(UTC)),
+            audit_log=AuditLog(
+                self.sessions, TENANT, load_signer(generate_key(folder / "audit.pem")), folder / "audit.checkpoint"
+            ),
             upload_limits=limits or UploadLimits(),
         )
         self.app = FastAPI()

@@ -28,6 +28,7 @@ from modelfleet.agent_client.protocol import (
     group_desired_topic,
 )
 from modelfleet.hardware_profiles.profile import load_profiles
+from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.context import Registry
 from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.store import FolderStore
@@ -41,7 +42,7 @@ from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.desired import Assignment, GroupDocument, Release, Slot, device_scope, group_scope, takes
-from modelfleet.signer.keys import load_signer
+from modelfleet.signer.keys import generate_key, load_signer
 from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.sign import sign_approval, sign_report
 from modelfleet.signer.statements import TrustPolicy
@@ -442,6 +443,9 @@ def make_registry(sessions: sessionmaker[Session], ceremony: CeremonyResult, fol
         public_url="http://127.0.0.1:1",
         mqtt_url="mqtt://127.0.0.1:1",
         ca=create_ca(folder / "ca", TENANT, datetime.now(UTC)),
+        audit_log=AuditLog(
+            sessions, TENANT, load_signer(generate_key(folder / "audit.pem")), folder / "audit.checkpoint"
+        ),
     )
 
 

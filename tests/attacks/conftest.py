@@ -5,7 +5,9 @@ import pytest
 
 from tests.attacks.forge import Forger
 from tests.attacks.machine import Machine
+from tests.attacks.service import Service, running_service
 from tests.unit.agent_client.fleet import Device, Fleet, make_device, make_fleet
+from tests.unit.registry.conftest import template  # noqa: F401  # a fixture
 
 
 @pytest.fixture
@@ -37,3 +39,10 @@ def device(fleet: Fleet, tmp_path: Path) -> Iterator[Device]:
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def service(tmp_path: Path, template: Path) -> Iterator[Service]:  # noqa: F811  # the fixture of that name
+    """Registry and rollout controller over HTTP on loopback, with two enrolled devices."""
+    with running_service(tmp_path, template) as made:
+        yield made

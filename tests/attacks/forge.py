@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.signer.ceremony import CeremonyResult
+from modelfleet.signer.desired import Release
 from modelfleet.signer.keys import CryptoSigner, Signer, load_signer
+from modelfleet.signer.manifest import Manifest, parse_manifest
 from modelfleet.signer.metadata import (
     Metadata,
     MetaFile,
@@ -19,7 +21,7 @@ from modelfleet.signer.metadata import (
     sign_metadata,
 )
 from modelfleet.signer.trust import bin_of
-from tests.unit.agent_client.fleet import now
+from tests.unit.agent_client.fleet import Fleet, now
 
 KINDS: dict[str, Any] = {"root": Root, "timestamp": Timestamp, "snapshot": Snapshot}
 
@@ -100,3 +102,9 @@ class Forger:
 
     def _signers(self, role: str) -> list[Signer]:
         return self.keys[role if role in self.keys else "releases"]
+
+
+def manifest_of(fleet: Fleet, release: Release) -> Manifest:
+    """Return the manifest that is served for a release."""
+    path = next(fleet.keys.targets_dir.rglob(f"{release.sha256}.*"))
+    return parse_manifest(path.read_bytes())

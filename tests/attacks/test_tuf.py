@@ -30,7 +30,7 @@ from modelfleet.signer.metadata import TargetFile, Targets
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.sign import sign_gate, sign_source
 from modelfleet.signer.statements import POLICY_PATH
-from tests.attacks.forge import Forger
+from tests.attacks.forge import Forger, manifest_of
 from tests.attacks.machine import Machine
 from tests.unit.agent_client.fleet import TENANT, Fleet, now, send
 
@@ -48,11 +48,6 @@ def named(manifest: Manifest, release: Release) -> Release:
     """Return the release with another manifest's digest and length."""
     data = encode_manifest(manifest)
     return msgspec.structs.replace(release, sha256=sha256_of(data), length=len(data))
-
-
-def manifest_of(fleet: Fleet, release: Release) -> Manifest:
-    path = next(fleet.keys.targets_dir.rglob(f"{release.sha256}.*"))
-    return parse_manifest(path.read_bytes())
 
 
 # Arbitrary install

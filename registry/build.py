@@ -8,7 +8,7 @@ store away, no space) is raised, for the durable queue to try again.
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +25,15 @@ from modelfleet.converters.errors import ConversionError, GateError, ScanError
 from modelfleet.policies.gates import Evidence
 from modelfleet.registry import audit, catalog
 from modelfleet.registry.card import Card
+from modelfleet.registry.confidential import Owner, SourcePart, fetch_source, keep_variant
 from modelfleet.registry.context import Registry
-from modelfleet.registry.describe import baseline_of, build_request, manifest_files, manifest_of
+from modelfleet.registry.describe import baseline_of, build_request, manifest_of, plain_files
 from modelfleet.registry.errors import NotFoundError
 from modelfleet.registry.publish import profiles_of
 from modelfleet.registry.tables import Variant, Version
 from modelfleet.signer.errors import UntrustedError
 from modelfleet.signer.files import folder_lock
-from modelfleet.signer.manifest import encode_manifest
+from modelfleet.signer.manifest import ManifestFile, encode_manifest
 from modelfleet.signer.names import manifest_path, sha256_of
 
 REFUSALS = (ScanError, GoldenSetError, ConversionError, GateError, UntrustedError)
@@ -54,9 +55,16 @@ class Job:
     card: Card
     source_sha256: str
     golden_sha256: str
+    source_blob: str | None
+    golden_blob: str | None
     statement_sha256: str
     manifest_sha256: str | None
     baseline: Evidence | None
+
+    @property
+    def owner(self) -> Owner:
+        """The version that it is a variant of."""
+        return Owner(model=self.model, version=self.version)
 
     @property
     def subject(self) -> str:
@@ -156,6 +164,8 @@ def _job(session: Session, version: Version, variant: Variant) -> Job:
         card=msgspec.convert(version.card, Card),
         source_sha256=version.source_sha256,
         golden_sha256=version.golden_sha256,
+        source_blob=version.source_blob,
+        golden_blob=version.golden_blob,
         statement_sha256=version.statement_sha256,
         manifest_sha256=variant.manifest_sha256,
         baseline=baseline_of(stable),
@@ -168,20 +178,19 @@ def _build(registry: Registry, job: Job) -> str:
     with tempfile.TemporaryDirectory(dir=registry.work_dir, prefix="build-") as name:
         folder = Path(name)
         source, golden = folder / "source.onnx", folder / "golden.npz"
-        _fetch(registry, job.source_sha256, source)
-        _fetch(registry, job.golden_sha256, golden)
+        _fetch(registry, job, "source.onnx", source)
+        _fetch(registry, job, "golden.npz", golden)
         result = run_build(
             _request(registry, job, source, golden),
             folder / "out",
             timeout_seconds=registry.build_limits.timeout_seconds,
             memory_bytes=registry.build_limits.memory_bytes,
         )
-        for file in result.files:
-            with file.path.open("rb") as blob:
-                registry.store.put(blob)
+        files = _keep(registry, job, result)
     described = manifest_of(
         job.card,
         result,
+        files,
         tenant=registry.tenant,
         profile=job.profile,
         counter=job.counter,
@@ -189,7 +198,7 @@ def _build(registry: Registry, job: Job) -> str:
     )
     manifest = encode_manifest(described)
     registry.store.put(manifest)
-    return _record_built(registry, job, result, manifest, registry.store.put(result.gate_envelope))
+    return _record_built(registry, job, result, files, manifest, registry.store.put(result.gate_envelope))
 
 
 def _request(registry: Registry, job: Job, source: Path, golden: Path) -> BuildRequest:
@@ -207,9 +216,33 @@ def _request(registry: Registry, job: Job, source: Path, golden: Path) -> BuildR
     )
 
 
-def _fetch(registry: Registry, sha256: str, target: Path) -> None:
-    with registry.store.open(sha256) as blob, target.open("wb") as file:
+def _fetch(registry: Registry, job: Job, part: SourcePart, target: Path) -> None:
+    plain, sealed = (
+        (job.source_sha256, job.source_blob) if part == "source.onnx" else (job.golden_sha256, job.golden_blob)
+    )
+    if sealed is not None:
+        fetch_source(registry, job.owner, part, sealed, target)
+        return
+    with registry.store.open(plain) as blob, target.open("wb") as file:
         shutil.copyfileobj(blob, file)
+
+
+def _keep(registry: Registry, job: Job, result: BuildResult) -> Sequence[ManifestFile]:
+    """Store the variant's files, and return them as the manifest names them."""
+    if job.card.confidential:
+        _require_one_model_file(job, result)
+        return keep_variant(registry, job.owner, job.profile, result.files)
+    for file in result.files:
+        with file.path.open("rb") as blob:
+            registry.store.put(blob)
+    return plain_files(result)
+
+
+def _require_one_model_file(job: Job, result: BuildResult) -> None:
+    """Refuse what a device could not open from memory: a runtime finds a second file by its name in a folder."""
+    others = sorted({file.name for file in result.files} - {result.entry, result.golden})
+    if others:
+        raise ConversionError("", job.profile, f"a confidential variant has one model file, this has also {others}")
 
 
 def _build_earlier(registry: Registry, job: Job) -> None:
@@ -257,14 +290,21 @@ def _fail(registry: Registry, job: Job, error: Exception) -> None:
             _audit(session, registry, job, "variant.failed", {"error": reason})
 
 
-def _record_built(registry: Registry, job: Job, result: BuildResult, manifest: bytes, attestation_sha256: str) -> str:
+def _record_built(
+    registry: Registry,
+    job: Job,
+    result: BuildResult,
+    files: Sequence[ManifestFile],
+    manifest: bytes,
+    attestation_sha256: str,
+) -> str:
     values: Mapping[str, Any] = {
         "precision": result.precision,
         "path": manifest_path(job.model, job.version, job.profile),
         "manifest_sha256": sha256_of(manifest),
         "manifest_length": len(manifest),
         "attestation_sha256": attestation_sha256,
-        "files": [msgspec.to_builtins(file) for file in manifest_files(result)],
+        "files": [msgspec.to_builtins(file) for file in files],
         "size_bytes": sum(file.length for file in result.files if file.role != "golden"),
         "evidence": dict(result.evidence),
     }

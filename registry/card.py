@@ -25,7 +25,8 @@ class CardLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model card. `profiles` empty means: those of the devices that are enrolled when it is published.
 
-    `parameters` are the application's own; they are signed with the manifest.
+    `parameters` are the application's own; they are signed with the manifest. `confidential`: the files of the version are
+    encrypted in the store, on the wire and on devices.
     """
 
     name: ModelName
@@ -37,6 +38,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     limits: CardLimits = CardLimits()
     parameters: Annotated[dict[ParameterName, Parameter], msgspec.Meta(max_length=64)] = {}
     profiles: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
+    confidential: bool = False
 
 
 _HINTS = {

@@ -1,5 +1,6 @@
 """What a version asks of the converter, and the manifest of what came out of it. Pure: data in, data out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from modelfleet.converters.build import AskedLimits, BuildRequest, BuildResult
@@ -7,7 +8,7 @@ from modelfleet.hardware_profiles.profile import HardwareProfile
 from modelfleet.policies.gates import Evidence, parse_evidence
 from modelfleet.registry.card import Card
 from modelfleet.registry.tables import Variant
-from modelfleet.signer.manifest import Manifest, ManifestFile
+from modelfleet.signer.manifest import CONFIDENTIAL_FORMAT, PLAIN_FORMAT, Manifest, ManifestFile
 
 
 def build_request(
@@ -36,10 +37,22 @@ def build_request(
 
 
 def manifest_of(
-    card: Card, result: BuildResult, *, tenant: str, profile: str, counter: int, source_sha256: str
+    card: Card,
+    result: BuildResult,
+    files: Sequence[ManifestFile],
+    *,
+    tenant: str,
+    profile: str,
+    counter: int,
+    source_sha256: str,
 ) -> Manifest:
-    """Return the manifest of a built variant: what the signer checks, and devices verify everything against."""
+    """Return the manifest of a built variant: what the signer checks, and devices verify everything against.
+
+    Args:
+        files: as they lie in the store: those of a confidential version are ciphertext.
+    """
     return Manifest(
+        format=CONFIDENTIAL_FORMAT if card.confidential else PLAIN_FORMAT,
         tenant=tenant,
         model=card.name,
         version=card.version,
@@ -49,7 +62,7 @@ def manifest_of(
         precision=result.precision,
         counter=counter,
         source_sha256=source_sha256,
-        files=manifest_files(result),
+        files=tuple(files),
         entry=result.entry,
         golden=result.golden,
         inputs=result.inputs,
@@ -60,8 +73,8 @@ def manifest_of(
     )
 
 
-def manifest_files(result: BuildResult) -> tuple[ManifestFile, ...]:
-    """Return the variant's files as the manifest names them."""
+def plain_files(result: BuildResult) -> tuple[ManifestFile, ...]:
+    """Return the files of a variant that is not confidential as its manifest names them."""
     return tuple(
         ManifestFile(name=file.name, sha256=file.sha256, length=file.length, role=file.role) for file in result.files
     )

@@ -78,6 +78,10 @@ class StoreFullError(StoreError):
     """The blob store has no space left; nothing was stored: free space, then retry."""
 
 
+class KekError(RegistryError):
+    """The key-encryption key is missing, or does not open what it should: the operator sets it right, then try again."""
+
+
 class AuditError(RegistryError):
     """An audit record was about to be changed or removed; the trail is append-only."""
 

@@ -51,6 +51,9 @@ _PROBLEMS: dict[type[Exception], Problem] = {
         status=503, title="The fleet CA is not there", detail="the cause is in the server's log"
     ),
     errors.StoreError: Problem(status=503, title="The blob store did not answer"),
+    errors.KekError: Problem(
+        status=503, title="The key-encryption key did not open", detail="the operator finds the cause in the server's log"
+    ),
     errors.StoreFullError: Problem(status=507, title="No space left"),
     ConvertersError: Problem(status=422, title="Not convertible"),
     ScanError: Problem(status=422, title="The model is not acceptable"),

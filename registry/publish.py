@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from modelfleet.registry import audit, catalog
 from modelfleet.registry.card import Card, parse_card
+from modelfleet.registry.confidential import Owner, keep_source
 from modelfleet.registry.context import Registry
 from modelfleet.registry.errors import PublishError, StoreError, VersionConflictError
 from modelfleet.registry.source import check_source
@@ -55,7 +56,7 @@ def publish(registry: Registry, upload: Upload, *, actor: str, now: datetime) ->
     if found is None:
         _require_profiles(registry, card)
         check_source(upload.model.path, upload.golden.path, max_bytes=registry.upload_limits.model_bytes)
-        found = _record(registry, card, source, _store(registry, upload), actor=actor, now=now)
+        found = _record(registry, card, source, _store(registry, card, upload), actor=actor, now=now)
     if found.version.state == catalog.BUILDING:
         registry.builds.enqueue(found.id)
     return found
@@ -131,11 +132,27 @@ def profiles_of(registry: Registry, named: Sequence[str]) -> list[str]:
         return [name for name in catalog.enrolled_profiles(session, registry.tenant) if name in registry.profiles]
 
 
-def _store(registry: Registry, upload: Upload) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """Where a publication lies; source and golden set of one that is not confidential lie under their own digests."""
+
+    statement_sha256: str
+    source_blob: str | None = None
+    golden_blob: str | None = None
+
+
+def _store(registry: Registry, card: Card, upload: Upload) -> _Stored:
+    if card.confidential:
+        owner = Owner(model=card.name, version=card.version)
+        source_blob = keep_source(registry, owner, "source.onnx", upload.model.path)
+        golden_blob = keep_source(registry, owner, "golden.npz", upload.golden.path)
+        _put(registry, upload.card)
+        statement = _put(registry, upload.statement)
+        return _Stored(statement_sha256=statement, source_blob=source_blob, golden_blob=golden_blob)
     # The longest file first: when space runs out, nothing was stored yet.
     for part in sorted((upload.model, upload.card, upload.golden), key=lambda part: -part.length):
         _put(registry, part)
-    return _put(registry, upload.statement)
+    return _Stored(statement_sha256=_put(registry, upload.statement))
 
 
 def _put(registry: Registry, part: ReceivedFile) -> str:
@@ -147,14 +164,17 @@ def _put(registry: Registry, part: ReceivedFile) -> str:
     return stored
 
 
-def _record(
-    registry: Registry, card: Card, source: Source, statement_sha256: str, *, actor: str, now: datetime
-) -> Published:
+def _record(registry: Registry, card: Card, source: Source, stored: _Stored, *, actor: str, now: datetime) -> Published:
     for _ in range(_ATTEMPTS):
         try:
             with registry.sessions.begin() as session:
                 version = _new_version(session, card, source)
-                version.statement_sha256, version.published_by, version.published_at = statement_sha256, actor, now
+                version.statement_sha256, version.published_by, version.published_at = (
+                    stored.statement_sha256,
+                    actor,
+                    now,
+                )
+                version.source_blob, version.golden_blob = stored.source_blob, stored.golden_blob
                 session.add(version)
                 _audit(session, version)
                 session.flush()

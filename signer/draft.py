@@ -72,7 +72,8 @@ class Draft:
             self.set_policy(approvers=kept | {keyid: Approver(person=person, key=new) for keyid in added})
         else:
             field = POLICY_ROLES[role]
-            self.set_policy(**{field: (getattr(self.policy, field) if overlap else {}) | added})
+            present: dict[str, PublicKey] = getattr(self.policy, field) if overlap else {}
+            self.set_policy(**{field: present | added})
 
     def set_policy(self, **changes: object) -> None:
         """Change fields of the policy."""

@@ -5,6 +5,7 @@ Credentials, region and endpoint are boto3's own: `AWS_PROFILE`, `AWS_REGION`, `
 """
 # securesystemslib documents these classes as `securesystemslib.signer`'s, and boto3 comes without types:
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownVariableType=false
 
 from typing import Any
 
@@ -81,7 +82,7 @@ def make_kms(key: str, _passphrase: str | None) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        if any(found["AliasName"] == key for page in _aliases(client) for found in page["Aliases"]):
+        if _has_alias(client, key):
             raise KeyUriError(f"expected no key under awskms:{key}, found one: a key is never overwritten")
         made = client.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY", Description=f"modelfleet {key}")
         client.create_alias(AliasName=key, TargetKeyId=made["KeyMetadata"]["KeyId"])
@@ -102,5 +103,6 @@ def _client() -> Any:
         raise KeyUriError(f"awskms: {error}") from error
 
 
-def _aliases(client: Any) -> Any:
-    return client.get_paginator("list_aliases").paginate()
+def _has_alias(client: Any, alias: str) -> bool:
+    pages = client.get_paginator("list_aliases").paginate()
+    return any(found["AliasName"] == alias for page in pages for found in page["Aliases"])

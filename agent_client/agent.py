@@ -16,14 +16,13 @@ from typing import Any
 
 import msgspec
 
+from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.errors import AgentError, StoppingError, TransferError
 from modelfleet.agent_client.fetch import Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import (
-    device_token,
-    key_path,
     load_identity,
     load_key,
     root_metadata_path,
@@ -47,7 +46,6 @@ from modelfleet.hardware_profiles.detect import detect
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.signer.desired import Assignment, Limits
 from modelfleet.signer.errors import FormatError, UntrustedError
-from modelfleet.signer.keys import load_signer
 from modelfleet.signer.parse import parse_struct
 
 TICK_SECONDS = 0.2
@@ -87,8 +85,7 @@ class Agent:
         self._deadlines = deadlines
         self._openers = {**OPENERS, **(runtimes or {})}
         self.identity = load_identity(root)
-        self._key = load_key(root)
-        self._signer = load_signer(f"file:{key_path(root).absolute()}")
+        load_key(root)  # a folder without a key is refused here, before anything is written
         self._wake = threading.Event()
         self._inbox: dict[str, bytes] = {}
         self._inbox_lock = threading.Lock()
@@ -142,6 +139,7 @@ class Agent:
             "boot": self._boots.boot if self._boots is not None else 0,
             "running": self._running,
             "online": link is not None and link.connected,
+            "certificate_expires_at": self._certificate_expiry(),
             "slots": {slot: _slot_status(worker) for slot, worker in sorted(self._workers.items())},
             "refusals": list(self._refusals),
         }
@@ -149,13 +147,14 @@ class Agent:
     def _begin(self) -> None:
         self._boots = BootStore(self._root / "boots.json", self._disk)
         self._outbox = Outbox(self._root / "outbox", self._disk)
-        self._voice = Voice(self.identity, self._boots, self._signer, self._outbox)
-        self._client = HttpClient(token=self._token, server=self.identity.server, deadlines=self._deadlines)
+        self._credentials = Credentials(self._root, self.identity, self._disk, on_renewed=self._follow_credentials)
+        self._voice = Voice(self.identity, self._boots, self._credentials.signer(), self._outbox)
+        self._client = HttpClient(token=self._credentials.token, server=self.identity.server, deadlines=self._deadlines)
         self._device = self._make_device()
         self._documents = self._device.documents
         self._link = MqttLink(
             self.identity,
-            password=self._token,
+            credentials=self._credentials,
             deliver=self.inbox,
             wake=self._wake.set,
             outbox=self._outbox,
@@ -179,7 +178,7 @@ class Agent:
         self._link.start()
 
     def _turn(self) -> None:
-        for task in (self._look, self._poll, self._work, self._send_metrics, self._write_status):
+        for task in (self._look, self._poll, self._work, self._send_metrics, self._renew, self._write_status):
             try:
                 task()
             except StoppingError:
@@ -352,8 +351,20 @@ class Agent:
             self._workers[slot] = SlotWorker(self._root, slot, self._device)
         return self._workers[slot]
 
-    def _token(self) -> str:
-        return device_token(self.identity.device, self._key)
+    def _certificate_expiry(self) -> str | None:
+        expires_at = self._credentials.expires_at if self._boots is not None else None
+        return expires_at.isoformat() if expires_at is not None else None
+
+    def _renew(self) -> None:
+        now = self._clock()
+        if self._credentials.due(now):
+            self._credentials.renew(now)
+
+    def _follow_credentials(self) -> None:
+        """Sign and connect with the renewed pair from here on."""
+        self._voice.sign_with(self._credentials.signer())
+        if self._link is not None:
+            self._link.reconnect()
 
     def _write_status(self) -> None:
         data = msgspec.json.encode(self.status())

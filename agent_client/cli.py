@@ -59,14 +59,20 @@ def cli() -> None:
 @click.option("--url", required=True, envvar="MODELFLEET_URL", show_envvar=True, help="The fleet's server.")
 @click.option("--token", required=True, envvar="MODELFLEET_CLAIM_TOKEN", show_envvar=True, help="A claim token.")
 @click.option("--profile", help="Hardware profile; by default the first that this machine matches.")
-def enroll_command(root: Path, as_json: bool, url: str, token: str, profile: str | None) -> None:
+@click.option("--serial", help="Serial number; by default what the machine says of itself.")
+@click.option("--again", is_flag=True, help="Ask for a new certificate although this device is enrolled.")
+def enroll_command(
+    root: Path, as_json: bool, url: str, token: str, profile: str | None, serial: str | None, again: bool
+) -> None:
     """Enrol this device with a one-time claim token. Safe to repeat after a crash.
+
+    A device whose certificate has expired enrols again in the same folder, with a new claim token, and stays the same device.
 
     \b
     Example:
       modelfleet-agent enroll --root ./device --url http://127.0.0.1:8080 --token mfc_... --profile linux-cpu-int8
     """  # noqa: D301
-    identity = enroll(root, url, token, profile)
+    identity = enroll(root, url, token, profile, serial=serial, again=again)
     text = f"device {identity.device} of {identity.tenant}: group {identity.group}, profile {identity.profile}"
     _show(msgspec.to_builtins(identity), as_json, text)
 

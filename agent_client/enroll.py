@@ -4,51 +4,68 @@ The key is written before the request, and `identity.json` last: after a crash a
 with the same key finishes the work (the server answers the same key and token with the same identity).
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from modelfleet.agent_client.certificates import common_name, parse_certificate, signing_request
 from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError
-from modelfleet.agent_client.fetch import HttpClient
+from modelfleet.agent_client.fetch import HttpClient, problem_detail
 from modelfleet.agent_client.identity import (
     Identity,
+    ca_path,
+    certificate_path,
     encryption_key_path,
     identity_path,
     key_path,
     load_encryption_key,
     load_identity,
     load_key,
-    read_key,
+    make_key,
     root_metadata_path,
 )
 from modelfleet.agent_client.storage import Disk, encode_struct, locked
 from modelfleet.agent_client.version import agent_version
-from modelfleet.hardware_profiles.detect import detect, matching
+from modelfleet.hardware_profiles.detect import detect, detect_serial, matching
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.signer.errors import FormatError
-from modelfleet.signer.parse import parse_json, parse_struct
+from modelfleet.signer.parse import parse_struct
 
 MAX_ANSWER_BYTES = 1024 * 1024
 
 
 class EnrolmentAnswer(Identity, frozen=True, kw_only=True):
-    """The server's answer: the identity, and the text of the tenant's TUF root."""
+    """The server's answer: the identity, the tenant's TUF root, the device's certificate and the fleet CA's (PEM)."""
 
     root: str
+    certificate: str = ""
+    ca: str = ""
 
 
-def enroll(root: Path, server_url: str, claim_token: str, profile: str | None = None) -> Identity:
-    """Enrol the device whose folder is `root`, and return its identity; an enrolled folder is returned as it is.
+def enroll(
+    root: Path,
+    server_url: str,
+    claim_token: str,
+    profile: str | None = None,
+    *,
+    serial: str | None = None,
+    again: bool = False,
+) -> Identity:
+    """Enrol the device whose folder is `root`, and return its identity.
+
+    An enrolled folder is returned as it is, unless its certificate has expired: then the same key gets a new certificate, and the
+    device stays the same.
 
     Args:
         root: the agent's folder, made if it is not there.
         server_url: the fleet's server, `https://host`.
-        claim_token: what an administrator made with `modelfleet devices token`; it is used once.
+        claim_token: what an administrator made with `modelfleet tokens create`.
         profile: a hardware profile's name; by default the first that this machine matches.
+        serial: the device's serial number; by default what the machine says.
+        again: ask for a new certificate although there is one.
 
     Raises:
         EnrolmentError: the server refused; the message says why.
@@ -58,12 +75,19 @@ def enroll(root: Path, server_url: str, claim_token: str, profile: str | None = 
     disk = Disk()
     disk.make_folder(root)
     with locked(root):
-        if identity_path(root).exists():
+        if identity_path(root).exists() and not again and not _expired(root):
             return load_identity(root)
         make_key(key_path(root), disk)
         make_key(encryption_key_path(root), disk)
-        answer = _ask(root, server_url, claim_token, profile or detected_profile())
+        answer = _ask(root, server_url, claim_token, profile or detected_profile(), serial or detect_serial())
         return _keep(root, disk, answer)
+
+
+def _expired(root: Path) -> bool:
+    path = certificate_path(root)
+    if not path.exists():
+        return False
+    return parse_certificate(path.read_text(), str(path)).not_valid_after_utc <= datetime.now(UTC)
 
 
 def detected_profile() -> str:
@@ -79,35 +103,20 @@ def detected_profile() -> str:
     return found[0]
 
 
-def make_key(path: Path, disk: Disk) -> ec.EllipticCurvePrivateKey:
-    """Return the key at `path`, made if there is none yet (StorageError: something else lies there)."""
-    if path.exists():
-        return read_key(path)
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    disk.write(path, pem, mode=0o600)
-    return key
-
-
-def _signing_request(root: Path) -> str:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "modelfleet device")])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(load_key(root), hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode("ascii")
-
-
 def _public_pem(key: ec.EllipticCurvePrivateKey) -> str:
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return public.decode("ascii")
 
 
-def _ask(root: Path, server_url: str, claim_token: str, profile: str) -> EnrolmentAnswer:
+def _ask(root: Path, server_url: str, claim_token: str, profile: str, serial: str | None) -> EnrolmentAnswer:
     question = {
         "token": claim_token,
-        "csr": _signing_request(root),
+        "csr": signing_request(load_key(root)),
         "encryption_key": _public_pem(load_encryption_key(root)),
         "profile": profile,
         "facts": msgspec.to_builtins(detect()),
         "agent": agent_version(),
+        "serial": serial,
     }
     client = HttpClient()
     try:
@@ -115,23 +124,13 @@ def _ask(root: Path, server_url: str, claim_token: str, profile: str) -> Enrolme
     except HttpStatusError as error:
         if error.status >= 500:
             raise
-        raise EnrolmentError(f"{server_url} refused the enrolment: {_detail(error)}") from error
+        raise EnrolmentError(f"{server_url} refused the enrolment: {problem_detail(error)}") from error
     finally:
         client.close()
     try:
         return parse_struct(data, EnrolmentAnswer, max_bytes=MAX_ANSWER_BYTES)
     except FormatError as error:
         raise EnrolmentError(f"{server_url}: expected an identity, got something else: {error}") from error
-
-
-def _detail(error: HttpStatusError) -> str:
-    try:
-        problem = parse_json(error.body)
-    except FormatError:
-        return str(error)
-    if isinstance(problem, dict) and isinstance(problem.get("detail"), str):  # pyright: ignore[reportUnknownMemberType]
-        return str(problem["detail"])  # pyright: ignore[reportUnknownArgumentType]
-    return str(error)
 
 
 def _keep(root: Path, disk: Disk, answer: EnrolmentAnswer) -> Identity:
@@ -143,6 +142,17 @@ def _keep(root: Path, disk: Disk, answer: EnrolmentAnswer) -> Identity:
         server=answer.server,
         mqtt=answer.mqtt,
     )
-    disk.write(root_metadata_path(root), answer.root.encode())
+    if not identity_path(root).exists():  # a device that comes back keeps the root that it trusts
+        disk.write(root_metadata_path(root), answer.root.encode())
+    if answer.certificate:
+        _require_own(root, answer)
+        disk.write(ca_path(root), answer.ca.encode())
+        disk.write(certificate_path(root), answer.certificate.encode())
     disk.write(identity_path(root), encode_struct(identity))  # last: now the device is enrolled
     return identity
+
+
+def _require_own(root: Path, answer: EnrolmentAnswer) -> None:
+    found = parse_certificate(answer.certificate, answer.server)
+    if found.public_key() != load_key(root).public_key() or common_name(found) != answer.device:
+        raise EnrolmentError(f"{answer.server}: expected a certificate of this device's key, got another one")

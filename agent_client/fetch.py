@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+import msgspec
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
-from modelfleet.agent_client.errors import HttpStatusError, InsecureUrlError, NoSpaceError, TransferError
+from modelfleet.agent_client.errors import HttpStatusError, InsecureUrlError, NoSpaceError, TooLongError, TransferError
 from modelfleet.signer.errors import DigestError
 
 CHUNK_BYTES = 256 * 1024
@@ -37,6 +38,7 @@ MAX_REDIRECTS = 3
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS}
 MAX_PROBLEM_BYTES = 16 * 1024
+MAX_DETAIL_CHARACTERS = 500
 ALLOW_HTTP_VARIABLE = "MODELFLEET_ALLOW_HTTP"
 """Set to 1 where a network between device and server is trusted: plain http is then used to any host."""
 GZIP_WINDOW = 16 + zlib.MAX_WBITS
@@ -110,6 +112,10 @@ def require_secure(url: str) -> None:
     )
 
 
+class _Problem(msgspec.Struct, frozen=True):
+    detail: str = ""
+
+
 class _Received:
     """What has come of a file: its length and digest so far."""
 
@@ -163,7 +169,7 @@ class HttpClient:
 
         Raises:
             HttpStatusError: a status that is neither success nor 304.
-            TransferError: no answer in time, or more than `max_bytes`.
+            TooLongError: more than `max_bytes`. TransferError: no answer in time.
         """
         asked = {"Accept-Encoding": "gzip", **(headers or {})}
         limit = self.deadlines.total_seconds if seconds is None else seconds
@@ -285,8 +291,7 @@ class HttpClient:
         timer.start()
         finished = False
         try:
-            shown = {} if public else self._authorization(place)
-            response = self._send(connection, method, place, body, {**headers, **shown})
+            response = self._send(connection, method, place, body, headers, public=public)
             yield response
             if response.length_remaining == 0:
                 response.drain_conn()  # reads nothing; the connection may be used again
@@ -302,7 +307,14 @@ class HttpClient:
                 self._drop(place)
 
     def _send(
-        self, connection: HTTPConnection, method: str, place: SplitResult, body: bytes | None, headers: Headers
+        self,
+        connection: HTTPConnection,
+        method: str,
+        place: SplitResult,
+        body: bytes | None,
+        headers: Headers,
+        *,
+        public: bool,
     ) -> BaseHTTPResponse:
         path = place.path or "/"
         target = f"{path}?{place.query}" if place.query else path
@@ -313,8 +325,10 @@ class HttpClient:
         }
         for attempt in (1, 2):
             reused = connection.sock is not None
+            shown = {} if public else self._authorization(place)  # a token is good for one request
+            said = {**full, **shown}
             try:
-                connection.request(method, target, body=body, headers=full, preload_content=False, decode_content=False)
+                connection.request(method, target, body=body, headers=said, preload_content=False, decode_content=False)
                 return connection.getresponse()
             except (HTTPError, HTTPException, OSError):
                 connection.close()
@@ -385,7 +399,7 @@ def _unpack(packed: bytes, max_bytes: int) -> bytes:
     except zlib.error as error:
         raise TransferError(f"expected a gzip stream, got {error}") from error
     if len(plain) > max_bytes:
-        raise TransferError(f"expected at most {max_bytes} bytes, got more when unpacked")
+        raise TooLongError(f"expected at most {max_bytes} bytes, got more when unpacked")
     if not unpacking.eof or unpacking.unused_data:
         raise TransferError("expected one whole gzip stream, got a part, or something after it")
     return plain
@@ -396,7 +410,7 @@ def _read_all(response: BaseHTTPResponse, max_bytes: int) -> bytes:
     for piece in _pieces(response):
         body += piece
         if len(body) > max_bytes:
-            raise TransferError(f"expected at most {max_bytes} bytes, got more")
+            raise TooLongError(f"expected at most {max_bytes} bytes, got more")
     return bytes(body)
 
 
@@ -405,7 +419,21 @@ def _status_error(url: str, response: BaseHTTPResponse) -> HttpStatusError:
         body = _read_all(response, MAX_PROBLEM_BYTES)
     except TransferError:
         body = b""
-    return HttpStatusError(f"{url}: expected success, got HTTP {response.status}", status=response.status, body=body)
+    said = _detail(body)
+    message = f"{url}: expected success, got HTTP {response.status}{': ' if said else ''}{said}"
+    return HttpStatusError(message, status=response.status, body=body)
+
+
+def problem_detail(error: HttpStatusError) -> str:
+    """Return what the server said was wrong, of its problem+json; the error's own text where it said nothing."""
+    return _detail(error.body) or str(error)
+
+
+def _detail(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Problem).detail[:MAX_DETAIL_CHARACTERS]
+    except msgspec.MsgspecError:
+        return ""
 
 
 def _received_before(part: Path, length: int) -> _Received:

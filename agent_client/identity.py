@@ -1,6 +1,6 @@
-"""Who this device is: `identity.json`, `root.json` (the TUF root it was given), and two keys (P-256, mode 0600).
+"""Who this device is: `identity.json`, `root.json` (the TUF root it was given), two keys (P-256, mode 0600), a certificate.
 
-`key.pem` signs, `encryption.pem` decrypts; neither does the other's work.
+`key.pem` signs, `encryption.pem` decrypts; neither does the other's work. `certificate.pem` is by the fleet's CA, `ca.pem`.
 
 They are written once, at enrolment. On HTTP and MQTT the device shows a token that it signs itself: ES256, five minutes
 (RFC 7523; DESIGN section 4).
@@ -14,11 +14,16 @@ from typing import Annotated
 import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from modelfleet.agent_client.errors import NotEnrolledError, StorageError
 from modelfleet.agent_client.protocol import DeviceId
-from modelfleet.agent_client.storage import read_struct
+from modelfleet.agent_client.storage import Disk, read_struct
 from modelfleet.signer.names import Name
 
 TOKEN_AUDIENCE = "modelfleet"  # noqa: S105 - the audience that servers ask for, no secret
@@ -50,6 +55,16 @@ def key_path(root: Path) -> Path:
 def encryption_key_path(root: Path) -> Path:
     """Return where the device's second private key lies, to which data keys of confidential versions are wrapped."""
     return root / "encryption.pem"
+
+
+def certificate_path(root: Path) -> Path:
+    """Return where the device's certificate lies, of the key in `key_path`."""
+    return root / "certificate.pem"
+
+
+def ca_path(root: Path) -> Path:
+    """Return where the fleet CA's certificate lies, by which the device knows the broker."""
+    return root / "ca.pem"
 
 
 def root_metadata_path(root: Path) -> Path:
@@ -95,10 +110,20 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def device_token(device: str, key: ec.EllipticCurvePrivateKey) -> str:
-    """Return a token by which the device shows who it is for the next five minutes."""
+def make_key(path: Path, disk: Disk) -> ec.EllipticCurvePrivateKey:
+    """Return the key at `path`, made (mode 0600) if there is none yet (StorageError: something else lies there)."""
+    if path.exists():
+        return read_key(path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    disk.write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+    return key
+
+
+def device_token(device: str, key: ec.EllipticCurvePrivateKey, **claims: str) -> str:
+    """Return a token by which the device shows who it is, once, within the next five minutes; `claims` are said beside."""
     now = int(time.time())
-    claims = {
+    said = {
+        **claims,
         "iss": device,
         "sub": device,
         "aud": TOKEN_AUDIENCE,
@@ -106,4 +131,4 @@ def device_token(device: str, key: ec.EllipticCurvePrivateKey) -> str:
         "exp": now + TOKEN_SECONDS,
         "jti": uuid.uuid4().hex,
     }
-    return jwt.encode(claims, key, algorithm="ES256")
+    return jwt.encode(said, key, algorithm="ES256")

@@ -1,4 +1,7 @@
-"""The device's line to the broker: MQTT 3.1.1 by paho, a fresh token at each connect, full jitter between tries.
+"""The device's line to the broker: MQTT 3.1.1 by paho, full jitter between tries.
+
+Over `mqtts://` the device shows its certificate, believes the fleet's CA only, and sends no password: a broker learns
+nothing with which it could be the device elsewhere. Over `mqtt://` (loopback, tests) it shows a fresh token at each connect.
 
 Upholds: topics that are not the device's own are dropped before anything of them is parsed; reports go out in order at
 QoS 1 and leave the outbox only when the broker acknowledged them; while the host says that no controller is there,
@@ -7,7 +10,6 @@ reports stay in the outbox. Payloads are handed on unread.
 
 import logging
 import random
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from modelfleet.agent_client.certificates import Credentials
+from modelfleet.agent_client.errors import StorageError
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.protocol import HOST_TOPIC, Status, device_topic, encode
@@ -40,7 +44,7 @@ class MqttLink:
     """One device's connection; paho's thread calls `deliver` with (topic, payload).
 
     Args:
-        password: returns the token for the next connect.
+        credentials: the device's certificate, and the token for the next connect.
         agent: the agent's version, part of the presence message.
     """
 
@@ -48,14 +52,14 @@ class MqttLink:
         self,
         identity: Identity,
         *,
-        password: Callable[[], str],
+        credentials: Credentials,
         deliver: Deliver,
         wake: Callable[[], None],
         outbox: Outbox,
         agent: str,
     ) -> None:
         self._identity = identity
-        self._password = password
+        self._credentials = credentials
         self._deliver = deliver
         self._outbox = outbox
         self._agent = agent
@@ -66,6 +70,8 @@ class MqttLink:
         self._sent: dict[int, int] = {}  # message id -> letter
         self._acknowledged: deque[int] = deque()
         self._attempt = 0
+        self._place: tuple[str, int] | None = None
+        self._certified = urlsplit(identity.mqtt).scheme == "mqtts"
         self._connected = threading.Event()
         self._host_online = True
         self._status_topic = device_topic(identity.tenant, identity.device, "status")
@@ -81,10 +87,23 @@ class MqttLink:
         place = urlsplit(self._identity.mqtt)
         if place.hostname is None:
             return  # only polling is offered
-        if place.scheme == "mqtts":
-            self._client.tls_set_context(ssl.create_default_context())  # pyright: ignore[reportUnknownMemberType]
-        self._client.connect_async(place.hostname, place.port or 1883, KEEPALIVE_SECONDS)
-        self._client.loop_start()
+        if self._certified:
+            try:
+                self._client.tls_set_context(self._credentials.tls())  # pyright: ignore[reportUnknownMemberType]
+            except StorageError as error:
+                log.warning("device %s: only polling, no MQTT: %s", self._identity.device, error)
+                return
+        self._place = (place.hostname, place.port or (8883 if self._certified else 1883))
+        self._connect()
+
+    def reconnect(self) -> None:
+        """Open a new connection with the credentials as they are now; letters in the outbox go out on it."""
+        if self._place is None:
+            return
+        self._client.disconnect()  # in order: the broker publishes no will
+        self._client.loop_stop()
+        self._connected.clear()
+        self._connect()
 
     def stop(self) -> None:
         """Say goodbye and close; letters that were not acknowledged stay in the outbox."""
@@ -128,6 +147,11 @@ class MqttLink:
         """Take note whether a controller is there."""
         self._host_online = online
 
+    def _connect(self) -> None:
+        assert self._place is not None
+        self._client.connect_async(*self._place, KEEPALIVE_SECONDS)
+        self._client.loop_start()
+
     def _make_client(self) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=self._identity.device, protocol=paho.MQTTv311, clean_session=True
@@ -150,7 +174,8 @@ class MqttLink:
         client.reconnect_delay_set(delay, delay)  # pyright: ignore[reportArgumentType] - paho adds and compares only
 
     def _on_pre_connect(self, client: paho.Client, _userdata: object) -> None:
-        client.username_pw_set(self._identity.device, self._password())
+        password = None if self._certified else self._credentials.token()
+        client.username_pw_set(self._identity.device, password)
 
     def _on_connect(
         self,

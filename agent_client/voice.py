@@ -89,6 +89,10 @@ class Voice:
         self._signer = signer
         self._outbox = outbox
 
+    def sign_with(self, signer: Signer) -> None:
+        """Sign further reports by another key: the device's renewed one."""
+        self._signer = signer
+
     def report(self, change: StateChange) -> None:
         """Put a report into the outbox, signed where its state is terminal."""
         release = change.about.release if change.about is not None else None

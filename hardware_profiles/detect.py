@@ -15,6 +15,12 @@ from modelfleet.hardware_profiles.profile import RUNTIME_DISTRIBUTIONS, Hardware
 
 _ARCH: Final[Mapping[str, str]] = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64", "armv8l": "aarch64"}
 
+_SERIAL_PLACES = ("proc/device-tree/serial-number", "sys/class/dmi/id/product_serial", "sys/class/dmi/id/board_serial")
+_NO_SERIAL = frozenset(
+    {"", "none", "not specified", "default string", "to be filled by o.e.m.", "system serial number", "not applicable"}
+)
+"""What boards say that were given none."""
+
 
 def detect(root: Path = Path("/")) -> DeviceFacts:
     """Return the facts of this machine.
@@ -31,6 +37,22 @@ def detect(root: Path = Path("/")) -> DeviceFacts:
         board=_board(root),
         runtimes=installed_runtimes(),
     )
+
+
+def detect_serial(root: Path = Path("/")) -> str | None:
+    """Return the serial number that firmware gives this machine, or None; DMI tells it to root only.
+
+    Args:
+        root: where `proc` and `sys` are found.
+    """
+    for place in _SERIAL_PLACES:
+        try:
+            found = (root / place).read_bytes().decode("ascii").strip("\0 \n")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if found and found.isprintable() and len(found) <= 128 and found.strip("0").lower() not in _NO_SERIAL:
+            return found
+    return None
 
 
 def normalised_arch(machine: str) -> str:

@@ -2,7 +2,7 @@
 
 Stored hashed, named by the first 16 digits of the hash, listed and revoked by that name. A use is taken by compare-and-set, so
 that as many devices enrol as a token allows, however many ask at once. With an allow-list of serial numbers each may enrol once:
-it keeps a leaked token from being worth more than the devices it was made for. A serial number is what the device *says*, no proof.
+a leaked token is worth no more than the devices it was made for. A serial number is what the device *says*, no proof.
 """
 
 import secrets

@@ -127,7 +127,7 @@ def create_ca(folder: Path, tenant: str, now: datetime) -> FleetCa:
     if not (folder / CERTIFICATE_FILE).exists():
         key = load_or_make_key(folder / KEY_FILE)
         # After the key: a certificate is there only when both are.
-        write_durably(folder / CERTIFICATE_FILE, _own_certificate(key, tenant, now))
+        write_durably(folder / CERTIFICATE_FILE, _own_certificate(key, tenant, now), mode=0o600)
     ca = load_ca(folder)
     if ca.tenant != tenant:
         raise FleetCaError(f"{folder}: expected the CA of tenant {tenant!r}, found that of {ca.tenant!r}")

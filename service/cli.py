@@ -14,6 +14,7 @@ import click
 from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
+from modelfleet.service.confidential_cli import confidential
 from modelfleet.service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def listen(settings: "Settings") -> socket.socket:
     return listener
 
 
-for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS):
+for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential):
     main.add_command(_command)
 
 if __name__ == "__main__":

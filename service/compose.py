@@ -155,6 +155,7 @@ def assemble_registry(
         trust_dir=trust,
         public_url=public_url,
         mqtt_url=mqtt_url,
+        kek_uri=settings.kek,
         ca=create_ca(data / "ca", settings.tenant, datetime.now(UTC)),
         audit_log=open_audit_log(settings, sessions),
     )

@@ -9,6 +9,7 @@ from typing import TypedDict
 from modelfleet.policies.roles import Role
 from modelfleet.registry.bootstrap import bootstrap
 from modelfleet.registry.fleet_ca import create_ca
+from modelfleet.registry.kek import FileKek
 from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.service.errors import ServiceError, SettingsError
 from modelfleet.service.keep_audit import make_audit_key, write_public
@@ -65,6 +66,7 @@ def initialise(
         )
         create_ca(data / "ca", settings.tenant, now)
         make_audit_key(data)
+        FileKek(data / "service" / "kek.json").make()
         write_public(data / "releases.pub", paths.releases_key)
         tokens = _make_users(settings, users, now)
     except BaseException:

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
         mqtt_url: an external broker (`mqtt://host:port`); empty: amqtt in this process on `mqtt_port` (0: a free one).
         mqtt_username, mqtt_password: the controller's account at an external broker.
         s3_bucket: artifacts in S3 in place of the folder `data/blobs`.
+        kek_uri: what wraps the data keys of confidential versions, `file:` or `awskms:`; empty: `service/kek.json` in `data`.
         audit_key: URI of the key that signs the audit log's checkpoints; empty: `service/audit.pem` in `data`.
         audit_seconds: at most this often a checkpoint is signed, where there are new records.
         tick_seconds: how often the controller decides.
@@ -46,6 +47,7 @@ class Settings(BaseSettings):
     mqtt_password: str = ""
     s3_bucket: str = ""
     s3_endpoint_url: str = ""
+    kek_uri: str = ""
     audit_key: str = ""
     audit_seconds: float = Field(default=10.0, gt=0, le=3600)
     tick_seconds: float = Field(default=1.0, gt=0, le=60)
@@ -61,6 +63,11 @@ class Settings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         """The database of the registry and the controller."""
         return self.database_url or f"sqlite:///{self.data.absolute() / 'modelfleet.db'}"
+
+    @property
+    def kek(self) -> str:
+        """The URI of the key-encryption key."""
+        return self.kek_uri or f"file:{self.data.absolute() / 'service' / 'kek.json'}"
 
     @property
     def dbos_url(self) -> str:

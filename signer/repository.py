@@ -30,7 +30,7 @@ from modelfleet.signer.metadata import (
     sign_metadata,
 )
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
-from modelfleet.signer.trust import PolicyChain, follow_roots, policy_of
+from modelfleet.signer.trust import PolicyChain, bin_of, follow_roots, policy_of
 
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(hours=24)
@@ -130,6 +130,43 @@ class OnlineRepository:
             version = self._write_snapshot(versions | {Targets.type: metadata.signed.version}, now)
             write_durably(self._path(Root.type, new_root.version), root)  # clients ask for it before anything else
             self._sign_timestamp(now, version)
+
+    def offline_metadata(self, expires: datetime, now: datetime) -> tuple[bytes, bytes]:
+        """Return a timestamp and a snapshot that hold until `expires`, for devices that never reach this server.
+
+        They are never served here. The online ones are signed again at once, one version above: a device that comes back
+        online goes on from there, and one that was online since refuses what was made offline before.
+        """
+        with self._exclusive():
+            snapshot, timestamp = self._snapshot(), self._timestamp()
+            offline_snapshot = _renewed(snapshot, self._snapshot_signer, expires)
+            timestamp.signed.snapshot_meta = MetaFile(snapshot.signed.version)
+            offline_timestamp = _renewed(timestamp, self._timestamp_signer, expires)
+            online_snapshot = _renewed(snapshot, self._snapshot_signer, now + SNAPSHOT_LIFE)
+            timestamp.signed.snapshot_meta = MetaFile(snapshot.signed.version)
+            online_timestamp = _renewed(timestamp, self._timestamp_signer, now + TIMESTAMP_LIFE)
+            write_durably(self._path(Snapshot.type, snapshot.signed.version), online_snapshot)
+            write_durably(self._metadata_dir / "timestamp.json", online_timestamp)
+            return offline_timestamp, offline_snapshot
+
+    def offline_files(self, expires: datetime, now: datetime, paths: Collection[str]) -> dict[str, bytes]:
+        """Return the metadata that leads from any root to these targets until `expires`: file name -> bytes.
+
+        Raises:
+            FormatError: targets.json delegates no bins.
+        """
+        with self._exclusive():
+            timestamp, snapshot = self.offline_metadata(expires, now)
+            named = parse_metadata(snapshot, Snapshot).signed
+            targets = self._targets().signed
+            roles = {Targets.type} | {bin_of(targets, path) for path in paths}
+            files = {"timestamp.json": timestamp, f"{named.version}.{Snapshot.type}.json": snapshot}
+            for data in self._roots():
+                files[f"{parse_metadata(data, Root).signed.version}.{Root.type}.json"] = data
+            for role in sorted(roles):
+                path = self._path(role, named.meta[f"{role}.json"].version)
+                files[path.name] = path.read_bytes()
+            return files
 
     def refresh(self, now: datetime) -> None:
         """Re-sign the timestamp when less than half of its life is left, and the snapshot likewise."""

@@ -8,8 +8,9 @@ from modelfleet.signer.ceremony import CeremonyResult, create_repository
 from modelfleet.signer.errors import DigestError, FormatError, ReplayError, SignatureError
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.manifest import encode_manifest
-from modelfleet.signer.metadata import TargetFile, Targets, parse_metadata, sign_metadata
+from modelfleet.signer.metadata import Snapshot, TargetFile, Targets, Timestamp, parse_metadata, sign_metadata
 from modelfleet.signer.names import sha256_of
+from modelfleet.signer.repository import TIMESTAMP_LIFE
 from modelfleet.signer.trust import bin_of
 from tests.unit.signer.samples import TENANT, manifest
 
@@ -169,3 +170,27 @@ def test_a_policy_that_is_not_newer_or_not_signed_offline_is_refused(
         repository.publish_policy(foreign.targets, foreign.policy, now)
     with pytest.raises(DigestError):
         repository.publish_policy(own.targets, foreign.policy, now)
+
+
+def test_offline_metadata_holds_for_long_and_the_online_one_stays_ahead(fleet: CeremonyResult, now: datetime) -> None:
+    repository = fleet.repository()
+    role, data = signed_bin(fleet)
+    repository.publish({role: data}, {PATH: DATA}, now)
+    before = repository.versions()
+    files = repository.offline_files(now + timedelta(days=30), now, [PATH])
+    timestamp = parse_metadata(files["timestamp.json"], Timestamp).signed
+    snapshot = parse_metadata(files[f"{before['snapshot'] + 1}.snapshot.json"], Snapshot).signed
+    assert timestamp.expires == snapshot.expires == (now + timedelta(days=30)).replace(microsecond=0)
+    assert (timestamp.version, timestamp.snapshot_meta.version) == (before["timestamp"] + 1, snapshot.version)
+    assert set(files) == {
+        "timestamp.json",
+        f"{snapshot.version}.snapshot.json",
+        "1.root.json",
+        "1.targets.json",
+        f"2.{role}.json",
+    }
+    online = repository.versions()
+    assert (online["timestamp"], online["snapshot"]) == (timestamp.version + 1, snapshot.version + 1)
+    served = parse_metadata((fleet.metadata_dir / "timestamp.json").read_bytes(), Timestamp).signed
+    assert served.expires == (now + TIMESTAMP_LIFE).replace(microsecond=0)
+    assert not (fleet.metadata_dir / f"{snapshot.version}.snapshot.json").exists(), "what is offline is never served"

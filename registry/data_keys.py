@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.registry.context import Registry
-from modelfleet.registry.errors import NotFoundError
+from modelfleet.registry.errors import KekError, NotFoundError
 from modelfleet.registry.kek import FileKek, Kek, key_of, open_kek
 from modelfleet.registry.tables import DataKey
 from modelfleet.signer.files import folder_lock
@@ -81,12 +81,16 @@ def rotate_file(sessions: sessionmaker[Session], path: Path) -> tuple[int, list[
 
 
 def rewrap(sessions: sessionmaker[Session], old: Kek, new: Kek) -> int:
-    """Wrap every data key with `new`, all or none, and return how many there were (KekError: one does not open)."""
+    """Wrap every data key with `new`, all or none, and return how many there were; those that `new` wrapped stay.
+
+    Raises:
+        KekError: one opens under neither.
+    """
     with sessions.begin() as session:
         rows = session.scalars(select(DataKey)).all()
         for row in rows:
             context = _context(row.tenant, row.scope)
-            row.wrapped = new.wrap(old.unwrap(row.wrapped, context), context)
+            row.wrapped = new.wrap(_opened(row.wrapped, context, old, new), context)
         return len(rows)
 
 
@@ -110,6 +114,13 @@ def _insert(session: Session, tenant: str, scope: str, kek: Kek) -> DataKey:
         session.rollback()
         return session.get_one(DataKey, (tenant, scope))
     return row
+
+
+def _opened(wrapped: str, context: str, old: Kek, new: Kek) -> bytes:
+    try:
+        return old.unwrap(wrapped, context)
+    except KekError:
+        return new.unwrap(wrapped, context)
 
 
 def _context(tenant: str, scope: str) -> str:

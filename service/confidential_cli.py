@@ -1,4 +1,4 @@
-"""`modelfleet confidential`: the key-encryption key of confidential versions. Runs beside the database, with or without `serve`."""
+"""`modelfleet confidential`: the key-encryption key of confidential versions, with or without a service that runs."""
 
 import json
 from collections import Counter

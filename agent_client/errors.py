@@ -40,6 +40,10 @@ class HttpStatusError(TransferError):
         self.body = body
 
 
+class TooLongError(TransferError):
+    """The answer is longer than what was asked for may be; no more of it was read."""
+
+
 class InsecureUrlError(TransferError):
     """The server would be reached over plain http from another machine: use https, or allow it."""
 

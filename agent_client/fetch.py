@@ -97,6 +97,18 @@ class Transport(Protocol):
         ...
 
 
+class Client(Transport, Protocol):
+    """All that the agent asks of whoever it has its bytes from."""
+
+    def post_json(self, url: str, value: object, *, max_bytes: int) -> bytes:
+        """As `HttpClient.post_json`."""
+        ...
+
+    def close(self) -> None:
+        """As `HttpClient.close`."""
+        ...
+
+
 def require_secure(url: str) -> None:
     """Refuse a server that devices would reach over plain http.
 

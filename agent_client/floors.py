@@ -1,10 +1,15 @@
 """The device's own memory of what it has accepted, below which it refuses: fsynced, and independent of TUF's cache.
 
-Python-tuf forgets when its cache is lost and fsyncs nothing; an attacker who can wipe a cache must not be able to make
-a device accept what was superseded (DESIGN section 4). A role's floor falls only when the keys of that role were
+A TUF client that only has its cache forgets when that is lost; an attacker who can wipe a cache must not be able to make
+a device accept what was superseded (DESIGN section 4). A role's floor falls only when the keys whose word it is were
 rotated (TUF 5.3.11: fast-forward recovery).
+
+There are two copies on the disk, written one after the other, each with a checksum: when one is lost or has rotted the
+other one counts, and mends it. When both are gone the agent still works, and says so: what is left below it then is TUF's
+cache and the desired state that it has kept.
 """
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Annotated
 
 import msgspec
 
+from modelfleet.agent_client.errors import StorageError
 from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
 from modelfleet.signer.desired import Moment
 from modelfleet.signer.errors import ReplayError
@@ -20,9 +26,11 @@ from modelfleet.signer.verify import Floor, Floors
 
 EPOCH_START = datetime(2020, 1, 1, tzinfo=UTC)
 
+log = logging.getLogger(__name__)
+
 
 class RoleFloor(msgspec.Struct, frozen=True, kw_only=True):
-    """The highest version of a TUF role, and which keys were to sign it."""
+    """The highest version of a TUF role, and a digest of the keys whose word that is."""
 
     version: Count
     keys: Annotated[str, msgspec.Meta(max_length=64)]
@@ -37,21 +45,36 @@ class ScopeFloor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FloorsRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file holds; `latest_signed` is the clock's floor."""
+    """What each copy holds; `latest_signed` is the clock's floor, `writes` tells the newer copy."""
 
     format: str = "1.0"
+    writes: Count = 0
     roles: dict[str, RoleFloor] = {}
     scopes: dict[str, ScopeFloor] = {}
     latest_signed: Moment = EPOCH_START
 
 
 class FloorStore:
-    """The floors on disk; every raise of one is durable when the method returns."""
+    """The floors on disk; every raise of one is durable, twice, when the method returns.
 
-    def __init__(self, path: Path, disk: Disk) -> None:
-        self._path = path
+    Args:
+        copy: where the second copy lies; by default `floors.copy.json` beside `floors.json`.
+    """
+
+    def __init__(self, path: Path, disk: Disk, *, copy: Path | None = None) -> None:
+        self._paths = (path, copy or path.with_name(f"{path.stem}.copy{path.suffix}"))
         self._disk = disk
-        self._record = read_struct(path, FloorsRecord) or FloorsRecord()
+        found = [_read(each) for each in self._paths]
+        sound = [record for record in found if record is not None]
+        self._record = max(sound, key=lambda record: record.writes, default=FloorsRecord())
+        if not sound and any(each.exists() for each in self._paths):
+            log.error(
+                "%s and %s are both damaged: what was superseded is now told from TUF's cache and the kept desired state"
+                " alone; enrol the device again if its disk was in somebody's hands",
+                *self._paths,
+            )
+        elif sound and any(record != self._record for record in found):
+            self._mend(found)
 
     @property
     def record(self) -> FloorsRecord:
@@ -70,6 +93,12 @@ class FloorStore:
         """Return the time to judge by: the clock's, but never before the latest time that was signed."""
         return self.floors().clock(clock)
 
+    def require(self, role: str, found: RoleFloor) -> None:
+        """Return if this version of a TUF role is not below its floor (ReplayError: it is, and the keys are the same)."""
+        old = self._record.roles.get(role)
+        if old is not None and found.version < old.version and found.keys == old.keys:
+            raise ReplayError(f"{role[:80]} metadata: expected version >= {old.version}, got {found.version}")
+
     def raise_roles(self, found: Mapping[str, RoleFloor]) -> None:
         """Accept these versions of TUF roles, all or none.
 
@@ -77,9 +106,7 @@ class FloorStore:
             ReplayError: one is below its floor, and its keys are the same.
         """
         for role, floor in found.items():
-            old = self._record.roles.get(role)
-            if old is not None and floor.version < old.version and floor.keys == old.keys:
-                raise ReplayError(f"{role} metadata: expected version >= {old.version}, got {floor.version}")
+            self.require(role, floor)
         self._keep(roles=self._record.roles | dict(found))
 
     def keep(self, accepted: Floors, *, latest_possible: datetime) -> None:
@@ -98,7 +125,30 @@ class FloorStore:
         self._keep(scopes=scopes, latest_signed=max(self._record.latest_signed, signed))
 
     def _keep(self, **changes: object) -> None:
-        record = msgspec.structs.replace(self._record, **changes)
-        if record != self._record:
-            self._disk.write(self._path, encode_struct(record))
-            self._record = record
+        changed = msgspec.structs.replace(self._record, **changes)
+        if changed == self._record:
+            return
+        record = msgspec.structs.replace(changed, writes=self._record.writes + 1)
+        first, second = self._paths
+        self._disk.write(first, encode_struct(record))
+        self._record = record
+        self._disk.write(second, encode_struct(record))
+
+    def _mend(self, found: list[FloorsRecord | None]) -> None:
+        """Write the copies that are missing, damaged or older; where the disk is full, the next raise does it."""
+        for path, record in zip(self._paths, found, strict=True):
+            if record == self._record:
+                continue
+            log.warning("%s is lost or older than its copy: written again from the copy", path)
+            try:
+                self._disk.write(path, encode_struct(self._record))
+            except OSError as error:
+                log.warning("%s: %s", path, error)
+
+
+def _read(path: Path) -> FloorsRecord | None:
+    try:
+        return read_struct(path, FloorsRecord)
+    except (StorageError, OSError) as error:
+        log.warning("%s", error)
+        return None

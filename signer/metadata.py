@@ -7,7 +7,7 @@ TUF's and securesystemslib's own errors are wrapped here, once.
 
 import json
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from securesystemslib.exceptions import Error as SecureSystemsError
 from tuf.api import metadata as tuf_metadata
@@ -69,7 +69,7 @@ def require_signed(delegator: Root | Targets, role: str, metadata: Metadata[Role
         raise SignatureError(f"{role}: expected signatures of {found.threshold} keys, got {len(different)}")
 
 
-def require_target(target: TargetFile, data: bytes) -> None:
+def require_target(target: TargetFile, data: bytes | IO[bytes]) -> None:
     """Refuse `data` unless it has the length and digests of `target`.
 
     Raises:
@@ -79,6 +79,18 @@ def require_target(target: TargetFile, data: bytes) -> None:
         target.verify_length_and_hashes(data)
     except LengthOrHashMismatchError as error:
         raise DigestError(f"{target.path}: {error}") from error
+
+
+def require_meta(role: str, meta: MetaFile, data: bytes) -> None:
+    """Refuse `data` unless it has the length and digests, where there are any, that timestamp or snapshot name.
+
+    Raises:
+        DigestError: it has not.
+    """
+    try:
+        meta.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError as error:
+        raise DigestError(f"{role}: {error}") from error
 
 
 def sign_metadata(metadata: Metadata[RoleT], signers: Iterable[Signer]) -> bytes:

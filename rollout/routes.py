@@ -19,6 +19,7 @@ from modelfleet.policies.roles import Permission
 from modelfleet.registry.auth import DeviceIdentity, UserIdentity, current_device, registry_of, require
 from modelfleet.registry.errors import UnauthenticatedError
 from modelfleet.registry.problems import add_problem
+from modelfleet.registry.small_body import SmallBodyRoute
 from modelfleet.registry.tables import Device
 from modelfleet.rollout import errors, lifecycle
 from modelfleet.rollout.controller import Controller
@@ -28,7 +29,7 @@ from modelfleet.signer.desired import device_scope, group_scope
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
 
 MAX_MESSAGES = 200
-MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_BODY_BYTES = 4 * 1024 * 1024
 
 add_problem(errors.RolloutNotFoundError, 404, "No such rollout")
 add_problem(errors.RolloutInputError, 422, "Nothing to roll out as asked")
@@ -39,7 +40,14 @@ add_problem(errors.BrokerError, 503, "The broker did not answer")
 add_problem(PlanError, 422, "The plan is refused")
 add_problem(ApprovalRefusedError, 403, "The approval is refused")
 
-router = APIRouter(prefix="/v1")
+
+class BoundedBodyRoute(SmallBodyRoute):
+    """A route whose body may hold what a polling device has to say, and no more."""
+
+    max_body_bytes = MAX_BODY_BYTES
+
+
+router = APIRouter(prefix="/v1", route_class=BoundedBodyRoute)
 
 Reader = Annotated[UserIdentity, Depends(require(Permission.ROLLOUTS_READ))]
 Writer = Annotated[UserIdentity, Depends(require(Permission.ROLLOUTS_WRITE))]

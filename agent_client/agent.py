@@ -20,7 +20,7 @@ from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.errors import AgentError, StoppingError, TransferError
-from modelfleet.agent_client.fetch import Deadlines, HttpClient
+from modelfleet.agent_client.fetch import Client, Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import (
     load_identity,
@@ -32,10 +32,10 @@ from modelfleet.agent_client.model import OPENERS, Model, SessionOpener, open_mo
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.poll import Poller
 from modelfleet.agent_client.protocol import (
-    HOST_TOPIC,
     HostStatus,
     device_topic,
     group_desired_topic,
+    host_topic,
 )
 from modelfleet.agent_client.reconcile import SlotWorker
 from modelfleet.agent_client.storage import Disk, locked
@@ -149,7 +149,7 @@ class Agent:
         self._outbox = Outbox(self._root / "outbox", self._disk)
         self._credentials = Credentials(self._root, self.identity, self._disk, on_renewed=self._follow_credentials)
         self._voice = Voice(self.identity, self._boots, self._credentials.signer(), self._outbox)
-        self._client = HttpClient(token=self._credentials.token, server=self.identity.server, deadlines=self._deadlines)
+        self._client = self._reach()
         self._device = self._make_device()
         self._documents = self._device.documents
         self._link = MqttLink(
@@ -176,6 +176,10 @@ class Agent:
         # MQTT goes first; polling begins when it has not come up by then.
         self._poller.wait(time.monotonic(), min(self._poll_seconds, 5.0) if self.identity.mqtt else 0.0)
         self._link.start()
+
+    def _reach(self) -> Client:
+        """Return what the device has its bytes from: the server that it enrolled with."""
+        return HttpClient(token=self._credentials.token, server=self.identity.server, deadlines=self._deadlines)
 
     def _turn(self) -> None:
         for task in (self._look, self._poll, self._work, self._send_metrics, self._renew, self._write_status):
@@ -220,7 +224,7 @@ class Agent:
         if not payload:
             return  # an emptied retained message changes nothing
         try:
-            if topic == HOST_TOPIC:
+            if topic == host_topic(self.identity.tenant):
                 self._take_host(payload)
             elif topic == self._own_topic:
                 self._obey(self._documents.accept_assignment(payload))

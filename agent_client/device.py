@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from modelfleet.agent_client.documents import Documents
-from modelfleet.agent_client.fetch import HttpClient
+from modelfleet.agent_client.fetch import Transport
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.model import SessionOpener
 from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
@@ -39,7 +39,7 @@ class Device:
 
     identity: Identity
     disk: Disk
-    client: HttpClient
+    client: Transport
     trust: Trust
     documents: Documents
     openers: Mapping[str, SessionOpener]

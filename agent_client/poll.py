@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from modelfleet.agent_client.errors import TransferError
-from modelfleet.agent_client.fetch import HttpClient
+from modelfleet.agent_client.fetch import Client
 from modelfleet.agent_client.link import full_jitter
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.signer.errors import FormatError
@@ -32,7 +32,7 @@ class Poller:
 
     def __init__(
         self,
-        client: HttpClient,
+        client: Client,
         server: str,
         *,
         deliver_assignment: Callable[[bytes], None],

@@ -36,5 +36,9 @@ class IncompatibleError(PolicyError):
         self.reasons = tuple(reasons)
 
 
+class OfflineRefusedError(PolicyError):
+    """A bundle for offline devices is asked for that would hold too long, or be for too many: ask for less."""
+
+
 class GateFileError(PolicyError):
     """A file of quality gates does not say what it must: fix the file."""

@@ -21,10 +21,12 @@ class Permission(enum.StrEnum):
     USERS_READ = "users.read"
     USERS_WRITE = "users.write"
     AUDIT_READ = "audit.read"
+    TRUST_READ = "trust.read"
     ROLLOUTS_READ = "rollouts.read"
     ROLLOUTS_WRITE = "rollouts.write"
     ROLLOUTS_APPROVE = "rollouts.approve"
     ROLLOUTS_CONTROL = "rollouts.control"
+    BUNDLES_WRITE = "bundles.write"
 
 
 class Role(enum.StrEnum):
@@ -43,13 +45,14 @@ _READ = frozenset(
         Permission.DEVICES_READ,
         Permission.GROUPS_READ,
         Permission.AUDIT_READ,
+        Permission.TRUST_READ,
         Permission.ROLLOUTS_READ,
     }
 )
 
 ROLES: Mapping[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),
-    Role.RELEASER: _READ | {Permission.ROLLOUTS_WRITE, Permission.ROLLOUTS_CONTROL},
+    Role.RELEASER: _READ | {Permission.ROLLOUTS_WRITE, Permission.ROLLOUTS_CONTROL, Permission.BUNDLES_WRITE},
     Role.APPROVER: _READ | {Permission.ROLLOUTS_APPROVE},
     Role.PUBLISHER: frozenset({Permission.VERSIONS_READ, Permission.VERSIONS_PUBLISH}),
     Role.VIEWER: _READ,

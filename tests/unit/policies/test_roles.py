@@ -23,7 +23,7 @@ def test_every_permission_is_somebodys() -> None:
         (Role.VIEWER, set()),
         (Role.PUBLISHER, {Permission.VERSIONS_PUBLISH}),
         (Role.APPROVER, {Permission.ROLLOUTS_APPROVE}),
-        (Role.RELEASER, {Permission.ROLLOUTS_WRITE, Permission.ROLLOUTS_CONTROL}),
+        (Role.RELEASER, {Permission.ROLLOUTS_WRITE, Permission.ROLLOUTS_CONTROL, Permission.BUNDLES_WRITE}),
     ],
 )
 def test_a_role_changes_only_what_it_is_for(role: Role, writes: set[Permission]) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import click
 
 from modelfleet.policies.roles import Role
+from modelfleet.registry.cli_audit import audit
 from modelfleet.registry.cli_publish import VARIANT_COLUMNS, publish
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import api_options, show
 
 VERSION_COLUMNS = ("model", "version", "channel", "counter", "state", "published_by", "published_at")
 DEVICE_COLUMNS = ("id", "group", "profile", "online", "agent_version", "last_seen_at", "enrolled_at")
-AUDIT_COLUMNS = ("id", "at", "actor", "action", "subject", "detail")
 
 
 @click.command()
@@ -137,25 +137,6 @@ def create_user(client: ApiClient, as_json: bool, name: str, role: str) -> None:
     Example: modelfleet users create ci --role publisher
     """
     show(client.post("/v1/users", {"name": name, "role": role}), as_json, ("name", "role", "token"))
-
-
-@click.command()
-@click.option("--subject", help="Only of this subject, such as version/digits@1.0.0.")
-@click.option("--action", help="Only of this action, such as version.publish.")
-@click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="Only records after this id.")
-@api_options
-def audit(client: ApiClient, as_json: bool, subject: str | None, action: str | None, after: int) -> None:
-    """Show the audit trail, in order.
-
-    Example: modelfleet audit --subject version/digits@1.0.0
-    """
-    rows: list[object] = []
-    following: int | None = after
-    while following is not None:
-        page = client.get("/v1/audit", subject=subject, action=action, after=following)
-        rows.extend(page["records"])
-        following = page["next"]
-    show(rows, as_json, AUDIT_COLUMNS)
 
 
 COMMANDS: Sequence[click.Command] = (publish, versions, variants, devices, groups, tokens, users, audit)

@@ -3,13 +3,16 @@
 A request is repeated only while no connection could be made; once bytes went out, the caller decides.
 """
 
+import contextlib
+import hashlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import urllib3
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry, Timeout
 
@@ -57,6 +60,40 @@ class ApiClient:
         length = sum(len(heads[name]) + _length(part) + 2 for name, part in parts.items()) + len(tail)
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
         return self._request("POST", path, body=_multipart(heads, parts, tail), headers=headers)
+
+    def text(self, path: str, **params: str | int | None) -> str:
+        """Return the text at `path`; raises as `get` does."""
+        with self._open(path, params) as answer:
+            return answer.data.decode()
+
+    def download(self, path: str, target: Path, **params: str | int | None) -> str:
+        """Write what is at `path` to the file `target`, streamed, and return its SHA-256; raises as `get` does."""
+        digest = hashlib.sha256()
+        with self._open(path, params) as answer, target.open("wb") as file:
+            try:
+                for chunk in answer.stream(CHUNK_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
+            except HTTPError as error:
+                raise ServerUnreachableError(f"{self._url} ended the transfer: {error}; start it again") from error
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def _open(self, path: str, params: Mapping[str, str | int | None]) -> Generator[BaseHTTPResponse]:
+        fields = {name: str(value) for name, value in params.items() if value is not None}
+        retries = _RETRY.new(redirect=3)  # a store with links of its own; the token does not go to another host
+        try:
+            answer = self._pool.request(
+                "GET", self._url + path, headers=self._headers, fields=fields, preload_content=False, retries=retries
+            )
+        except (HTTPError, OSError) as error:
+            raise ServerUnreachableError(f"{self._url} did not answer: {error}") from error
+        try:
+            if not 200 <= answer.status < 300:
+                _parse(answer.status, answer.data)
+            yield answer
+        finally:
+            answer.release_conn()
 
     def _request(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **kind: Any) -> Any:
         sent = {**self._headers, **(headers or {})}

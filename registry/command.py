@@ -22,6 +22,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class ListByDefault(click.Group):
+    """A group of commands that runs `list` where none of them is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` before arguments that name no command."""
+        named = bool(args) and (args[0] in self.commands or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if named else ["list", *args])
+
+
 def api_options(command: Callable[..., R]) -> Callable[..., R]:
     """Give a command `--url`, `--token` and `--json`; it is called with `client: ApiClient` and `as_json: bool`.
 

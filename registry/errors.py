@@ -83,7 +83,7 @@ class KekError(RegistryError):
 
 
 class AuditError(RegistryError):
-    """An audit record was about to be changed or removed; the trail is append-only."""
+    """The trail is append-only: a record was about to be changed or removed, or the log is not what was signed."""
 
 
 class ClientError(Exception):

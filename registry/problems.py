@@ -50,6 +50,7 @@ _PROBLEMS: dict[type[Exception], Problem] = {
     errors.FleetCaError: Problem(
         status=503, title="The fleet CA is not there", detail="the cause is in the server's log"
     ),
+    errors.AuditError: Problem(status=500, title="The audit log is not what was signed"),
     errors.StoreError: Problem(status=503, title="The blob store did not answer"),
     errors.KekError: Problem(
         status=503, title="The key-encryption key did not open", detail="the operator finds the cause in the server's log"

@@ -7,11 +7,18 @@ answer a view. Sessions are short: none is held while bytes travel or models are
 from fastapi import APIRouter, Request
 from sqlalchemy import text
 
-from modelfleet.registry import routes_blobs, routes_certificates, routes_fleet, routes_people, routes_versions
+from modelfleet.registry import (
+    routes_audit,
+    routes_blobs,
+    routes_certificates,
+    routes_fleet,
+    routes_people,
+    routes_versions,
+)
 from modelfleet.registry.auth import registry_of
 
 router = APIRouter()
-for _part in (routes_versions, routes_fleet, routes_certificates, routes_people, routes_blobs):
+for _part in (routes_versions, routes_fleet, routes_certificates, routes_people, routes_audit, routes_blobs):
     router.include_router(_part.router)
 
 

@@ -1,23 +1,22 @@
-"""Routes of users and of the audit trail."""
+"""Routes of users."""
 
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, status
+from fastapi import APIRouter, Depends, Request, status
 from pydantic import BaseModel, Field
 
 from modelfleet.policies.roles import Permission, Role
-from modelfleet.registry import audit, people
+from modelfleet.registry import people
 from modelfleet.registry.auth import UserIdentity, current_user, registry_of, require
 from modelfleet.registry.routes_fleet import Body
 from modelfleet.registry.small_body import SmallBodyRoute
-from modelfleet.registry.views import AuditView, UserCreated, UserView
+from modelfleet.registry.views import UserCreated, UserView
 
 router = APIRouter(prefix="/v1", tags=["people"], route_class=SmallBodyRoute)
 
 UserReader = Annotated[UserIdentity, Depends(require(Permission.USERS_READ))]
 UserWriter = Annotated[UserIdentity, Depends(require(Permission.USERS_WRITE))]
-AuditReader = Annotated[UserIdentity, Depends(require(Permission.AUDIT_READ))]
 
 
 class NewUser(Body):
@@ -31,13 +30,6 @@ class Users(BaseModel):
     """Users by name."""
 
     users: list[UserView]
-
-
-class AuditPage(BaseModel):
-    """Records in order; ask again with `after` = `next` for those that follow (null: there are none yet)."""
-
-    records: list[AuditView]
-    next: int | None
 
 
 class Me(BaseModel):
@@ -68,19 +60,3 @@ def create_user(request: Request, user: UserWriter, asked: NewUser) -> UserCreat
         now = datetime.now(UTC)
         row, token = people.make_user(session, user.tenant, name=asked.name, role=asked.role, actor=user.name, now=now)
         return UserCreated(**UserView.model_validate(row).model_dump(), token=token)
-
-
-@router.get("/audit")
-def list_audit(
-    request: Request,
-    user: AuditReader,
-    subject: str | None = None,
-    action: str | None = None,
-    after: Annotated[int, Query(ge=0)] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 500,
-) -> AuditPage:
-    """List the audit trail in order."""
-    with registry_of(request).sessions() as session:
-        found = audit.records(session, user.tenant, subject=subject, action=action, after=after, limit=limit)
-        rows = [AuditView.model_validate(row) for row in found]
-    return AuditPage(records=rows, next=rows[-1].id if rows else None)

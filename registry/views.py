@@ -145,3 +145,4 @@ class AuditView(View):
     subject: str
     detail: dict[str, Any]
     leaf_sha256: str
+    log_index: int | None

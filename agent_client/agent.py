@@ -325,6 +325,7 @@ class Agent:
             clock=self._clock,
         )
         return Device(
+            root=self._root,
             identity=self.identity,
             disk=self._disk,
             client=self._client,

@@ -24,7 +24,7 @@ from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.errors import StorageError
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.outbox import Outbox
-from modelfleet.agent_client.protocol import HOST_TOPIC, Status, device_topic, encode
+from modelfleet.agent_client.protocol import Status, device_topic, encode, host_topic
 
 KEEPALIVE_SECONDS = 30
 FIRST_DELAY_SECONDS = 0.5
@@ -66,7 +66,7 @@ class MqttLink:
         self._wake = wake
         # Replaced as a whole, never changed: paho's thread reads it without a lock. (paho calls back under its own
         # locks, and takes them in publish; a lock of ours around both would be a deadlock.)
-        self._topics = frozenset({HOST_TOPIC, device_topic(identity.tenant, identity.device, "desired")})
+        self._topics = frozenset({host_topic(identity.tenant), device_topic(identity.tenant, identity.device, "desired")})
         self._sent: dict[int, int] = {}  # message id -> letter
         self._acknowledged: deque[int] = deque()
         self._attempt = 0

@@ -14,7 +14,6 @@ from modelfleet.signer.names import PART, Count, ModelName, Name, SemVer, Sha256
 from modelfleet.signer.parse import parse_struct
 
 TOPIC_ROOT = "mf/v1"
-HOST_TOPIC = f"{TOPIC_ROOT}/sys/host"
 MAX_MESSAGE_BYTES = 64 * 1024
 LATENCY_BUCKETS_MS: tuple[float, ...] = tuple(0.125 * 2.0 ** (step / 2) for step in range(32))
 """Upper edges of the latency histogram's buckets in ms, sqrt(2) apart, 0.125 ms to 5.8 s; one more bucket is above them."""
@@ -125,7 +124,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Retained on `HOST_TOPIC`: whether a controller is there, so that agents buffer instead of spinning."""
+    """Retained on `host_topic`: whether a controller is there, so that agents buffer instead of spinning."""
 
     format: str = "1.0"
     state: Literal["online", "offline"]
@@ -137,6 +136,14 @@ class DeviceTopic(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     device: str
     kind: Literal["report", "metrics", "status"]
+
+
+def host_topic(tenant: str) -> str:
+    """Return the topic on which the tenant's controller says that it is there (retained, with a will).
+
+    It is a tenant's own: on a broker that tenants share, one's controller going away must not silence the other's devices.
+    """
+    return f"{TOPIC_ROOT}/{tenant}/sys/host"
 
 
 def group_desired_topic(tenant: str, group: str, profile: str) -> str:

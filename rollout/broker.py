@@ -6,8 +6,10 @@ connection. A received message is acknowledged only when its handler's work is d
 
 import logging
 import random
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -41,6 +43,36 @@ class Will:
 
     topic: str
     payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientCertificate:
+    """Where the files lie by which a client shows who it is in TLS, and knows the broker: PEM each.
+
+    They are read again at every connection, so that whoever renews them has only to replace them.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context that believes this CA only (BrokerError: a file is missing or damaged)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_verify_locations(self.ca)
+        except (OSError, ssl.SSLError) as error:
+            raise BrokerError(f"{self.ca}: expected the fleet CA's certificate, got {error}") from error
+        self.show(context)
+        return context
+
+    def show(self, context: ssl.SSLContext) -> None:
+        """Have `context` show the certificate as it is now (BrokerError: see `context`)."""
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise BrokerError(f"{self.certificate}: expected a certificate of {self.key}, got {error}") from error
 
 
 Handler = Callable[[Message], None]
@@ -162,13 +194,24 @@ class PahoBroker:
     """MQTT 3.1.1 over paho, on paho's own thread; reconnects with full jitter, subscribes again, acknowledges by hand.
 
     Args:
-        url: `mqtt://host:port`, or `mqtts://` for TLS with the system's roots.
+        url: `mqtt://host:port`, or `mqtts://` for TLS.
         client_id: broker-wide unique.
         username: as the broker's access rules know it; empty: anonymous.
         password: belongs to `username`.
+        certificate: whom to believe and what to show in TLS; None: the system's roots, and nothing.
+
+    Raises:
+        BrokerError: no such URL, or a file of the certificate is missing or damaged.
     """
 
-    def __init__(self, url: str, client_id: str, username: str = "", password: str = "") -> None:
+    def __init__(
+        self,
+        url: str,
+        client_id: str,
+        username: str = "",
+        password: str = "",
+        certificate: ClientCertificate | None = None,
+    ) -> None:
         found = urlsplit(url)
         if found.scheme not in ("mqtt", "mqtts") or not found.hostname:
             raise BrokerError(f"expected mqtt://host:port or mqtts://host:port, got {url!r}")
@@ -177,7 +220,7 @@ class PahoBroker:
         if username:
             self._client.username_pw_set(username, password)
         if found.scheme == "mqtts":
-            self._client.tls_set()  # pyright: ignore[reportUnknownMemberType]
+            self._use_tls(certificate)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
@@ -211,6 +254,19 @@ class PahoBroker:
         """Disconnect and end paho's thread; see `Broker.close`."""
         self._client.disconnect()
         self._client.loop_stop()
+
+    def _use_tls(self, certificate: ClientCertificate | None) -> None:
+        context = certificate.context() if certificate is not None else ssl.create_default_context()
+
+        def show_again(_client: mqtt.Client, _userdata: object) -> None:
+            if certificate is not None:
+                try:
+                    certificate.show(context)
+                except BrokerError as error:  # half replaced: what was shown before is still good
+                    log.warning("the certificate was not read again", extra={"error": str(error)})
+
+        self._client.tls_set_context(context)  # pyright: ignore[reportUnknownMemberType]
+        self._client.on_pre_connect = show_again
 
     def _back_off(self) -> None:
         """Have paho wait before its next try: full jitter, so that a fleet that lost its broker comes back in no wave."""

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from modelfleet.agent_client.protocol import HOST_TOPIC, TOPIC_ROOT, HostStatus, encode
+from modelfleet.agent_client.protocol import TOPIC_ROOT, HostStatus, encode, host_topic
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
@@ -75,6 +75,7 @@ class Controller:
         self.direction = Direction(registry=registry, director=director)
         self.ingest = Ingest(registry.sessions, registry.tenant)
         self._registry, self._broker, self._clock = registry, broker, clock
+        self._host_topic = host_topic(registry.tenant)
         self._stopping = threading.Event()
         self._ticking = threading.Lock()
         self._writer = threading.Thread(target=self._write_reports, name="ingest", daemon=True)
@@ -84,7 +85,7 @@ class Controller:
         self._registry.on_device_changed.append(self.ensure_assignment)
         for kind in ("report", "metrics", "status"):
             self._broker.subscribe(f"{TOPIC_ROOT}/{self._registry.tenant}/d/+/{kind}", self.ingest.offer)
-        self._broker.connect(Will(topic=HOST_TOPIC, payload=OFFLINE), self._republish)
+        self._broker.connect(Will(topic=self._host_topic, payload=OFFLINE), self._republish)
         self._writer.start()
 
     def stop(self) -> None:
@@ -95,7 +96,7 @@ class Controller:
             self._writer.join(10)
         if self.ensure_assignment in self._registry.on_device_changed:
             self._registry.on_device_changed.remove(self.ensure_assignment)
-        self._broker.publish(HOST_TOPIC, OFFLINE, qos=1, retain=True)
+        self._broker.publish(self._host_topic, OFFLINE, qos=1, retain=True)
         self._broker.close()
 
     def tick(self, now: datetime) -> None:
@@ -134,7 +135,7 @@ class Controller:
         return decide(plan, row.stage, health.measure(session, rollout, row, plan, now), now)
 
     def _republish(self) -> None:
-        self._broker.publish(HOST_TOPIC, ONLINE, qos=1, retain=True)
+        self._broker.publish(self._host_topic, ONLINE, qos=1, retain=True)
         count = dispatch.publish_all(self._registry.sessions, self._broker, self._registry.tenant)
         log.info("documents published again", extra={"documents": count})
 

@@ -3,7 +3,9 @@
 `Service.start` brings them up in the order in which they need each other, `stop` takes them down in reverse.
 """
 
+import contextlib
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,12 +16,15 @@ from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.registry import build, catalog
 from modelfleet.registry.auth import authenticates_device
 from modelfleet.registry.context import Registry
-from modelfleet.registry.fleet_ca import create_ca
+from modelfleet.registry.fleet_ca import FleetCa, create_ca
 from modelfleet.registry.leftovers import remove_leftovers
+from modelfleet.registry.replay import ReplayCache
+from modelfleet.registry.service_certificates import controller_name
 from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
-from modelfleet.rollout.broker import PahoBroker
+from modelfleet.rollout.broker import ClientCertificate, PahoBroker
 from modelfleet.rollout.controller import Controller
+from modelfleet.service.broker_tls import EmbeddedTls, ca_folder, controller_certificate, public_host
 from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
@@ -28,7 +33,9 @@ from modelfleet.service.keep_audit import keep_audit, open_audit_log
 from modelfleet.service.settings import Settings
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.client import SignerClient, renew_bins
-from modelfleet.signer.keys import load_signer
+from modelfleet.signer.current_key import CurrentSigner
+from modelfleet.signer.errors import FormatError
+from modelfleet.signer.key_book import locate
 from modelfleet.signer.repository import OnlineRepository
 
 log = logging.getLogger(__name__)
@@ -36,11 +43,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerAddress:
-    """Where MQTT is, and the controller's account there."""
+    """Where MQTT is, and how the controller shows there who it is."""
 
     url: str
-    username: str
-    password: str
+    client_id: str = CONTROLLER
+    username: str = ""
+    password: str = ""
+    certificate: ClientCertificate | None = None
 
 
 class Service:
@@ -57,6 +66,8 @@ class Service:
     def __init__(self, settings: Settings, public_url: str) -> None:
         self._settings, self._public_url = settings, public_url
         self._running = ExitStack()
+        self._embedded: EmbeddedBroker | None = None
+        self._renewals: list[Callable[[datetime], None]] = []
 
     def start(self) -> None:
         """Bring everything up, or nothing.
@@ -84,9 +95,12 @@ class Service:
         signer = SignerProcess(settings.data, settings.tenant)
         parts.callback(signer.stop)
         signer.start()
-        address = self._start_broker(parts, sessions)
+        ca, replays = create_ca(ca_folder(settings), settings.tenant, datetime.now(UTC)), ReplayCache()
+        address = self._start_broker(parts, sessions, ca, replays)
         jobs = Jobs(settings)
-        self.registry = assemble_registry(settings, sessions, signer, jobs, self._public_url, address.url)
+        self.registry = assemble_registry(settings, sessions, signer, jobs, self._public_url, address.url, ca, replays)
+        if self._embedded is not None:
+            self.registry.on_device_revoked.append(self._embedded.disconnect)
         self.controller = assemble_controller(settings, self.registry, address)
         remove_leftovers(self.registry.work_dir, datetime.now(UTC))
         refresh_metadata(self.registry)
@@ -96,22 +110,41 @@ class Service:
         jobs.start(self._work())
         log.info("service started", extra={"url": self._public_url, "mqtt": address.url})
 
-    def _start_broker(self, parts: ExitStack, sessions: sessionmaker[Session]) -> BrokerAddress:
+    def _start_broker(
+        self, parts: ExitStack, sessions: sessionmaker[Session], ca: FleetCa, replays: ReplayCache
+    ) -> BrokerAddress:
         settings = self._settings
+        self._renewals.append(lambda now: _ignore(controller_certificate(settings, ca, now)))
+        certificate = controller_certificate(settings, ca, datetime.now(UTC))
+        if settings.mqtt_url.startswith("mqtts:"):
+            return BrokerAddress(url=settings.mqtt_url, client_id=controller_name(ca.tenant), certificate=certificate)
         if settings.mqtt_url:
             return BrokerAddress(
                 url=settings.mqtt_url, username=settings.mqtt_username, password=settings.mqtt_password
             )
+        tls = EmbeddedTls(settings, ca, sessions, self._public_url) if settings.mqtt_tls else None
+        if tls is not None:
+            self._renewals.append(tls.refresh)
         broker = EmbeddedBroker(
             settings.tenant,
-            lambda device, token: authenticates_device(sessions, device, token),
+            lambda device, token: authenticates_device(sessions, device, token, replays=replays),
             host=settings.host,
             port=settings.mqtt_port,
             await_controller=True,
+            tls=tls.broker if tls is not None else None,
+            public_host=public_host(settings, self._public_url),
         )
         parts.callback(broker.stop)
         broker.start()
-        return BrokerAddress(url=broker.url, username=CONTROLLER, password=broker.controller_password)
+        self._embedded = broker
+        return BrokerAddress(
+            url=broker.url, username=CONTROLLER, password=broker.controller_password, certificate=certificate
+        )
+
+    def _refresh(self) -> None:
+        for renew in self._renewals:
+            renew(datetime.now(UTC))
+        refresh_metadata(self.registry)
 
     def _work(self) -> Work:
         registry, controller = self.registry, self.controller
@@ -121,7 +154,7 @@ class Service:
             finish_version=lambda version_id: build.finish_version(registry, version_id),
             unfinished_versions=lambda: unfinished_versions(registry),
             tick=lambda: tick(registry, controller, datetime.now(UTC)),
-            refresh=lambda: refresh_metadata(registry),
+            refresh=self._refresh,
         )
 
 
@@ -132,6 +165,8 @@ def assemble_registry(
     jobs: Jobs,
     public_url: str,
     mqtt_url: str,
+    ca: FleetCa,
+    replays: ReplayCache,
 ) -> Registry:
     """Return the registry's collaborators as the settings ask for them."""
     data, trust = settings.data, settings.data / "trust" / settings.tenant
@@ -145,26 +180,33 @@ def assemble_registry(
         repository=OnlineRepository(
             metadata_dir=trust / "metadata",
             targets_dir=trust / "targets",
-            snapshot_signer=load_signer(f"file:{(data / 'service' / 'snapshot.pem').absolute()}"),
-            timestamp_signer=load_signer(f"file:{(data / 'service' / 'timestamp.pem').absolute()}"),
+            snapshot_signer=CurrentSigner(data, "snapshot"),
+            timestamp_signer=CurrentSigner(data, "timestamp"),
         ),
         builds=jobs,
         profiles=load_profiles(),
-        gate_key_uri=f"file:{(data / 'worker' / 'gate.pem').absolute()}",
+        gate_key_uri=locate(data, settings.tenant).gate_key,
         work_dir=work_dir,
         trust_dir=trust,
         public_url=public_url,
         mqtt_url=mqtt_url,
         kek_uri=settings.kek,
-        ca=create_ca(data / "ca", settings.tenant, datetime.now(UTC)),
+        ca=ca,
+        replays=replays,
         audit_log=open_audit_log(settings, sessions),
     )
 
 
 def assemble_controller(settings: Settings, registry: Registry, address: BrokerAddress) -> Controller:
     """Return the rollout controller, with its own key and its own connection to the broker."""
-    director = load_signer(f"file:{(settings.data / 'service' / 'director.pem').absolute()}")
-    broker = PahoBroker(address.url, client_id=CONTROLLER, username=address.username, password=address.password)
+    director = CurrentSigner(settings.data, "director")
+    broker = PahoBroker(
+        address.url,
+        client_id=address.client_id,
+        username=address.username,
+        password=address.password,
+        certificate=address.certificate,
+    )
     return Controller(registry=registry, broker=broker, director=director, clock=lambda: datetime.now(UTC))
 
 
@@ -177,10 +219,20 @@ def tick(registry: Registry, controller: Controller, now: datetime) -> None:
 
 
 def refresh_metadata(registry: Registry) -> None:
-    """Have everything signed again that expires soon: bins by the signer process, snapshot and timestamp here."""
+    """Have everything signed again that expires soon, and log what still does: the service's own first.
+
+    Snapshot and timestamp are signed here, bins by the signer process, whose absence must not let the timestamp expire.
+
+    Raises:
+        SignerError: the signer process did not answer, or what it holds is not to be published.
+    """
     now = datetime.now(UTC)
-    renew_bins(registry.signer, registry.repository, now)
-    registry.repository.refresh(now)
+    try:
+        registry.repository.refresh(now)
+        renew_bins(registry.signer, registry.repository, now)
+    finally:
+        with contextlib.suppress(FormatError):  # a damaged repository has raised above
+            registry.trust.alarm(now)
 
 
 def open_store(settings: Settings) -> BlobStore:
@@ -194,8 +246,10 @@ def require_initialised(settings: Settings) -> None:
     """Refuse to start on a folder that `modelfleet init` has not made."""
     if not (settings.data / "root.json").is_file():
         raise NotInitialisedError(f"{settings.data} holds no fleet: run `modelfleet init --data {settings.data}` first")
-    if settings.mqtt_url and not settings.mqtt_username:
-        raise SettingsError("MODELFLEET_MQTT_URL is set without MODELFLEET_MQTT_USERNAME")
+    if settings.mqtt_url.startswith("mqtt:") and not settings.mqtt_username:
+        raise SettingsError(
+            "MODELFLEET_MQTT_URL is set without MODELFLEET_MQTT_USERNAME: set it, or use mqtts:// with certificates"
+        )
 
 
 def require_tenant(sessions: sessionmaker[Session], settings: Settings) -> None:
@@ -211,3 +265,7 @@ def unfinished_versions(registry: Registry) -> list[int]:
     """Return the ids of versions that are still to be built."""
     with registry.sessions() as session:
         return list(catalog.unfinished_versions(session, registry.tenant))
+
+
+def _ignore(_kept: object) -> None:
+    return None

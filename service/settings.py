@@ -22,8 +22,11 @@ class Settings(BaseSettings):
         public_url: what devices are told; empty: the address that HTTP listens on.
         database_url: SQLAlchemy URL; empty: SQLite in `data`.
         jobs_database_url: DBOS' own database; empty: a second SQLite file in `data`.
-        mqtt_url: an external broker (`mqtt://host:port`); empty: amqtt in this process on `mqtt_port` (0: a free one).
-        mqtt_username, mqtt_password: the controller's account at an external broker.
+        mqtt_url: an external broker (`mqtts://host:port`); empty: amqtt in this process on `mqtt_port` (0: a free one).
+        mqtt_tls: whether the embedded broker speaks TLS and asks devices for their certificates (`mqtts://`).
+        mqtt_ca, mqtt_cert, mqtt_key: PEM files for `mqtts://`: whom to believe (default: the fleet's CA), and what the
+            controller shows (default: a certificate that it gets itself from the fleet's CA).
+        mqtt_username, mqtt_password: the controller's account at an external broker of `mqtt://`.
         s3_bucket: artifacts in S3 in place of the folder `data/blobs`.
         kek_uri: what wraps the data keys of confidential versions, `file:` or `awskms:`; empty: `service/kek.json` in `data`.
         audit_key: URI of the key that signs the audit log's checkpoints; empty: `service/audit.pem` in `data`.
@@ -43,6 +46,10 @@ class Settings(BaseSettings):
     jobs_database_url: str = ""
     mqtt_url: str = ""
     mqtt_port: int = Field(default=1883, ge=0, le=65535)
+    mqtt_tls: bool = True
+    mqtt_ca: Path | None = None
+    mqtt_cert: Path | None = None
+    mqtt_key: Path | None = None
     mqtt_username: str = ""
     mqtt_password: str = ""
     s3_bucket: str = ""

@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from modelfleet.agent_client.protocol import (
-    HOST_TOPIC,
     LATENCY_BUCKETS_MS,
     MAX_CLASSES,
     MAX_MESSAGE_BYTES,
@@ -21,6 +20,7 @@ from modelfleet.agent_client.protocol import (
     device_topic,
     encode,
     group_desired_topic,
+    host_topic,
     parse_device_topic,
     parse_metrics,
     parse_report,
@@ -127,7 +127,7 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
 def test_topics_are_those_of_the_design() -> None:
     assert group_desired_topic("acme", "lab", "linux-cpu-int8") == "mf/v1/acme/g/lab/linux-cpu-int8/desired"
     assert device_topic("acme", DEVICE, "report") == f"mf/v1/acme/d/{DEVICE}/report"
-    assert HOST_TOPIC == "mf/v1/sys/host"
+    assert host_topic("acme") == "mf/v1/acme/sys/host"
 
 
 def test_a_topic_that_is_no_devices_names_nobody() -> None:
@@ -137,7 +137,7 @@ def test_a_topic_that_is_no_devices_names_nobody() -> None:
         f"mf/v1/acme/d/{DEVICE}/desired",
         f"mf/v1/ac/me/d/{DEVICE}/report",
         "mf/v1/acme/d/x/report",
-        HOST_TOPIC,
+        host_topic("acme"),
     ):
         assert parse_device_topic(topic) is None
 

@@ -9,7 +9,7 @@ import pytest
 
 from modelfleet.agent_client.identity import identity_path
 from modelfleet.agent_client.link import full_jitter
-from modelfleet.agent_client.protocol import HOST_TOPIC, HostStatus, device_topic, encode, group_desired_topic
+from modelfleet.agent_client.protocol import HostStatus, device_topic, encode, group_desired_topic, host_topic
 from modelfleet.rollout.broker import Message, PahoBroker
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.signer.sign import sign_assignment, sign_group
@@ -105,13 +105,13 @@ def test_takes_desired_state_and_sends_reports_counters_and_presence(
 
 def test_holds_its_reports_while_the_host_is_away(fleet: Fleet, line: Line, connected: Device) -> None:
     until(lambda: connected.agent.status()["online"])
-    line.controller.publish(HOST_TOPIC, encode(HostStatus(state="offline")), qos=1, retain=True)
+    line.controller.publish(host_topic(TENANT), encode(HostStatus(state="offline")), qos=1, retain=True)
     time.sleep(0.5)
     fleet.candidates = (fleet.candidate(fleet.release("1.0.0")),)
     line.tell(connected)
     connected.waits_for("COMMITTED", "1.0.0")
     assert line.payloads("report") == []
-    line.controller.publish(HOST_TOPIC, encode(HostStatus(state="online")), qos=1, retain=True)
+    line.controller.publish(host_topic(TENANT), encode(HostStatus(state="online")), qos=1, retain=True)
     until(lambda: any(b"payloadType" in payload for payload in line.payloads("report")))
     states = [json.loads(payload).get("seq", 10**9) for payload in line.payloads("report")]
     assert states == sorted(states), "reports came out of order"

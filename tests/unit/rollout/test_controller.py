@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from sqlalchemy import event, select
 
-from modelfleet.agent_client.protocol import HOST_TOPIC, group_desired_topic, parse_status
+from modelfleet.agent_client.protocol import group_desired_topic, host_topic, parse_status
 from modelfleet.registry import catalog
 from modelfleet.rollout import lifecycle
 from modelfleet.rollout.broker import MemoryBroker
@@ -329,9 +329,9 @@ def test_a_broker_that_lost_its_memory_gets_every_document_again(fleet):
 
 
 def test_agents_are_told_whether_a_controller_is_there(fleet):
-    assert parse_status(fleet.hub.retained[HOST_TOPIC]).state == "online"
+    assert parse_status(fleet.hub.retained[host_topic("acme")]).state == "online"
     fleet.connections[-1].drop()
-    assert parse_status(fleet.hub.retained[HOST_TOPIC]).state == "offline"
+    assert parse_status(fleet.hub.retained[host_topic("acme")]).state == "offline"
 
 
 def test_a_device_that_enrols_later_finds_its_documents_and_converges(fleet):

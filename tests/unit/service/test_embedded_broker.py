@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import paho.mqtt.client as paho
 import pytest
 
-from modelfleet.agent_client.protocol import HOST_TOPIC, device_topic, group_desired_topic
+from modelfleet.agent_client.protocol import device_topic, group_desired_topic, host_topic
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import BrokerStartError
 
@@ -134,7 +134,7 @@ def test_a_device_reads_its_own_and_its_tenants_documents_and_no_others(controll
     permitted = [
         device_topic("acme", DEVICE, "desired"),
         group_desired_topic("acme", "line-a", "linux-cpu-int8"),
-        HOST_TOPIC,
+        host_topic("acme"),
     ]
     forbidden = [
         device_topic("acme", OTHER, "desired"),

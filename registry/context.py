@@ -1,5 +1,6 @@
 """What the registry's routes and jobs work with, put together once by the composition root (`service`)."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from modelfleet.hardware_profiles.profile import HardwareProfile
 from modelfleet.registry.certificates import RevocationList
 from modelfleet.registry.fleet_ca import FleetCa
 from modelfleet.registry.replay import ReplayCache
+from modelfleet.signer.status import TrustWatch
 
 if TYPE_CHECKING:
     from modelfleet.registry.audit_log import AuditLog
@@ -84,3 +86,8 @@ class Registry:
     def revocations(self) -> RevocationList:
         """The list of revoked device certificates."""
         return RevocationList(self.ca, self.sessions)
+
+    @functools.cached_property
+    def trust(self) -> TrustWatch:
+        """What the tenant's published metadata says, and when it expires."""
+        return TrustWatch(self.trust_dir)

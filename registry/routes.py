@@ -13,12 +13,21 @@ from modelfleet.registry import (
     routes_certificates,
     routes_fleet,
     routes_people,
+    routes_trust,
     routes_versions,
 )
 from modelfleet.registry.auth import registry_of
 
 router = APIRouter()
-for _part in (routes_versions, routes_fleet, routes_certificates, routes_people, routes_audit, routes_blobs):
+for _part in (
+    routes_versions,
+    routes_fleet,
+    routes_certificates,
+    routes_people,
+    routes_trust,
+    routes_audit,
+    routes_blobs,
+):
     router.include_router(_part.router)
 
 

@@ -14,6 +14,7 @@ import click
 from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
+from modelfleet.service.cli_keys import keys
 from modelfleet.service.confidential_cli import confidential
 from modelfleet.service.errors import ServiceError
 
@@ -56,21 +57,24 @@ def init(
     users: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Make a data folder: keys, signed metadata, database, users with their tokens (shown once).
+    """Make a data folder to try a fleet out on one computer: keys, signed metadata, database, users with their tokens.
+
+    Every key is a file in the clear. `modelfleet keys init` makes the same with offline keys as they should be kept.
 
     Example: modelfleet init --data ./fleet --tenant acme --approver bob --user alice:releaser --user bob:approver
     """
     from modelfleet.registry.errors import RegistryError
     from modelfleet.service.initialise import initialise, parse_users
     from modelfleet.service.settings import Settings
+    from modelfleet.signer.ceremony import CeremonyPlan
     from modelfleet.signer.errors import SignerError
 
     try:
         made = initialise(
             Settings(data=data, tenant=tenant),
-            bits=bits,
-            approvers=approvers,
-            approvals_required=approvals,
+            CeremonyPlan(
+                tenant=tenant, bits=bits, approvers=dict.fromkeys(approvers, ""), approvals_required=approvals
+            ),
             users=parse_users(users or ("admin:admin",)),
             now=datetime.now(UTC),
         )
@@ -157,7 +161,7 @@ def listen(settings: "Settings") -> socket.socket:
     return listener
 
 
-for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential):
+for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential, keys):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`modelfleet init`: a data folder with keys, signed metadata, a database and its first users."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypedDict
@@ -14,7 +14,8 @@ from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.service.errors import ServiceError, SettingsError
 from modelfleet.service.keep_audit import make_audit_key, write_public
 from modelfleet.service.settings import Settings
-from modelfleet.signer.ceremony import create_repository
+from modelfleet.signer.ceremony import CeremonyPlan, hold_ceremony
+from modelfleet.signer.passphrase import Secrets, ask_passphrase
 
 
 class Made(TypedDict):
@@ -42,14 +43,18 @@ def parse_users(given: Sequence[str]) -> dict[str, Role]:
 
 def initialise(
     settings: Settings,
+    plan: CeremonyPlan,
     *,
-    bits: int,
-    approvers: Sequence[str],
-    approvals_required: int,
     users: dict[str, Role],
     now: datetime,
+    secrets: Secrets = ask_passphrase,
+    new_passphrase: Callable[[str], str | None] = lambda _uri: None,
 ) -> Made:
     """Make the data folder of one tenant, readable by this user only; on any error the folder is as empty as before.
+
+    Args:
+        plan: the keys to make; `modelfleet init` and `modelfleet keys init` differ in nothing else.
+        secrets, new_passphrase: as `hold_ceremony` takes them.
 
     Raises:
         ServiceError: the folder is not empty; nothing is changed.
@@ -61,9 +66,7 @@ def initialise(
     data.mkdir(parents=True, exist_ok=True)
     data.chmod(0o700)
     try:
-        paths = create_repository(
-            data, settings.tenant, bits=bits, approvers=approvers, approvals_required=approvals_required, now=now
-        )
+        paths = hold_ceremony(data, plan, now, secrets=secrets, new_passphrase=new_passphrase)
         create_ca(data / "ca", settings.tenant, now)
         make_audit_key(data)
         FileKek(data / "service" / "kek.json").make()

@@ -16,6 +16,7 @@ from pathlib import Path
 from modelfleet.service.errors import SignerStartError
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.errors import SignerUnavailableError
+from modelfleet.signer.key_book import locate
 
 START_TIMEOUT_SECONDS = 20
 
@@ -29,13 +30,9 @@ class SignerProcess:
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="modelfleet-"))  # a socket path holds 107 bytes at most
         self.socket = self._runtime_dir / "signer.sock"
         self._command = [sys.executable, "-m", "modelfleet.signer.cli", "serve"]
-        self._command += ["--socket", str(self.socket), "--tenant", tenant, "--state", str(data / "signer" / "state")]
-        self._command += [
-            "--key",
-            f"file:{(data / 'signer' / 'releases.pem').absolute()}",
-            "--root",
-            str(data / "root.json"),
-        ]
+        paths = locate(data, tenant)
+        self._command += ["--socket", str(self.socket), "--tenant", tenant, "--state", str(paths.signer_state)]
+        self._command += ["--key", paths.releases_key, "--root", str(paths.root_json)]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="signer-watcher", daemon=True)

@@ -116,7 +116,7 @@ def make(uri: str, encrypt: bool, passphrase_file: Path | None, as_json: bool) -
     if encrypt or passphrase_file is not None:
         secret = secrets_of(passphrase_file, ask_new_passphrase)(uri)
     make_key(uri, secret)
-    show_public(uri, (lambda _uri: secret) if secret is not None else ask_passphrase, as_json)
+    show_public(uri, secrets_of(passphrase_file) if secret is None else known(secret), as_json)
 
 
 @keys.command()
@@ -171,7 +171,7 @@ def rotate(
     paths, secrets = opened(data, tenant), secrets_of(passphrase_file)
     wanted = Rotation(
         roles=roles,
-        new_keys=new_keys,
+        new_keys=absolute(new_keys),
         old=old,
         threshold=threshold or 0,
         overlap=overlap,
@@ -179,7 +179,7 @@ def rotate(
         remove=remove,
     )
     encrypt = encrypt or passphrase_file is not None or _has_encrypted(paths)
-    made = secrets_of(passphrase_file, ask_new_passphrase) if encrypt else (lambda _uri: None)
+    made = secrets_of(passphrase_file, ask_new_passphrase) if encrypt else no_passphrase
     now = datetime.now(UTC)
     change = rotation(paths, chain_of(paths, secrets), wanted, now, secrets=secrets, new_passphrase=made)
     finish(paths, change, secrets, as_json, rekey=_rekey(socket_path))
@@ -322,6 +322,22 @@ def discard(data: Path, tenant: str, as_json: bool) -> None:
     change = _waiting(locate(data, tenant))
     discard_staged(data)
     say(change, as_json, state="discarded")
+
+
+def absolute(uris: Sequence[str]) -> tuple[str, ...]:
+    """Return URIs whose `file:` paths are absolute: what is given is relative to where the command runs."""
+    return tuple(
+        f"file:{Path(uri.removeprefix('file:')).absolute()}" if uri.startswith("file:") else uri for uri in uris
+    )
+
+
+def no_passphrase(_uri: str) -> None:
+    """Leave a new key file in the clear."""
+
+
+def known(secret: str) -> Secrets:
+    """Return what answers with a passphrase that is known already."""
+    return lambda _uri: secret
 
 
 def secrets_of(file: Path | None, otherwise: Secrets = ask_passphrase) -> Secrets:

@@ -5,7 +5,7 @@ It reads public files alone and opens no key.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -238,3 +238,27 @@ class ExpiryAlarm:
     def _is_due(self, row: Expiry, now: datetime) -> bool:
         told = self._told.get(row.name)
         return told is None or told[0] != now.astimezone(UTC).date() or told[1] is not row.level
+
+
+@dataclass
+class TrustWatch:
+    """A tenant's published trust under watch: what a service asks, and what it logs.
+
+    Attributes:
+        more: each called for further things that expire, such as certificates.
+    """
+
+    folder: Path
+    more: list[Callable[[], Iterable[Expiring]]] = field(default_factory=list[Callable[[], Iterable[Expiring]]])
+
+    def __post_init__(self) -> None:
+        self._reader, self._alarm = TrustReader(self.folder), ExpiryAlarm()
+
+    def status(self, now: datetime) -> TrustStatus:
+        """Return the state of trust (FormatError: the repository is damaged)."""
+        more = [thing for ask in self.more for thing in ask()]
+        return trust_status(self._reader.read(), now, more=more)
+
+    def alarm(self, now: datetime) -> list[Expiry]:
+        """Log what expires soon, each thing once a day, and return what was logged (FormatError as `status`)."""
+        return self._alarm.tell(self.status(now).expiries, now)

@@ -6,14 +6,17 @@ The limits are the manifest's and the rollout's together, the stricter of the tw
 from collections.abc import Mapping
 from pathlib import Path
 
+from modelfleet.agent_client.confidential import open_variant, read_golden
 from modelfleet.agent_client.errors import BenchmarkError
 from modelfleet.agent_client.model import SessionOpener
 from modelfleet.agent_client.protocol import Bench
+from modelfleet.agent_client.slots import MANIFEST_NAME, digest_of
 from modelfleet.benchmarks.errors import BenchmarksError
 from modelfleet.benchmarks.golden import load_golden
 from modelfleet.benchmarks.measure import Measurement, measure
 from modelfleet.benchmarks.session import Session
 from modelfleet.signer.desired import Limits
+from modelfleet.signer.errors import DigestError
 from modelfleet.signer.manifest import Manifest
 
 RUNS = 50
@@ -29,16 +32,20 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
         limits: the rollout's.
 
     Raises:
+        DigestError: a confidential variant does not open to what was signed.
         BenchmarkError: it misses a limit, does not open or does not answer; the message says expected and got.
     """
     opener = openers[manifest.runtime]
+    sha256 = digest_of(folder / MANIFEST_NAME)
 
     def open_entry() -> Session:
-        return opener(folder / manifest.entry)
+        return open_variant(folder, manifest, sha256, opener)
 
     try:
-        golden = load_golden(folder / manifest.golden)
+        golden = load_golden(read_golden(folder, manifest, sha256))
         found = measure(open_entry, golden, runs=RUNS, tolerance=manifest.tolerance)
+    except DigestError:
+        raise
     except BenchmarksError as error:
         raise BenchmarkError(f"{manifest.model} {manifest.version} on this device: {error}") from error
     except Exception as error:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.fetch import Transport
@@ -33,10 +34,12 @@ class StateChange:
 class Device:
     """The device as its slots see it.
 
+    root: the agent's folder.
     report: called at each state change, after the record is on the disk. refuse: keeps a refusal for `status`.
     look: takes in what arrived meanwhile; called often while a slot works, so that newer desired state can pre-empt it.
     """
 
+    root: Path
     identity: Identity
     disk: Disk
     client: Transport

@@ -55,6 +55,13 @@ class MetadataRefusedError(TransferError):
     """
 
 
+class KeyRefusedError(TransferError):
+    """What came as the key of a confidential variant does not open it here: ask again later; the old model runs on.
+
+    The cause says which class of trust error it was. It is no fault of the release, which is not rejected for it.
+    """
+
+
 class NoSpaceError(TransferError):
     """The device has too little free space: free some; the model that runs is untouched."""
 

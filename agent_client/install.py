@@ -8,12 +8,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from modelfleet.agent_client.confidential import reasons_against, require_key, require_opens, unwrap_for
 from modelfleet.agent_client.device import Device
-from modelfleet.agent_client.errors import IncompatibleReleaseError, MetadataRefusedError, NoSpaceError
+from modelfleet.agent_client.errors import (
+    HttpStatusError,
+    IncompatibleReleaseError,
+    KeyRefusedError,
+    MetadataRefusedError,
+    NoSpaceError,
+)
 from modelfleet.agent_client.record import Goal
 from modelfleet.agent_client.slots import SlotStore
 from modelfleet.policies.compatibility import manifest_incompatibilities
-from modelfleet.signer.errors import UntrustedError
+from modelfleet.signer.confidential import MAX_WRAPPED_KEY_BYTES
+from modelfleet.signer.errors import DigestError, UntrustedError
 from modelfleet.signer.manifest import Manifest, ManifestFile
 from modelfleet.signer.verify import verify_release
 
@@ -60,6 +68,8 @@ def require_compatible(device: Device, manifest: Manifest) -> None:
     reasons = manifest_incompatibilities(manifest, profile, device.facts)
     if manifest.runtime not in device.openers:
         reasons.append(f"runtime: expected one of {sorted(device.openers)}, got {manifest.runtime}")
+    if manifest.confidential:
+        reasons += reasons_against(device.root, manifest.runtime)
     if reasons:
         raise IncompatibleReleaseError(f"{manifest.model} {manifest.version}: {'; '.join(reasons)}")
 
@@ -87,3 +97,38 @@ def fetch(device: Device, folder: Path, missing: list[ManifestFile], on_piece: C
             length=entry.length,
             on_piece=on_piece,
         )
+
+
+def fetch_key(device: Device, store: SlotStore, folder: Path, manifest: Manifest, sha256: str) -> None:
+    """Have the wrapped key of a confidential variant beside its files; it is kept only if it opens them.
+
+    Args:
+        folder: holds the files, verified.
+        sha256: the manifest's digest.
+
+    Raises:
+        KeyRefusedError: it was wrapped for somebody else, or opens something else. HttpStatusError: the server gives this
+            device no key. TransferError: it did not answer.
+    """
+    if not manifest.confidential or _holds_key(folder, sha256):
+        return
+    url = f"{device.identity.server.rstrip('/')}/v1/device/keys/{sha256}"
+    try:
+        wrapped = device.client.get(url, max_bytes=MAX_WRAPPED_KEY_BYTES).body
+    except HttpStatusError as error:
+        said = error.body[:500].decode("utf-8", "replace")
+        message = f"{error} for the key of {manifest.model} {manifest.version}: {said}"
+        raise HttpStatusError(message, status=error.status, body=error.body) from error
+    try:
+        require_opens(folder, manifest, unwrap_for(device.root, wrapped, sha256))
+    except UntrustedError as error:
+        raise KeyRefusedError(str(error)) from error
+    store.keep_key(folder, wrapped)
+
+
+def _holds_key(folder: Path, sha256: str) -> bool:
+    try:
+        require_key(folder, sha256)
+    except DigestError:
+        return False
+    return True

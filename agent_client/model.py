@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modelfleet.agent_client.confidential import open_variant
 from modelfleet.agent_client.counters import Counters, Counts, Inference
 from modelfleet.agent_client.errors import ModelError, NoModelError
 from modelfleet.agent_client.slots import POINTER_NAME, Pointer, read_pointer, slot_folder, verify_directory
@@ -275,7 +276,9 @@ class Model:
                 f"expected a runtime of {sorted(self._openers)}, got {manifest.runtime}: install its extra"
             )
         try:
-            session = opener(folder / manifest.entry)
+            session = open_variant(folder, manifest, pointer.sha256, opener)
+        except DigestError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"{manifest.model} {manifest.version}: {manifest.runtime} cannot open it: {error}"

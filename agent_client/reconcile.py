@@ -151,6 +151,7 @@ class SlotWorker:
             install.fetch(self._device, folder, missing, lambda _length: self.state.look())
             self.state.look(at_once=True)
             self.state.enter(E.PASSED)
+        install.fetch_key(self._device, self._store, folder, manifest, goal.release.sha256)
         return folder
 
     def _verify_files(self, folder: Path, data: bytes) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from modelfleet.agent_client.confidential import KEY_NAME, require_key
 from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
 from modelfleet.signer.errors import DigestError
 from modelfleet.signer.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestFile, parse_manifest
@@ -60,11 +61,14 @@ def verify_directory(folder: Path, sha256: str) -> Manifest:
         sha256: the manifest digest that was accepted.
 
     Raises:
-        DigestError: the manifest or a file is missing, or is not what was accepted.
+        DigestError: the manifest or a file is missing, or is not what was accepted; or the wrapped key of a confidential
+            variant is missing or damaged.
     """
     manifest = verify_manifest(folder, sha256)
     for entry in manifest.files:
         verify_file(folder / entry.name, entry)
+    if manifest.confidential:
+        require_key(folder, sha256)
     return manifest
 
 
@@ -156,9 +160,15 @@ class SlotStore:
             verify_file(folder / entry.name, entry)
             (folder / entry.name).chmod(0o444)
             self._disk.sync_file(folder / entry.name)
+        if parsed.confidential:
+            require_key(folder, sha256_of(manifest))
         self._disk.sync_folder(folder)
         self._disk.write(folder / MANIFEST_NAME, manifest, mode=0o444)  # last: now the directory is complete
         return parsed
+
+    def keep_key(self, folder: Path, wrapped: bytes) -> None:
+        """Put the wrapped key of a confidential variant beside its files, readable by the agent's user alone."""
+        self._disk.write(folder / KEY_NAME, wrapped, mode=0o600)
 
     def holds(self, sha256: str) -> Directory | None:
         """Return the idle directory if it holds that variant, verified again, whole."""

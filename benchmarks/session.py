@@ -70,9 +70,9 @@ class SessionOpener(Protocol):
 
 
 class OnnxRuntimeSession:
-    """A model opened by ONNX Runtime on the CPU."""
+    """A model opened by ONNX Runtime on the CPU, from its file or from the file's bytes."""
 
-    def __init__(self, path: Path, *, threads: int = 1, optimise: bool = True) -> None:
+    def __init__(self, source: Path | bytes, *, threads: int = 1, optimise: bool = True) -> None:
         try:
             import onnxruntime as _onnxruntime
         except ImportError as error:
@@ -85,9 +85,10 @@ class OnnxRuntimeSession:
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise MeasureError(f"onnxruntime does not load {path.name}: {error}") from error
+            name = source.name if isinstance(source, Path) else f"{len(source)} bytes"
+            raise MeasureError(f"onnxruntime does not load {name}: {error}") from error
         self._inputs = tuple(_tensor(value) for value in self._session.get_inputs())
         self._outputs = tuple(_tensor(value) for value in self._session.get_outputs())
         self._names = [tensor.name for tensor in self._outputs]
@@ -118,6 +119,8 @@ def open_onnxruntime(path: Path, *, threads: int = 1) -> Session:
 
 OPENERS: Final[Mapping[str, SessionOpener]] = {"onnxruntime": open_onnxruntime}
 """Runtime -> opener. A new runtime is one row here."""
+BYTES_OPENERS: Final[Mapping[str, Callable[[bytes], Session]]] = {"onnxruntime": OnnxRuntimeSession}
+"""Runtime -> opener of a model's bytes: for confidential models where the system has no files in memory."""
 
 
 def open_session(

@@ -91,6 +91,7 @@ class Machine:
 
     def _device(self) -> Device:
         return Device(
+            root=self.root,
             identity=load_identity(self.root),
             disk=Disk(),
             client=self.http,

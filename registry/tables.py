@@ -78,7 +78,10 @@ class Version(Base):
     """One immutable publication of a model. `state`: BUILDING → READY (at least one variant) | FAILED."""
 
     __tablename__ = "versions"
-    __table_args__ = (UniqueConstraint("tenant", "model", "version"), UniqueConstraint("tenant", "model", "counter"))
+    __table_args__ = (
+        UniqueConstraint("tenant", "model", "version"),
+        UniqueConstraint("tenant", "model", "counter", name="uq_versions_counter"),  # PostgreSQL: names are unique
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))

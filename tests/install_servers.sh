@@ -5,6 +5,7 @@ set -euo pipefail
 
 # program -> Debian package
 declare -A packages=(
+  [initdb]=postgresql
   [mosquitto]=mosquitto
   [softhsm2-util]=softhsm2
   [strace]=strace

@@ -232,7 +232,7 @@ def upgrade() -> None:
         sa.Column("published_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["tenant"], ["tenants.name"], name=op.f("fk_versions_tenant_tenants")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
-        sa.UniqueConstraint("tenant", "model", "counter", name=op.f("uq_versions_tenant")),
+        sa.UniqueConstraint("tenant", "model", "counter", name=op.f("uq_versions_counter")),
         sa.UniqueConstraint("tenant", "model", "version", name=op.f("uq_versions_tenant")),
     )
     with op.batch_alter_table("versions", schema=None) as batch_op:

@@ -13,7 +13,7 @@ declare -A packages=(
 
 missing=()
 for program in "${!packages[@]}"; do
-  PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${packages[$program]}")
+  PATH="$PATH:/usr/sbin:/sbin:$(echo /usr/lib/postgresql/*/bin | tr " " :)" command -v "$program" >/dev/null || missing+=("${packages[$program]}")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -1,6 +1,7 @@
 """Real programs under the tests: found on this machine, started on free loopback ports, stopped by their process id."""
 
 import contextlib
+import glob
 import os
 import shutil
 import socket
@@ -16,7 +17,8 @@ START_SECONDS = 15.0
 
 def program(name: str) -> str:
     """Return the path of a program that `tests/install_servers.sh` installs, or skip the test, saying what is missing."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    postgresql = ":".join(sorted(glob.glob("/usr/lib/postgresql/*/bin")))  # Debian keeps them off the path
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:{postgresql}")
     if found is None:
         pytest.skip(f"{name} is not installed: run tests/install_servers.sh as root")
     return found

@@ -36,10 +36,11 @@ ReplyT = TypeVar("ReplyT", StatusReply, ReleaseReply, ResignReply)
 
 @dataclass(frozen=True, kw_only=True)
 class SignedRelease:
-    """What to publish: `bins` (role -> metadata) with `OnlineRepository.publish`, the OpenSSF bundle beside the files."""
+    """What to publish: `bins` (role -> metadata) with `OnlineRepository.publish`, the OpenSSF bundles beside the files."""
 
     bins: dict[str, bytes]
     bundle: bytes
+    entry_bundle: bytes
 
 
 def renew_bins(signer: "SignerClient", repository: OnlineRepository, now: datetime) -> int:
@@ -93,7 +94,7 @@ class SignerClient:
             roots=policy_chain.roots,
         )
         reply = self._call(request, ReleaseReply)
-        return SignedRelease(bins=reply.bins, bundle=reply.bundle)
+        return SignedRelease(bins=reply.bins, bundle=reply.bundle, entry_bundle=reply.entry_bundle)
 
     def resign(self, before: datetime, published: Mapping[str, int] | None = None) -> dict[str, bytes]:
         """Have a batch of the bins that expire before `before` signed anew; call again until it returns none.

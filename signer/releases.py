@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from modelfleet.signer.bundle import sign_bundle
+from modelfleet.signer.bundle import sign_bundle, sign_entry_bundle
 from modelfleet.signer.errors import DigestError, ReplayError
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.manifest import Manifest
@@ -96,8 +96,9 @@ class ReleaseSigner:
             )
             counters = self._state.record.counters
             manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
+            bundle, entry = sign_bundle(manifest, self._releases), sign_entry_bundle(manifest, self._releases)
             role, data = self._add(manifest, request.manifest, trusted)
-        return ReleaseReply(bins={role: data}, bundle=sign_bundle(manifest, self._releases))
+        return ReleaseReply(bins={role: data}, bundle=bundle, entry_bundle=entry)
 
     def resign(self, request: ResignRequest) -> ResignReply:
         """Return bins that expire before `request.before` or bear another key's signature, signed anew and stored.

@@ -65,10 +65,11 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", 
 
 
 class ReleaseReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="release"):
-    """The bins to publish (role -> metadata) and the OpenSSF bundle."""
+    """The bins to publish (role -> metadata) and the OpenSSF bundles over all files and over the entry file."""
 
     bins: dict[str, bytes]
     bundle: bytes
+    entry_bundle: bytes
 
 
 class ResignReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="resign"):

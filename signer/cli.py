@@ -1,5 +1,6 @@
 """`modelfleet-signer`: the process that holds the releases key."""
 
+import json
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import click
 from modelfleet.signer.errors import SignerError, UntrustedError
 from modelfleet.signer.files import folder_lock
 from modelfleet.signer.keys import load_signer
+from modelfleet.signer.rekey import remove_targets
 from modelfleet.signer.releases import ReleaseSigner
 from modelfleet.signer.serve import SignerServer
 from modelfleet.signer.state import SignerState
@@ -60,6 +62,28 @@ def serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> 
         _fail(str(error), EXIT_UNTRUSTED)
     except (SignerError, OSError) as error:
         _fail(str(error), EXIT_FAILED)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--state", type=click.Path(path_type=Path, file_okay=False), required=True, help="The signer's own bins.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def remove(paths: tuple[str, ...], state: Path, as_json: bool) -> None:
+    """Drop targets from the bins of a signer that is stopped, after a theft of the releases key.
+
+    \b
+    Example:
+      modelfleet-signer remove models/digits/9.9.9/linux-cpu-float/manifest.json --state /var/lib/modelfleet/signer
+    """  # noqa: D301 - click's own mark for "do not reflow"
+    try:
+        remove_targets(state, paths)
+    except UntrustedError as error:
+        _fail(str(error), EXIT_UNTRUSTED)
+    except (SignerError, OSError) as error:
+        _fail(str(error), EXIT_FAILED)
+    click.echo(
+        json.dumps({"removed": list(paths)}) if as_json else f"removed {len(paths)}: rotate the releases key next"
+    )
 
 
 def _serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> None:

@@ -66,12 +66,14 @@ def remove_targets(state_dir: Path, remove: Sequence[str]) -> None:
 
 
 def _remove(state: SignerState, remove: Sequence[str]) -> set[str]:
+    """Drop targets from every bin that names them; return those that none did."""
     left = set(remove)
-    for role in state.roles if left else ():
+    for role in state.roles if remove else ():
         metadata = state.bin(role)
-        found = left & set(metadata.signed.targets)
+        found = metadata.signed.targets.keys() & set(remove)
         if found:
-            metadata.signed.targets = {path: t for path, t in metadata.signed.targets.items() if path not in found}
+            for path in found:
+                del metadata.signed.targets[path]
             state.keep_bin(role, sign_metadata(metadata, []))
             left -= found
     return left

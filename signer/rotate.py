@@ -212,7 +212,8 @@ class _Maker:
         return book.ids.get(uri) or key_id(self._public(uri, self._secrets))
 
     def _make(self, role: str) -> tuple[str, PublicKey]:
-        uri = next(uri for n in itertools.count(1) if not self._path(uri := file_uri(role, n)).exists())
+        first = 1 if role in OFFLINE_ROLES else 2  # the first key of the others bears no number
+        uri = next(uri for n in itertools.count(first) if not self._path(uri := file_uri(role, n)).exists())
         secret = self._new_passphrase(resolved(uri, self._paths.data_dir)) if role in OFFLINE_ROLES else None
         make_key(resolved(uri, self._paths.data_dir), secret)
         return uri, self._public(uri, self._secrets if secret is None else lambda _uri: secret)

@@ -22,7 +22,7 @@ from modelfleet.signer.change import (
 from modelfleet.signer.errors import KeyUriError, ReplayError, SignerUnavailableError
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.key_book import CeremonyResult, located, read_book, resolved, write_book
-from modelfleet.signer.keys import load_signer
+from modelfleet.signer.keys import load_signer, public_key
 from modelfleet.signer.passphrase import Secrets, ask_passphrase
 from modelfleet.signer.rekey import Rekey, rekey_here
 
@@ -118,6 +118,7 @@ def publish(
         if book is not None:
             write_book(paths.data_dir, book)
         write_durably(paths.root_json, change.root)
+        _tell_isvs(paths, after, secrets)
 
     repository.publish_change(
         root=change.root, targets=change.targets, policy=change.policy, bins=bins, now=now, keep=keep
@@ -129,6 +130,13 @@ def publish(
 def for_signing(change: Change) -> Change:
     """Return the change as it leaves the house: without the book of where keys lie."""
     return msgspec.structs.replace(change, book=None)
+
+
+def _tell_isvs(paths: CeremonyResult, after: CeremonyResult, secrets: Secrets) -> None:
+    """Keep `releases.pub`, which those who check OpenSSF bundles are given, in step with the key."""
+    path = paths.data_dir / "releases.pub"
+    if path.exists() and paths.releases_key != after.releases_key:
+        write_durably(path, public_key(after.releases_key, secrets).keyval["public"].encode())
 
 
 def _require_current(change: Change, targets: bytes, root: bytes) -> None:

@@ -21,13 +21,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from modelfleet.registry import audit
 from modelfleet.registry.errors import ConflictError, CsrError, NotFoundError
 from modelfleet.registry.fleet_ca import CRL_LIFE, FleetCa, RevokedSerial
+from modelfleet.registry.revocation import SUPERSEDED
 from modelfleet.registry.tables import Device, DeviceCertificate
 
 MAX_CSR_BYTES = 8 * 1024
-SUPERSEDED = "superseded"
-REASONS = ("unspecified", "key_compromise", "affiliation_changed", "cessation_of_operation", "privilege_withdrawn")
-"""Why an operator revokes a device, by RFC 5280's names."""
-
 CRL_FRESH = timedelta(days=1)
 SOONEST_RENEWAL = timedelta(minutes=1)
 

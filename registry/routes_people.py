@@ -60,3 +60,27 @@ def create_user(request: Request, user: UserWriter, asked: NewUser) -> UserCreat
         now = datetime.now(UTC)
         row, token = people.make_user(session, user.tenant, name=asked.name, role=asked.role, actor=user.name, now=now)
         return UserCreated(**UserView.model_validate(row).model_dump(), token=token)
+
+
+@router.post("/users/{name}/disable")
+def disable_user(request: Request, user: UserWriter, name: str) -> UserView:
+    """Refuse the user's token from now on."""
+    with registry_of(request).sessions.begin() as session:
+        row = people.disable_user(session, user.tenant, name, actor=user.name, now=datetime.now(UTC))
+        return UserView.model_validate(row)
+
+
+@router.post("/users/{name}/enable")
+def enable_user(request: Request, user: UserWriter, name: str) -> UserView:
+    """Accept the user's token again."""
+    with registry_of(request).sessions.begin() as session:
+        row = people.enable_user(session, user.tenant, name, actor=user.name, now=datetime.now(UTC))
+        return UserView.model_validate(row)
+
+
+@router.post("/users/{name}/token")
+def new_token(request: Request, user: UserWriter, name: str) -> UserCreated:
+    """Make a new API token, shown this once; the former one ends."""
+    with registry_of(request).sessions.begin() as session:
+        row, token = people.new_token(session, user.tenant, name, actor=user.name, now=datetime.now(UTC))
+        return UserCreated(**UserView.model_validate(row).model_dump(), token=token)

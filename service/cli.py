@@ -16,6 +16,7 @@ from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
 from modelfleet.service.cli_keys import keys
 from modelfleet.service.confidential_cli import confidential
+from modelfleet.service.cli_deploy import deploy
 from modelfleet.service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def listen(settings: "Settings") -> socket.socket:
     return listener
 
 
-for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential, keys):
+for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential, deploy, keys):
     main.add_command(_command)
 
 if __name__ == "__main__":

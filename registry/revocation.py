@@ -1,0 +1,15 @@
+"""Why a certificate is revoked, by RFC 5280's names: one list for commands, routes and tables."""
+
+from typing import Final
+
+SUPERSEDED: Final = "superseded"
+"""The device has a newer key; said by the service itself."""
+
+REASONS: Final = (
+    "unspecified",
+    "key_compromise",
+    "affiliation_changed",
+    "cessation_of_operation",
+    "privilege_withdrawn",
+)
+"""What an operator may say."""

@@ -14,9 +14,9 @@ import click
 from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
+from modelfleet.service.cli_deploy import deploy
 from modelfleet.service.cli_keys import keys
 from modelfleet.service.confidential_cli import confidential
-from modelfleet.service.cli_deploy import deploy
 from modelfleet.service.errors import ServiceError
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """`modelfleet deploy`: configuration of the servers around the service."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,7 +47,10 @@ def deploy() -> None:
     show_default=True,
     help="Where mosquitto keeps its database.",
 )
-def mosquitto(tenants: tuple[str, ...], names: tuple[str, ...], out: Path, place: Path | None, state: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def mosquitto(
+    tenants: tuple[str, ...], names: tuple[str, ...], out: Path, place: Path | None, state: Path, as_json: bool
+) -> None:
     """Write mosquitto.conf, and per tenant access rules, CA, revocation list and the broker's certificate.
 
     Run it where the fleet CAs are, copy the folder to the broker's machine, and make it readable for the user `mosquitto` only.
@@ -67,8 +71,9 @@ def mosquitto(tenants: tuple[str, ...], names: tuple[str, ...], out: Path, place
         )
     except (ServiceError, RegistryError) as error:
         raise click.ClickException(str(error)) from error
-    for path in written:
-        click.echo(path)
+    click.echo(
+        json.dumps({"files": [str(path) for path in written]}, indent=2) if as_json else "\n".join(map(str, written))
+    )
 
 
 COMMANDS = (deploy,)

@@ -56,9 +56,13 @@ class Machine:
             self.root / "desired", identity=self.identity, trust=self.trust, floors=self.floors, disk=disk
         )
 
-    def lose_cache(self) -> None:
-        """Restart with TUF's cache wiped; the floors are all that is remembered."""
-        shutil.rmtree(self.root / "trust" / "metadata")
+    def lose(self, what: str) -> None:
+        """Restart with one of the device's two memories wiped: TUF's `cache`, or the `floors` (or `nothing`)."""
+        if what == "cache":
+            shutil.rmtree(self.root / "trust" / "metadata")
+        elif what == "floors":
+            for path in (self.root / "trust").glob("floors*.json"):
+                path.unlink()
         self.restart()
 
     @property

@@ -289,6 +289,7 @@ def test_emptied_retained_messages(fleet: Fleet, device: Device) -> None:
         device.agent.inbox(topic, b"")
     device.hears(old)
     device.waits_for_refusal("ReplayError")
+    assert {refusal["kind"] for refusal in device.agent.status()["refusals"]} == {"ReplayError"}
     assert device.slot == device.slot | {"state": "COMMITTED", "version": "1.0.0"}
     commit(fleet, device, "1.1.0", seed=2)
 

@@ -89,6 +89,11 @@ def nested(valid: bytes) -> bytes:
     return valid[:-1] + b',"padding":' + b"[" * depth + b"]" * depth + b"}"
 
 
+def nested_a_little(valid: bytes) -> bytes:
+    """Deeper than anything of ours, and no trouble to any parser: the cap is ours."""
+    return valid[:-1] + b',"padding":' + b"[" * 100 + b"]" * 100 + b"}"
+
+
 def nested_objects(valid: bytes) -> bytes:
     depth = 5_000
     return valid[:-1] + b',"padding":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}"
@@ -100,6 +105,7 @@ BENT: Mapping[str, Callable[[bytes], bytes]] = {
     "10 MB of brackets": lambda _: b"[" * MEGABYTES,
     "nested lists": nested,
     "nested objects": nested_objects,
+    "nested a little": nested_a_little,
 }
 
 METRICS = (

@@ -1,8 +1,10 @@
 """The attacks of the TUF specification's section 1.5.2, and their kin, on the agent's own client over real HTTP."""
 
+import gzip
 import json
 import shutil
 import time
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -149,6 +151,33 @@ def test_endless_model_file(machine: Machine, fleet: Fleet, release: Release, tm
     assert (tmp_path / "slot" / "model.onnx").stat().st_size == entry.length
 
 
+def test_endless_data_packed_small(machine: Machine, fleet: Fleet) -> None:
+    """Ten kilobytes of gzip that unpack to ten megabytes: no more is ever unpacked than was asked for."""
+    machine.trust.refresh()
+    bomb = gzip.compress(b" " * 10 * 1024 * 1024)
+
+    def packed(request: BaseHTTPRequestHandler) -> bool:
+        if not request.path.endswith("timestamp.json"):
+            return False
+        request.send_response(200)
+        request.send_header("Content-Encoding", "gzip")
+        request.send_header("Content-Length", str(len(bomb)))
+        request.end_headers()
+        request.wfile.write(bomb)
+        return True
+
+    fleet.server.fault = packed
+    tracemalloc.start()
+    try:
+        with pytest.raises(DigestError, match="unpacked"):
+            machine.trust.refresh()
+        assert tracemalloc.get_traced_memory()[1] < 2 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    fleet.server.fault = lambda _: False
+    machine.trust.refresh()
+
+
 # Extraneous dependencies
 
 
@@ -192,24 +221,6 @@ def test_extraneous_target_outside_its_bin(machine: Machine, fleet: Fleet, forge
         machine.verify(release)
 
 
-def test_extraneous_role_beside_the_bins(machine: Machine, fleet: Fleet, forger: Forger, release: Release) -> None:
-    """The releases key delegates to nobody: a role of its own making is never asked."""
-    assert machine.verify(release).version == "1.0.0"
-    role = forger.bin_of(release.path)
-    target = forger.load(role).signed.targets[release.path]
-    delegations = forger.load("targets").signed.delegations
-
-    def delegate(signed: Targets) -> None:
-        signed.targets.clear()
-        signed.delegations = delegations
-
-    forger.renew(role, delegate)
-    (forger.folder / "1.evil.json").write_bytes(forger.file(role).read_bytes())
-    assert target.path == release.path
-    with pytest.raises(UntrustedError):
-        machine.verify(release)
-
-
 # Fast-forward
 
 
@@ -224,8 +235,8 @@ def test_fast_forward_and_recovery_by_a_new_key(role: str, machine: Machine, for
     forger.restore(honest)
     with pytest.raises(ReplayError):
         machine.trust.refresh()
+    machine.lose("cache")
     with pytest.raises(ReplayError):
-        machine.lose_cache()
         machine.trust.refresh()
     forger.rotate(role)
     if role == "snapshot":
@@ -246,7 +257,7 @@ def test_fast_forward_of_a_bin_and_recovery_by_a_new_key(
     forger.renew(forger.bin_of(release.path), version=FAR)
     machine.verify(release)
     forger.restore(honest)
-    machine.lose_cache()
+    machine.lose("cache")
     with pytest.raises((ReplayError, MetadataRefusedError)):
         machine.verify(release)
     new = CryptoSigner.generate_ecdsa()
@@ -306,40 +317,40 @@ def test_freeze_by_setting_the_devices_clock_back(machine: Machine, fleet: Fleet
 # Malicious mirror
 
 
-def test_malicious_mirror_that_flips_one_bit_of_any_file(
-    machine: Machine, fleet: Fleet, release: Release, tmp_path: Path
-) -> None:
-    """Whichever file it bends, nothing is installed; once it is honest again, the device goes on."""
-    flipped: list[str] = []
+@pytest.mark.parametrize("tail", ["timestamp.json", "snapshot.json", "targets.json", "policy.json", "manifest.json"])
+def test_malicious_mirror_that_flips_one_bit(tail: str, machine: Machine, fleet: Fleet, release: Release) -> None:
+    """Wherever it bends a file, nothing is installed; once it is honest again, the device goes on."""
+    shares = [number / 9 for number in range(1, 9)]
+    flipped = 0
 
-    def mirror(tail: str) -> Callable[[BaseHTTPRequestHandler], bool]:
+    def mirror(share: float) -> Callable[[BaseHTTPRequestHandler], bool]:
         def fault(request: BaseHTTPRequestHandler) -> bool:
+            nonlocal flipped
             if not request.path.endswith(tail):
                 return False
-            flipped.append(tail)
             data = bytearray(served(fleet, request.path))
-            data[len(data) // 2] ^= 1
+            data[int(len(data) * share)] ^= 1
+            flipped += 1
             send(request, bytes(data))
             return True
 
         return fault
 
-    files = ["timestamp.json", "snapshot.json", "targets.json", "policy.json", "manifest.json", release.approvals[0]]
-    for tail in files:
-        fleet.server.fault = mirror(tail)
+    for share in shares:
+        fleet.server.fault = mirror(share)
         shutil.rmtree(machine.root / "trust")
         machine.restart()
-        with pytest.raises((UntrustedError, MetadataRefusedError)):
-            machine.verify(release)
-    assert set(flipped) == set(files)
+        with pytest.raises(UntrustedError):
+            machine.trust.refresh()
+            machine.trust.manifest(release.path)
+    assert flipped >= len(shares)
     fleet.server.fault = lambda _: False
     assert machine.verify(release).version == "1.0.0"
 
 
 def served(fleet: Fleet, path: str) -> bytes:
+    """What an honest server answers."""
     kind, _, name = path.partition(f"/tuf/{TENANT}/")[2].partition("/")
-    if not kind:
-        return fleet.server.blobs[path.rpartition("/")[2]]
     return ({"metadata": fleet.keys.metadata_dir, "targets": fleet.keys.targets_dir}[kind] / name).read_bytes()
 
 
@@ -355,7 +366,7 @@ def test_malicious_mirror_that_redirects_without_end(machine: Machine, fleet: Fl
 
     fleet.server.fault = redirect
     with pytest.raises(TransferError, match="redirects"):
-        machine.trust.refresh()
+        machine.trust.refresh(seconds=3)
 
 
 # Mix and match
@@ -366,13 +377,15 @@ def test_mix_and_match_of_an_old_bin_under_a_new_snapshot(
 ) -> None:
     """The snapshot names the bin by version: yesterday's bytes under today's name do not pass."""
     role = forger.bin_of(release.path)
+    assert machine.verify(release).version == "1.0.0"
     old = forger.file(role).read_bytes()
     forger.renew(role)
-    assert machine.verify(release).version == "1.0.0"
-    forger.renew(role)
+    new = forger.file(role).read_bytes()
     forger.file(role).write_bytes(old)
-    with pytest.raises(UntrustedError):
+    with pytest.raises(ReplayError, match="as it was named"):
         machine.verify(release)
+    forger.file(role).write_bytes(new)
+    assert machine.verify(release).version == "1.0.0"
 
 
 def test_mix_and_match_of_another_bins_bytes(machine: Machine, fleet: Fleet, forger: Forger, release: Release) -> None:
@@ -393,9 +406,12 @@ def test_mix_and_match_of_an_old_snapshot_under_a_new_timestamp(machine: Machine
     machine.trust.refresh()
     old = forger.file("snapshot").read_bytes()
     forger.renew("snapshot")
+    new = forger.file("snapshot").read_bytes()
     forger.file("snapshot").write_bytes(old)
-    with pytest.raises(ReplayError):
+    with pytest.raises(ReplayError, match="as it was named"):
         machine.trust.refresh()
+    forger.file("snapshot").write_bytes(new)
+    machine.trust.refresh()
 
 
 # Rollback
@@ -415,27 +431,33 @@ def roll_back(role: str, fleet: Fleet, forger: Forger, before: Path) -> None:
         forger.renew("snapshot", lambda signed: signed.meta.update({f"{role}.json": old}))
 
 
-@pytest.mark.parametrize("wiped", [False, True], ids=["with its cache", "after the cache was wiped"])
+@pytest.mark.parametrize("wiped", ["nothing", "cache", "floors"])
 @pytest.mark.parametrize("role", ["root", "timestamp", "snapshot", "targets", "releases"])
 def test_rollback(
-    role: str, wiped: bool, machine: Machine, fleet: Fleet, forger: Forger, release: Release, tmp_path: Path
+    role: str, wiped: str, machine: Machine, fleet: Fleet, forger: Forger, release: Release, tmp_path: Path
 ) -> None:
-    if role == "root" and not wiped:
-        return rollback_of_the_root_with_its_cache(machine, forger)
+    """Below what it has accepted the device does not go, also when either of its two memories was wiped."""
     role = forger.bin_of(release.path) if role == "releases" else role
     before = forger.saved(tmp_path / "before")
     forger.renew(role)
     assert machine.verify(release).version == "1.0.0"
+    after = forger.saved(tmp_path / "after")
     roll_back(role, fleet, forger, before)
-    if wiped:
-        machine.lose_cache()
-    with pytest.raises((ReplayError, MetadataRefusedError), match="version"):
-        machine.verify(release)
-    return None
+    machine.lose(wiped)
+    if role == "root" and wiped != "cache":
+        assert machine.verify(release).version == "1.0.0", "the newer root is in the cache: hiding it changes nothing"
+    else:
+        with pytest.raises((ReplayError, MetadataRefusedError), match="version"):
+            machine.verify(release)
+    if role == "root":
+        forger.restore(after)
+    for _ in range(2):  # beyond what was rolled back
+        forger.renew(role)
+    assert machine.verify(release).version == "1.0.0"
 
 
-def rollback_of_the_root_with_its_cache(machine: Machine, forger: Forger) -> None:
-    """The newer root is in the cache: hiding it, a mirror brings back no key that it has revoked."""
+def test_rollback_to_a_root_with_a_key_that_was_revoked_since(machine: Machine, forger: Forger) -> None:
+    """Hiding the newer root, a mirror brings back no key."""
     old = forger.keys["timestamp"]
     machine.trust.refresh()
     forger.rotate("timestamp")
@@ -514,15 +536,15 @@ def test_wrong_targets_bytes_for_a_manifest(machine: Machine, fleet: Fleet, rele
     theirs = next(fleet.keys.targets_dir.rglob(f"{other.sha256}.*")).read_bytes()
     next(fleet.keys.targets_dir.rglob(f"{release.sha256}.*")).write_bytes(theirs)
     with pytest.raises(DigestError):
-        machine.verify(release)
+        machine.trust.manifest(release.path)
 
 
 def test_wrong_targets_bytes_for_an_approval(machine: Machine, fleet: Fleet, release: Release) -> None:
     other = fleet.release("1.1.0", seed=2)
     assert machine.verify(release).version == "1.0.0"
     fleet.server.blobs[release.approvals[0]] = fleet.server.blobs[other.approvals[0]]
-    with pytest.raises(DigestError, match="blob"):
-        machine.verify(release)
+    with pytest.raises(DigestError):
+        machine.trust.blob(release.approvals[0])
 
 
 def test_wrong_targets_bytes_for_a_model_file(machine: Machine, fleet: Fleet, release: Release, tmp_path: Path) -> None:

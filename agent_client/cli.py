@@ -1,4 +1,4 @@
-"""`modelfleet-agent`: enrol a device, run its agent, show how it stands.
+"""`modelfleet-agent`: enrol a device, run its agent, apply a bundle in its place, show how it stands.
 
 Exit codes: 0 ok, 1 refused or failed, 2 usage, 3 trust refused, 4 server unreachable.
 """
@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from modelfleet.agent_client.agent import Agent
+from modelfleet.agent_client.apply_cli import apply_bundle
 from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.errors import AgentError, HttpStatusError, NotEnrolledError, TransferError
 from modelfleet.agent_client.identity import load_identity
@@ -90,14 +91,30 @@ def run_command(root: Path, as_json: bool, poll_seconds: float, verbose: bool) -
       modelfleet-agent run --root ./device
     """  # noqa: D301
     log_to_stderr(as_json=as_json, level=logging.DEBUG if verbose else logging.INFO)
-    stop = threading.Event()
+    Agent(root, poll_seconds=poll_seconds).run(_until_signal())
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    Agent(root, poll_seconds=poll_seconds).run(stop)
+@cli.command("apply")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@root_option
+@json_option
+@click.option("--no-wait", is_flag=True, help="Do not stay for a new model's probation; the next apply or run ends it.")
+@click.option(
+    "--reports-to",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the waiting reports there, to be taken back to the server.",
+)
+def apply_command(bundle: Path, root: Path, as_json: bool, no_wait: bool, reports_to: Path | None) -> None:
+    """Bring this device, which has no network, to what BUNDLE holds (a folder, or a .mfbundle file).
+
+    Every check holds as online. The device's agent must not be running. Exit status 4: the bundle cannot be read to its end.
+
+    \b
+    Example:
+      modelfleet-agent apply /media/usb/line-a.mfbundle --reports-to /media/usb/reports.json
+    """  # noqa: D301
+    stop = _until_signal()
+    sys.exit(apply_bundle(root, bundle, stop, as_json=as_json, wait=not no_wait, reports_to=reports_to))
 
 
 @cli.command("status")
@@ -118,6 +135,18 @@ def status_command(root: Path, as_json: bool) -> None:
     found = parse_json(data, max_bytes=MAX_STATUS_BYTES)
     status = msgspec.convert(found, dict[str, Any])
     _show(status, as_json, _as_text(status))
+
+
+def _until_signal() -> threading.Event:
+    """Return what SIGINT and SIGTERM set from now on."""
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return stop
 
 
 def _as_text(status: dict[str, Any]) -> str:

@@ -48,6 +48,10 @@ class InsecureUrlError(TransferError):
     """The server would be reached over plain http from another machine: use https, or allow it."""
 
 
+class BundleError(TransferError):
+    """The bundle cannot be read to its end (cut off, a file missing, pulled out): plug it in, or copy it, again."""
+
+
 class MetadataRefusedError(TransferError):
     """The repository as it stands is not to be believed (frozen, replayed, unsigned): wait for a better one.
 

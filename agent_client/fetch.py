@@ -220,7 +220,7 @@ class HttpClient:
             DigestError: complete, but other bytes than those signed; they are removed.
         """
         part = path.with_name(f"{path.name}.part")
-        with _disk_errors(part):
+        with disk_errors(part):
             self._fill(url, part, sha256, length, on_piece)
             part.rename(path)
 
@@ -471,7 +471,8 @@ def _refuse_announced(response: BaseHTTPResponse, have: int, length: int, url: s
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Generator[None]:
+def disk_errors(path: Path) -> Generator[None]:
+    """Tell a full disk as `NoSpaceError`; other errors of the disk go on."""
     try:
         yield
     except OSError as error:

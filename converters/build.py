@@ -22,10 +22,28 @@ import msgspec
 from modelfleet.benchmarks.errors import GoldenSetError
 from modelfleet.converters.child import child_environment
 from modelfleet.converters.errors import BuildFailedError, ConversionError, GateError
-from modelfleet.converters.request import AskedLimits, BuildRequest, BuildResult, BuiltFile, Progress, decode, encode
+from modelfleet.converters.request import (
+    AskedLimits,
+    Attestation,
+    BuildRequest,
+    BuildResult,
+    BuiltFile,
+    Progress,
+    decode,
+    encode,
+)
 from modelfleet.converters.worker import WorkerReply
 
-__all__ = ["AskedLimits", "BuildRequest", "BuildResult", "BuiltFile", "OnProgress", "Progress", "run_build"]
+__all__ = [
+    "AskedLimits",
+    "Attestation",
+    "BuildRequest",
+    "BuildResult",
+    "BuiltFile",
+    "OnProgress",
+    "Progress",
+    "run_build",
+]
 
 OnProgress = Callable[[Progress], None]
 _GRACE_SECONDS: Final = 15.0

@@ -56,11 +56,20 @@ class BuiltFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attestation:
+    """One more thing that the worker attests: `name` is unique for a variant, `envelope` is DSSE JSON."""
+
+    name: str
+    predicate_type: str
+    envelope: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildResult:
     """A variant that is proved, judged and attested: what its manifest will say, and the attestation.
 
     evidence holds the attestation's figures; `evidence["gate"]` are those that `policies.gates.parse_evidence` reads as
-    the baseline of a later version. gate_envelope is the DSSE JSON.
+    the baseline of a later version. gate_envelope is the DSSE JSON that the signer checks; attestations stand beside it.
     """
 
     precision: str
@@ -74,6 +83,7 @@ class BuildResult:
     limits: ManifestLimits
     evidence: dict[str, Any]
     gate_envelope: bytes
+    attestations: tuple[Attestation, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from modelfleet.benchmarks.errors import GoldenSetError
+from modelfleet.converters.attest import Measured, attest
 from modelfleet.converters.child import ChildError, ChildLimits, run_child, seconds_left
 from modelfleet.converters.confine import die_with_parent
 from modelfleet.converters.errors import ConversionError, GateError, ScanError
@@ -24,10 +26,7 @@ from modelfleet.converters.request import BuildRequest, BuildResult, BuiltFile, 
 from modelfleet.hardware_profiles.profile import Precision
 from modelfleet.policies.gates import Evidence, Failure, judge
 from modelfleet.signer.errors import SignerError
-from modelfleet.signer.keys import load_signer
 from modelfleet.signer.manifest import ManifestLimits, Role, Tensor, Tolerance
-from modelfleet.signer.sign import sign_gate
-from modelfleet.signer.statements import GatePredicate, GateStatement, GateSubject
 
 GOLDEN: Final = "golden.npz"
 LOCATE_SHARE: Final = 0.3
@@ -95,6 +94,7 @@ def build(request: BuildRequest, out: Path, deadline: float, memory_bytes: int, 
 def _build_one(
     request: BuildRequest, precision: Precision, out: Path, deadline: float, memory_bytes: int, report: Report
 ) -> BuildResult:
+    started_at = datetime.now(UTC)
     variant = _Variant(request, precision, out, deadline, memory_bytes)
     report(Progress(step="convert", precision=precision))
     converted = variant.step("convert", {"work": str(variant.work), "out": str(out)})
@@ -116,6 +116,15 @@ def _build_one(
         "limits": msgspec.to_builtins(_limits(request, evidence)),
         "versions": _versions(),
     }
+    measured = Measured(
+        precision=precision,
+        files=files,
+        source_sha256=_file(request.source, "extra").sha256,
+        golden_sha256=_file(request.golden, "extra").sha256,
+        results=results,
+        started_at=started_at,
+    )
+    attested = attest(request, measured)
     return BuildResult(
         precision=precision,
         runtime=request.profile.runtime,
@@ -127,7 +136,8 @@ def _build_one(
         tolerance=msgspec.convert(proof["tolerance"], Tolerance),
         limits=_limits(request, evidence),
         evidence=results,
-        gate_envelope=_attest(request, precision, files, results),
+        gate_envelope=attested.gate_envelope,
+        attestations=attested.attestations,
     )
 
 
@@ -213,27 +223,6 @@ def _limits(request: BuildRequest, evidence: Evidence) -> ManifestLimits:
         memory_bytes=min(profile.memory_bytes, asked.memory_bytes or profile.memory_bytes),
         accuracy=None if evidence.accuracy is None else accuracy,
     )
-
-
-def _attest(
-    request: BuildRequest, precision: Precision, files: tuple[BuiltFile, ...], results: dict[str, Any]
-) -> bytes:
-    """Return the signed statement; the only place where the gate key is opened."""
-    statement = GateStatement(
-        subject=tuple(GateSubject(name=file.name, digest={"sha256": file.sha256}) for file in files),
-        predicate=GatePredicate(
-            tenant=request.tenant,
-            model=request.model,
-            version=request.version,
-            profile=request.profile.name,
-            precision=precision,
-            source_sha256=_file(request.source, "extra").sha256,
-            golden_sha256=_file(request.golden, "extra").sha256,
-            passed=True,
-            results=results,
-        ),
-    )
-    return sign_gate(statement, load_signer(request.gate_key_uri))
 
 
 def _versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from modelfleet.benchmarks.errors import GoldenSetError
-from modelfleet.converters.build import BuildRequest, BuildResult, run_build
+from modelfleet.converters.build import Attestation, BuildRequest, BuildResult, run_build
 from modelfleet.converters.errors import ConversionError, GateError, ScanError
 from modelfleet.policies.gates import Evidence
 from modelfleet.registry import audit, catalog
@@ -35,6 +35,7 @@ from modelfleet.signer.errors import UntrustedError
 from modelfleet.signer.files import folder_lock
 from modelfleet.signer.manifest import ManifestFile, encode_manifest
 from modelfleet.signer.names import manifest_path, sha256_of
+from modelfleet.signer.statements import GATE_PREDICATE_TYPE
 
 REFUSALS = (ScanError, GoldenSetError, ConversionError, GateError, UntrustedError)
 """What makes a variant FAILED: trying again would end alike."""
@@ -128,6 +129,9 @@ def _begin(registry: Registry, version_id: int, profile: str) -> Job | None:
                 variant = _new_variant(version, profile)
                 session.add(variant)
                 session.flush()
+                _audit(
+                    session, registry, _job(session, version, variant), "variant.begin", {"counter": version.counter}
+                )
             return _job(session, version, variant) if variant.state == catalog.BUILDING else None
     except IntegrityError:  # another worker began it between our reading and writing
         return _begin(registry, version_id, profile)
@@ -275,12 +279,13 @@ def _release(registry: Registry, job: Job, manifest_sha256: str) -> None:
             policy_chain=registry.repository.policy_chain(),
         )
         registry.repository.publish(signed.bins, {path: manifest}, now)
-    bundle = registry.store.put(signed.bundle)
+    bundles = {
+        "bundle_sha256": registry.store.put(signed.bundle),
+        "entry_bundle_sha256": registry.store.put(signed.entry_bundle),
+    }
     with registry.sessions.begin() as session:
-        if _change(session, Variant, job.variant_id, state=catalog.READY, ready_at=now, bundle_sha256=bundle):
-            _audit(
-                session, registry, job, "variant.ready", {"manifest_sha256": manifest_sha256, "bundle_sha256": bundle}
-            )
+        if _change(session, Variant, job.variant_id, state=catalog.READY, ready_at=now, **bundles):
+            _audit(session, registry, job, "variant.ready", {"manifest_sha256": manifest_sha256, **bundles})
 
 
 def _fail(registry: Registry, job: Job, error: Exception) -> None:
@@ -307,14 +312,30 @@ def _record_built(
         "files": [msgspec.to_builtins(file) for file in files],
         "size_bytes": sum(file.length for file in result.files if file.role != "golden"),
         "evidence": dict(result.evidence),
+        "attestations": _keep_attestations(registry, result),
     }
     with registry.sessions.begin() as session:
         if _change(session, Variant, job.variant_id, Variant.manifest_sha256.is_(None), **values):
-            detail = {key: values[key] for key in ("precision", "manifest_sha256", "attestation_sha256", "evidence")}
+            told = ("precision", "manifest_sha256", "attestation_sha256", "attestations", "evidence")
+            detail = {key: values[key] for key in told}
             _audit(session, registry, job, "variant.built", detail)
         recorded = session.get_one(Variant, job.variant_id, populate_existing=True).manifest_sha256
     assert recorded is not None  # ours, or that of a worker that was faster
     return recorded
+
+
+def _keep_attestations(registry: Registry, result: BuildResult) -> list[dict[str, Any]]:
+    """Store the worker's attestations, and return what the catalog says of them; the gate's own is the first."""
+    gate = Attestation(name="gate", predicate_type=GATE_PREDICATE_TYPE, envelope=result.gate_envelope)
+    return [
+        {
+            "name": each.name,
+            "predicate_type": each.predicate_type,
+            "sha256": registry.store.put(each.envelope),
+            "length": len(each.envelope),
+        }
+        for each in (gate, *result.attestations)
+    ]
 
 
 def _change(session: Session, table: type[Variant] | type[Version], row_id: int, *only: Any, **values: Any) -> bool:

@@ -4,6 +4,7 @@ Metadata and the trust policy change in files, some of them under offline keys: 
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def note_metadata(registry: Registry, now: datetime) -> None:
     _note(registry, POLICY_ACTION, "policy/trust", policy, now)
 
 
-def _note(registry: Registry, action: str, subject: str, detail: dict[str, object], now: datetime) -> None:
+def _note(registry: Registry, action: str, subject: str, detail: Mapping[str, object], now: datetime) -> None:
     last = (
         select(AuditRecord.detail)
         .where(AuditRecord.tenant == registry.tenant, AuditRecord.action == action)

@@ -95,7 +95,7 @@ def test_a_version_is_built_proved_signed_and_listed(built) -> None:
     assert [file["sha256"] for file in row["files"]] == [file.sha256 for file in manifest.files]
     for digest in (row["attestation_sha256"], row["bundle_sha256"]):
         assert json.loads(viewer.get(f"/v1/blobs/{digest}").content)
-    assert actions(built, f"variant/ui/shapes@1.0.0/{FLOAT}") == ["variant.built", "variant.ready"]
+    assert actions(built, f"variant/ui/shapes@1.0.0/{FLOAT}") == ["variant.begin", "variant.built", "variant.ready"]
     assert actions(built, "version/ui/shapes@1.0.0") == ["version.publish", "version.ready"]
 
 
@@ -141,7 +141,7 @@ def test_two_workers_on_one_variant_end_with_one_manifest(fleet, at_once: AtOnce
     with signing(fleet):
         assert at_once(2, lambda _: build_variant(fleet.registry, version_id, FLOAT)) == [None, None]
     assert variant(fleet, version_id).state == "READY"
-    assert actions(fleet, f"variant/ui/shapes@1.0.0/{FLOAT}") == ["variant.built", "variant.ready"]
+    assert actions(fleet, f"variant/ui/shapes@1.0.0/{FLOAT}") == ["variant.begin", "variant.built", "variant.ready"]
     assert len(list(fleet.paths.targets_dir.rglob("*manifest.json"))) == 1
 
 

@@ -26,6 +26,7 @@ from modelfleet.signer.metadata import (
     TargetFile,
     Targets,
     Timestamp,
+    etag_of,
     parse_metadata,
     require_meta,
     require_signed,
@@ -282,11 +283,6 @@ class _Fetch:
         if answer.status == 304 and not headers:
             raise TransferError(f"{url}: expected the file, got HTTP 304, which was not asked for")
         return answer
-
-
-def etag_of(data: bytes) -> str:
-    """Return the entity tag under which the registry serves a metadata file: the same whether it travels packed or not."""
-    return f'W/"{hashlib.sha256(data).hexdigest()}"'
 
 
 def _next_root(root: Root, data: bytes) -> Root:

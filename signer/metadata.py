@@ -17,6 +17,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from modelfleet.signer.errors import DigestError, FormatError, SignatureError
 from modelfleet.signer.keys import Signer
+from modelfleet.signer.names import sha256_of
 from modelfleet.signer.parse import parse_json
 from modelfleet.signer.unknown_keys import admit_unknown_keys
 
@@ -99,6 +100,11 @@ def sign_metadata(metadata: Metadata[RoleT], signers: Iterable[Signer]) -> bytes
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes(COMPACT)
+
+
+def etag_of(data: bytes) -> str:
+    """Return the entity tag of a metadata file: a client knows that of what it has, and need not keep the server's."""
+    return f'W/"{sha256_of(data)[:32]}"'
 
 
 def next_version(version: int) -> int:

@@ -29,11 +29,13 @@ from modelfleet.signer.metadata import (
     require_target,
     sign_metadata,
 )
+from modelfleet.signer.pruning import prune
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
 from modelfleet.signer.trust import PolicyChain, bin_of, follow_roots, policy_of
 
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(hours=24)
+PRUNE_EVERY = 256
 
 
 class OnlineRepository:
@@ -53,6 +55,7 @@ class OnlineRepository:
         self._timestamp_signer = timestamp_signer
         self._lock = threading.RLock()
         self._held = False
+        self._served = 0
 
     def publish(self, bin_metadata: Mapping[str, bytes], targets: Mapping[str, bytes], now: datetime) -> None:
         """Serve new bins and the target files that they name; nothing changes where all of it is there already.
@@ -169,12 +172,13 @@ class OnlineRepository:
             return files
 
     def refresh(self, now: datetime) -> None:
-        """Re-sign the timestamp when less than half of its life is left, and the snapshot likewise."""
+        """Re-sign the timestamp when less than half of its life is left, the snapshot likewise; remove old files."""
         with self._exclusive():
             if self._snapshot().signed.expires - now < SNAPSHOT_LIFE / 2:
                 self._sign_snapshot({}, now)
             elif self._timestamp().signed.expires - now < TIMESTAMP_LIFE / 2:
                 self._sign_timestamp(now)
+            prune(self._metadata_dir, self.versions(), now)
 
     def policy(self) -> TrustPolicy:
         """Return the published trust policy."""
@@ -251,6 +255,9 @@ class OnlineRepository:
             write_durably(self._path(role, versions[role]), data)
         if versions:
             self._sign_snapshot(versions, now)
+            self._served += 1
+            if self._served % PRUNE_EVERY == 0:  # a busy day must not wait for the next `refresh`
+                prune(self._metadata_dir, self.versions(), now)
 
     def _next_root(self, data: bytes) -> Root:
         present = self._roots()[-1]

@@ -20,8 +20,8 @@ from tuf.api.metadata import Metadata, MetaFile
 
 from modelfleet.agent_client import tuf_cli
 from modelfleet.agent_client.errors import TransferError
-from modelfleet.agent_client.tuf_client import etag_of
 from modelfleet.signer.errors import DigestError, ExpiredError, ReplayError, SignatureError, UntrustedError
+from modelfleet.signer.metadata import etag_of
 from tests.unit.agent_client.tuf_repository import TOP, Client, Repository, soon
 
 FIRST = {"root": 1, "snapshot": 1, "targets": 1, "timestamp": 1}

@@ -1,10 +1,12 @@
 import random
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from modelfleet.registry.served_files import accepts_gzip
 from modelfleet.registry.store import S3Store
 from modelfleet.signer.names import sha256_of
 
@@ -138,3 +140,48 @@ def test_no_path_leads_out_of_the_served_folders(fleet, path: str) -> None:
     assert answer.status_code == 404
     assert "PRIVATE KEY" not in answer.text
     assert str(fleet.folder) not in answer.text
+
+
+def test_metadata_travels_packed_to_those_who_take_it(fleet) -> None:
+    path = "/tuf/acme/metadata/1.targets.json"
+    plain = fleet.anonymous.get(path, headers={"accept-encoding": "identity"})
+    packed = fleet.anonymous.get(path, headers={"accept-encoding": "br;q=0.5, GZIP;q=0.1"})
+    assert "content-encoding" not in plain.headers
+    assert (packed.headers["content-encoding"], packed.headers["vary"]) == ("gzip", "accept-encoding")
+    assert packed.content == plain.content
+    assert int(packed.headers["content-length"]) < len(plain.content)
+    assert packed.headers["etag"] == plain.headers["etag"]
+    assert packed.headers["etag"].startswith('W/"')
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        (None, False),
+        ("", False),
+        ("gzip", True),
+        ("x-gzip", True),
+        ("deflate, gzip;q=1.0", True),
+        ("*", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("*;q=0", False),
+        ("identity", False),
+        ("gzip;q=oops", False),
+    ],
+)
+def test_accept_encoding_is_read_as_it_is_meant(header: str | None, taken: bool) -> None:
+    assert accepts_gzip(header) is taken
+
+
+def test_a_replaced_file_is_served_anew(fleet) -> None:
+    before = fleet.anonymous.get("/tuf/acme/metadata/timestamp.json")
+    fleet.paths.repository().refresh(datetime.now(UTC) + timedelta(hours=13))
+    after = fleet.anonymous.get("/tuf/acme/metadata/timestamp.json", headers={"if-none-match": before.headers["etag"]})
+    assert after.status_code == 200
+    assert after.content == (fleet.paths.metadata_dir / "timestamp.json").read_bytes() != before.content
+
+
+def test_a_root_that_is_not_there_costs_few_bytes(fleet) -> None:
+    answer = fleet.anonymous.get("/tuf/acme/metadata/2.root.json")
+    assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (404, b"", "no-cache")

@@ -96,8 +96,8 @@ class Endless:
             request.send_response(200)
             request.end_headers()
             for _ in range(4096):
+                self.sent += 65536  # before: the device may hang up within the first piece
                 request.wfile.write(b" " * 65536)
-                self.sent += 65536
         except OSError:
             pass  # the device has hung up
         return True

@@ -19,6 +19,7 @@ from urllib3.util import Retry, Timeout
 from modelfleet.registry.errors import ApiError, ServerUnreachableError
 
 CHUNK_BYTES = 1024 * 1024
+MAX_PROBLEM_BYTES = 64 * 1024
 _RETRY = Retry(total=None, connect=3, read=0, redirect=0, status=0, other=0, backoff_factor=0.2)
 
 
@@ -94,6 +95,23 @@ class ApiClient:
             yield answer
         finally:
             answer.release_conn()
+
+    @contextlib.contextmanager
+    def stream(self, path: str, body: object) -> Generator[tuple[int, Iterator[bytes]]]:
+        """Send `body` as JSON and yield the answer's length and its bytes as they come; raises as `get` does.
+
+        An answer that ends before its length does raises ServerUnreachableError.
+        """
+        headers = {**self._headers, "Content-Type": "application/json", "Accept": "*/*"}
+        data = json.dumps(body, allow_nan=False).encode()
+        try:
+            answer = self._pool.request("POST", self._url + path, headers=headers, body=data, preload_content=False)
+            with contextlib.closing(answer):
+                if answer.status >= 300:
+                    _parse(answer.status, answer.read(MAX_PROBLEM_BYTES))
+                yield int(answer.headers.get("Content-Length", "0")), answer.stream(CHUNK_BYTES)
+        except HTTPError as error:
+            raise ServerUnreachableError(f"{self._url} did not answer whole: {error}") from error
 
     def _request(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **kind: Any) -> Any:
         sent = {**self._headers, **(headers or {})}

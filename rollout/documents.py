@@ -4,7 +4,8 @@ They are written to the outbox in the transaction that changes what they say. se
 restored database never falls behind; the epoch is the trust policy's. They expire after 7 days and are signed again daily.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
@@ -45,6 +46,15 @@ class Head(TypedDict):
     expires: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfflineDocuments:
+    """What a bundle tells its devices: documents by (group, profile), as they are and signed; assignments by device."""
+
+    groups: Mapping[tuple[str, str], GroupDocument]
+    signed_groups: Mapping[tuple[str, str], bytes]
+    assignments: Mapping[str, bytes]
+
+
 class Desk:
     """Writes and signs documents for one tenant.
 
@@ -57,28 +67,56 @@ class Desk:
     def __init__(self, tenant: str, director: Signer, epoch: int) -> None:
         self._tenant, self._director, self._epoch = tenant, director, epoch
 
-    def write_groups(self, session: Session, places: Iterable[tuple[str, str]], now: datetime) -> None:
-        """Sign anew what each (group, profile) should run, as the session's transaction sees it."""
+    def write_groups(
+        self, session: Session, places: Iterable[tuple[str, str]], now: datetime, *, above: int = 0
+    ) -> None:
+        """Sign anew what each (group, profile) should run, as the session's transaction sees it; seq is over `above`."""
         session.flush()
         for group, profile in sorted(set(places)):
-            slots = wanted_slots(session, self._tenant, group, profile)
-            head = self._head(session, group_scope(group, profile), now)
-            document = GroupDocument(**head, slots=slots)
+            document = self._group(session, group, profile, self._head(session, group_scope(group, profile), now, above))
             topic = group_desired_topic(self._tenant, group, profile)
             self._store(session, document, sign_group(document, self._director), topic)
 
     def write_assignment(
-        self, session: Session, device: Device, now: datetime, requests: tuple[Request, ...] = ()
+        self,
+        session: Session,
+        device: Device,
+        now: datetime,
+        requests: tuple[Request, ...] = (),
+        *,
+        above: int = 0,
     ) -> None:
         """Sign anew which group and profile the device has; no older document of that group may steer it."""
         steering = session.get(DesiredDocument, (self._tenant, group_scope(device.group, device.profile)))
-        head = self._head(session, device_scope(device.id), now)
+        head = self._head(session, device_scope(device.id), now, above)
         not_below = 0 if steering is None else steering.seq
         document = Assignment(
             **head, group=device.group, profile=device.profile, not_below_seq=not_below, requests=requests
         )
         topic = device_topic(self._tenant, device.id, "desired")
         self._store(session, document, sign_assignment(document, self._director), topic)
+
+    def sign_offline(
+        self, session: Session, devices: Sequence[Device], now: datetime, expires: datetime
+    ) -> OfflineDocuments:
+        """Sign what steers these devices until `expires`, for a bundle, and the online documents anew, one seq above.
+
+        A device that was offline with the bundle goes on from there when it is back; one that was online since refuses it.
+        """
+        groups: dict[tuple[str, str], GroupDocument] = {}
+        for group, profile in sorted({(device.group, device.profile) for device in devices}):
+            head = self._head(session, group_scope(group, profile), now)
+            groups[group, profile] = self._group(session, group, profile, {**head, "expires": expires})
+            self.write_groups(session, [(group, profile)], now, above=head["seq"])
+        assignments: dict[str, bytes] = {}
+        for device in devices:
+            head: Head = {**self._head(session, device_scope(device.id), now), "expires": expires}
+            not_below = groups[device.group, device.profile].seq
+            document = Assignment(**head, group=device.group, profile=device.profile, not_below_seq=not_below)
+            assignments[device.id] = sign_assignment(document, self._director)
+            self.write_assignment(session, device, now, above=document.seq)
+        signed = {place: sign_group(document, self._director) for place, document in groups.items()}
+        return OfflineDocuments(groups=groups, signed_groups=signed, assignments=assignments)
 
     def ensure_device(self, session: Session, device: Device, now: datetime) -> bool:
         """Write what the device lacks, its assignment or its group's document; whether anything was written."""
@@ -116,9 +154,12 @@ class Desk:
             return
         self.write_assignment(session, device, now)
 
-    def _head(self, session: Session, scope: str, now: datetime) -> Head:
+    def _group(self, session: Session, group: str, profile: str, head: Head) -> GroupDocument:
+        return GroupDocument(**head, slots=wanted_slots(session, self._tenant, group, profile))
+
+    def _head(self, session: Session, scope: str, now: datetime, above: int = 0) -> Head:
         known = session.get(DesiredDocument, (self._tenant, scope))
-        seq = max(0 if known is None else known.seq + 1, int(now.timestamp() * 1000))
+        seq = max(0 if known is None else known.seq + 1, above + 1, int(now.timestamp() * 1000))
         return {
             "tenant": self._tenant,
             "scope": scope,

@@ -55,6 +55,8 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
     tenant: Name
     made: Moment
     expires: Moment
+    notes: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    """For people: what ends before the bundle does."""
     devices: Annotated[tuple[DeviceName, ...], msgspec.Meta(max_length=MAX_FILES)]
     files: Annotated[tuple[IndexedFile, ...], msgspec.Meta(max_length=MAX_FILES)]
 

@@ -78,7 +78,7 @@ class ReleaseSigner:
     def status(self) -> StatusReply:
         """Return who signs, and how much is signed."""
         with self._lock:
-            targets = sum(len(self._state.bin(role).signed.targets) for role in self._state.roles)
+            targets = sum(self._state.facts(role).targets for role in self._state.roles)
         return StatusReply(
             keyid=self._releases.public_key.keyid, tenant=self._tenant, bins=len(self._state.roles), targets=targets
         )
@@ -110,11 +110,11 @@ class ReleaseSigner:
         ours = self._releases.public_key.keyid
         with self._lock:
             for role in self._state.roles:
-                metadata = self._state.bin(role)
-                if metadata.signed.expires < request.before or ours not in metadata.signatures:
-                    bins[role] = self._sign_next(metadata)
+                facts = self._state.facts(role)
+                if facts.expires < request.before or ours not in facts.keyids:
+                    bins[role] = self._sign_next(self._state.bin(role))
                     self._state.keep_bin(role, bins[role])
-                elif metadata.signed.version > request.published.get(role, metadata.signed.version):
+                elif facts.version > request.published.get(role, facts.version):
                     bins[role] = self._state.bin_bytes(role)
                 if len(bins) >= request.limit:
                     break

@@ -3,6 +3,8 @@
 The registry cannot roll it back, because the signer never takes a bin from anybody. Each method returns after fsync.
 """
 
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -25,8 +27,18 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[ModelName, dict[SemVer, Count]] = {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class BinFacts:
+    """What is asked of every bin again and again: its version, end, number of targets, and the keys that signed it."""
+
+    version: int
+    expires: datetime
+    targets: int
+    keyids: frozenset[str]
+
+
 class SignerState:
-    """The signer's state folder.
+    """The signer's state folder; no other process writes to it.
 
     Raises:
         FormatError: the folder holds no bins, or files that are not the signer's.
@@ -36,6 +48,7 @@ class SignerState:
         self._folder = folder
         self._record_path = folder / "counters.json"
         self._root_path = folder / "root.json"
+        self._facts: dict[str, BinFacts] = {}
         self._record = StateRecord()
         if self._record_path.exists():
             self._record = parse_struct(self._record_path.read_bytes(), StateRecord, max_bytes=MAX_STATE_BYTES)
@@ -73,8 +86,21 @@ class SignerState:
         """Return a bin (FormatError as `bin_bytes`)."""
         return parse_metadata(self.bin_bytes(role), Targets)
 
+    def facts(self, role: str) -> BinFacts:
+        """Return the facts of a bin, read from the disk once (FormatError as `bin_bytes`)."""
+        if role not in self._facts:
+            metadata = self.bin(role)
+            self._facts[role] = BinFacts(
+                version=metadata.signed.version,
+                expires=metadata.signed.expires,
+                targets=len(metadata.signed.targets),
+                keyids=frozenset(metadata.signatures),
+            )
+        return self._facts[role]
+
     def keep_bin(self, role: str, data: bytes) -> None:
         """Replace a bin."""
+        self._facts.pop(role, None)
         write_durably(self._folder / f"{role}.json", data)
 
     def keep_targets_version(self, version: int) -> None:

@@ -10,25 +10,14 @@ from modelfleet.policies.roles import Role
 from modelfleet.registry.cli_audit import audit
 from modelfleet.registry.cli_certificates import ca
 from modelfleet.registry.cli_publish import VARIANT_COLUMNS, publish
+from modelfleet.registry.cli_versions import versions
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import api_options, show
 from modelfleet.registry.revocation import REASONS
 
 USER_COLUMNS = ("name", "role", "created_at", "disabled_at")
 TOKEN_COLUMNS = ("id", "group", "uses_left", "serials", "expires_at", "revoked_at", "created_by")
-VERSION_COLUMNS = ("model", "version", "channel", "counter", "state", "published_by", "published_at")
 DEVICE_COLUMNS = ("id", "group", "profile", "online", "agent_version", "last_seen_at", "enrolled_at")
-
-
-@click.command()
-@click.argument("model", required=False)
-@api_options
-def versions(client: ApiClient, as_json: bool, model: str | None) -> None:
-    """List versions, of one MODEL or of all, the newest first.
-
-    Example: modelfleet versions digits --json
-    """
-    show(client.get("/v1/versions", model=model)["versions"], as_json, VERSION_COLUMNS)
 
 
 @click.command()

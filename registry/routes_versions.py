@@ -1,5 +1,6 @@
 """Routes of versions and variants: publish, list, show."""
 
+import base64
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -45,6 +46,24 @@ class Variants(BaseModel):
     """Variants, the newest version first."""
 
     variants: list[VariantView]
+
+
+class AttestationView(BaseModel):
+    """One attestation of a variant: an in-toto statement in DSSE, the blob `sha256`."""
+
+    name: str
+    predicate_type: str
+    sha256: str
+    length: int
+
+
+class Attestations(BaseModel):
+    """A variant's attestations, and what proves to somebody who has a root whose gate keys count; bytes are base64."""
+
+    attestations: list[AttestationView]
+    targets: str
+    policy: str
+    roots: list[str]
 
 
 @router.post(
@@ -97,3 +116,23 @@ def list_variants(
     with registry_of(request).sessions() as session:
         found = catalog.variants(session, user.tenant, model=model, version=version, profile=profile)
         return Variants(variants=[VariantView.model_validate(row) for row in found])
+
+
+@router.get("/variants/{model:path}/{version}/{profile}/attestations")
+def list_attestations(request: Request, user: Reader, model: str, version: str, profile: str) -> Attestations:
+    """List what the converter worker attests of a variant."""
+    registry = registry_of(request)
+    with registry.sessions() as session:
+        variant = catalog.variant_of(session, user.tenant, model, version, profile)
+        found = variant.attestations or []
+    chain = registry.repository.policy_chain()
+    return Attestations(
+        attestations=[AttestationView.model_validate(each) for each in found],
+        targets=_base64(chain.targets),
+        policy=_base64(chain.policy),
+        roots=[_base64(each) for each in chain.roots],
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -47,6 +47,8 @@ class VariantView(View):
     manifest_length: int | None
     attestation_sha256: str | None
     bundle_sha256: str | None
+    entry_bundle_sha256: str | None
+    attestations: list[dict[str, Any]] | None
     files: list[dict[str, Any]] | None
     size_bytes: int | None
     evidence: dict[str, Any] | None

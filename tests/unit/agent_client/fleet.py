@@ -22,12 +22,14 @@ import numpy as np
 import onnx
 import onnx.helper as oh
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from onnx import TensorProto
 
 from modelfleet.agent_client.agent import Agent
 from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.identity import load_identity
 from modelfleet.agent_client.protocol import Report, device_topic, group_desired_topic, parse_report
+from modelfleet.registry.fleet_ca import FleetCa
 from modelfleet.signer.ceremony import CeremonyResult, create_repository
 from modelfleet.signer.desired import (
     BUCKETS,
@@ -98,6 +100,8 @@ class Server:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list[tuple[str, dict[str, str]]])
     fault: Callable[[BaseHTTPRequestHandler], bool] = lambda _request: False
     tokens: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    mqtt: str = ""
+    ca: FleetCa | None = None
 
     def start(self) -> None:
         server = self
@@ -170,8 +174,12 @@ class Server:
             "profile": value["profile"],
             "root": (self.metadata_dir / "1.root.json").read_text(),
             "server": self.url,
-            "mqtt": "",
+            "mqtt": self.mqtt,
         }
+        if self.ca is not None:
+            public = csr.public_key()
+            assert isinstance(public, ec.EllipticCurvePublicKey)
+            answer |= {"certificate": self.ca.client_certificate(device, public, now()).pem, "ca": self.ca.pem}
         self.enrolments[device] = value
         return send(request, json.dumps(answer).encode(), 201)
 

@@ -510,7 +510,7 @@ def test_a_change_with_one_signature_too_few_is_not_published(fleet: Fleet) -> N
     paths = fleet.keys
     change = renewal(paths, paths.repository().policy_chain(), ["root"], now())
     once = sign_change(change, load_signer(paths.root_keys[0]))
-    with pytest.raises(SignatureError, match="root"):
+    with pytest.raises(SignatureError, match="root needs 1 more signature"):
         publish(paths, once, now())
     with pytest.raises(SignatureError, match="root"):
         paths.repository().publish_change(

@@ -11,7 +11,6 @@ from pathlib import Path
 from modelfleet.agent_client.confidential import reasons_against, require_key, require_opens, unwrap_for
 from modelfleet.agent_client.device import Device
 from modelfleet.agent_client.errors import (
-    HttpStatusError,
     IncompatibleReleaseError,
     KeyRefusedError,
     MetadataRefusedError,
@@ -113,12 +112,7 @@ def fetch_key(device: Device, store: SlotStore, folder: Path, manifest: Manifest
     if not manifest.confidential or _holds_key(folder, sha256):
         return
     url = f"{device.identity.server.rstrip('/')}/v1/device/keys/{sha256}"
-    try:
-        wrapped = device.client.get(url, max_bytes=MAX_WRAPPED_KEY_BYTES).body
-    except HttpStatusError as error:
-        said = error.body[:500].decode("utf-8", "replace")
-        message = f"{error} for the key of {manifest.model} {manifest.version}: {said}"
-        raise HttpStatusError(message, status=error.status, body=error.body) from error
+    wrapped = device.client.get(url, max_bytes=MAX_WRAPPED_KEY_BYTES).body
     try:
         require_opens(folder, manifest, unwrap_for(device.root, wrapped, sha256))
     except UntrustedError as error:

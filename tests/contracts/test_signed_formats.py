@@ -14,6 +14,7 @@ from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.keys import key_id
 from modelfleet.signer.manifest import Manifest, encode_manifest, parse_manifest
 from modelfleet.signer.parse import parse_struct
+from modelfleet.signer.provenance import ProvenanceStatement, TestResultStatement
 from modelfleet.signer.sign import PAYLOAD_TYPES, encode_payload
 from modelfleet.signer.statements import Approval, GateStatement, PublicKey, Source, TrustPolicy
 from modelfleet.signer.trust import parse_policy
@@ -26,6 +27,8 @@ FORMATS: dict[str, type[msgspec.Struct]] = {
     "source": Source,
     "approval": Approval,
     "gate": GateStatement,
+    "provenance": ProvenanceStatement,
+    "test_result": TestResultStatement,
     "policy": TrustPolicy,
 }
 

@@ -51,6 +51,7 @@ from modelfleet.signer.parse import parse_struct
 TICK_SECONDS = 0.2
 MAX_REFUSALS = 200
 RETRY_DOCUMENT_SECONDS = 5.0
+RETRY_START_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +106,10 @@ class Agent:
         Raises:
             LockedError: another agent works in this folder.
         """
-        with locked(self._root):
-            self._stop = stop
-            self._begin()
+        self._stop = stop
+        with contextlib.ExitStack() as held:
+            self._insist(lambda: held.enter_context(locked(self._root)))
+            self._insist(self._begin)
             try:
                 while not stop.is_set():
                     self._wake.wait(TICK_SECONDS)
@@ -144,7 +146,17 @@ class Agent:
             "refusals": list(self._refusals),
         }
 
+    def _insist(self, act: Callable[[], None]) -> None:
+        """Do what a start needs, and again while the disk refuses: an agent that ends can report nothing and take no way back."""
+        while not self._stop.is_set():
+            try:
+                return act()
+            except OSError as error:
+                log.warning("device %s cannot start yet: %s", self.identity.device, error)
+                self._stop.wait(RETRY_START_SECONDS)
+
     def _begin(self) -> None:
+        self._workers.clear()
         self._boots = BootStore(self._root / "boots.json", self._disk)
         self._outbox = Outbox(self._root / "outbox", self._disk)
         self._credentials = Credentials(self._root, self.identity, self._disk, on_renewed=self._follow_credentials)
@@ -223,6 +235,7 @@ class Agent:
     def _take(self, topic: str, payload: bytes) -> None:
         if not payload:
             return  # an emptied retained message changes nothing
+        self._retry_at.pop(topic, None)  # what came before it has had its time
         try:
             if topic == host_topic(self.identity.tenant):
                 self._take_host(payload)
@@ -234,6 +247,10 @@ class Agent:
             self._refuse(error)
         except TransferError as error:
             log.info("device %s: a document waits for the trust metadata: %s", self.identity.device, error)
+            self._retry_at[topic] = (time.monotonic() + RETRY_DOCUMENT_SECONDS, payload)
+        except OSError as error:
+            # The broker will not send it again while the line stands.
+            log.warning("device %s: a document waits for the disk: %s", self.identity.device, error)
             self._retry_at[topic] = (time.monotonic() + RETRY_DOCUMENT_SECONDS, payload)
 
     def _take_host(self, payload: bytes) -> None:
@@ -357,7 +374,7 @@ class Agent:
         return self._workers[slot]
 
     def _certificate_expiry(self) -> str | None:
-        expires_at = self._credentials.expires_at if self._boots is not None else None
+        expires_at = self._credentials.expires_at if self._link is not None else None  # made after them
         return expires_at.isoformat() if expires_at is not None else None
 
     def _renew(self) -> None:

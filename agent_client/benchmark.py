@@ -34,6 +34,7 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
     Raises:
         DigestError: a confidential variant does not open to what was signed.
         BenchmarkError: it misses a limit, does not open or does not answer; the message says expected and got.
+        OSError: it cannot be read.
     """
     opener = openers[manifest.runtime]
     sha256 = digest_of(folder / MANIFEST_NAME)
@@ -44,7 +45,7 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
     try:
         golden = load_golden(read_golden(folder, manifest, sha256))
         found = measure(open_entry, golden, runs=RUNS, tolerance=manifest.tolerance)
-    except DigestError:
+    except (DigestError, OSError):  # a disk that cannot be read says nothing of the model
         raise
     except BenchmarksError as error:
         raise BenchmarkError(f"{manifest.model} {manifest.version} on this device: {error}") from error

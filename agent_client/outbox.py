@@ -66,7 +66,8 @@ class Outbox:
 
     def _drop(self, number: int) -> None:
         del self._waiting[number]
-        self._path(number).unlink(missing_ok=True)  # not fsynced: a report that arrives twice does no harm
+        with contextlib.suppress(OSError):  # nor fsynced: a report that arrives twice does no harm
+            self._path(number).unlink(missing_ok=True)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:012d}.json"

@@ -76,8 +76,9 @@ class SlotState:
         try:
             self.device.disk.write(self._path, encode_struct(self.record))
         except OSError as error:
-            # Where a model is active and stays so, a disk that refuses stops nothing but the update.
-            if self.record.state not in RESTING:
+            # Where a model is active and stays so, a disk that refuses stops nothing but the update. (A restart that finds
+            # ACTIVATING in place of PROBATION makes the switch again, to the same end.)
+            if self.record.state not in RESTING | {DeviceState.PROBATION}:
                 raise
             log.warning("slot %s: its record is not on the disk: %s", self.slot, error)
 

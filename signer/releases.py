@@ -38,6 +38,9 @@ from modelfleet.signer.wire import (
     StatusRequest,
 )
 
+MAX_RESIGN_BYTES = 2 * 1024 * 1024
+"""Bins that fill one reply; in base64 they must stay below `wire.MAX_MESSAGE_BYTES`, whatever the last one adds."""
+
 log = logging.getLogger(__name__)
 
 
@@ -103,7 +106,7 @@ class ReleaseSigner:
     def resign(self, request: ResignRequest) -> ResignReply:
         """Return bins that expire before `request.before` or bear another key's signature, signed anew and stored.
 
-        `request.limit` of them at most.
+        `request.limit` of them at most, and no more than one reply holds.
         A bin newer than `request.published` comes as it is: its publication was lost.
         """
         bins: dict[str, bytes] = {}
@@ -116,7 +119,7 @@ class ReleaseSigner:
                     self._state.keep_bin(role, bins[role])
                 elif facts.version > request.published.get(role, facts.version):
                     bins[role] = self._state.bin_bytes(role)
-                if len(bins) >= request.limit:
+                if len(bins) >= request.limit or sum(map(len, bins.values())) >= MAX_RESIGN_BYTES:
                     break
         return ResignReply(bins=bins)
 

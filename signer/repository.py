@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 from modelfleet.signer.errors import DigestError, FormatError, ReplayError, SignatureError
 from modelfleet.signer.files import folder_lock, write_durably
@@ -56,6 +57,7 @@ class OnlineRepository:
         self._lock = threading.RLock()
         self._held = False
         self._served = 0
+        self._parsed: dict[str, tuple[Path, tuple[int, int, int], object]] = {}
 
     def publish(self, bin_metadata: Mapping[str, bytes], targets: Mapping[str, bytes], now: datetime) -> None:
         """Serve new bins and the target files that they name; nothing changes where all of it is there already.
@@ -141,7 +143,7 @@ class OnlineRepository:
         online goes on from there, and one that was online since refuses what was made offline before.
         """
         with self._exclusive():
-            snapshot, timestamp = self._snapshot(), self._timestamp()
+            snapshot, timestamp = self._take(self._snapshot()), self._take(self._timestamp())
             offline_snapshot = _renewed(snapshot, self._snapshot_signer, expires)
             timestamp.signed.snapshot_meta = MetaFile(snapshot.signed.version)
             offline_timestamp = _renewed(timestamp, self._timestamp_signer, expires)
@@ -225,15 +227,28 @@ class OnlineRepository:
         return parse_metadata(self._roots()[-1], Root).signed
 
     def _timestamp(self) -> Metadata[Timestamp]:
-        return parse_metadata((self._metadata_dir / "timestamp.json").read_bytes(), Timestamp)
+        return self._load(self._metadata_dir / "timestamp.json", Timestamp)
 
     def _snapshot(self) -> Metadata[Snapshot]:
-        version = self._timestamp().signed.snapshot_meta.version
-        return parse_metadata(self._path(Snapshot.type, version).read_bytes(), Snapshot)
+        return self._load(self._path(Snapshot.type, self._timestamp().signed.snapshot_meta.version), Snapshot)
 
     def _targets(self) -> Metadata[Targets]:
         version = self._snapshot().signed.meta[f"{Targets.type}.json"].version
-        return parse_metadata(self._path(Targets.type, version).read_bytes(), Targets)
+        return self._load(self._path(Targets.type, version), Targets)
+
+    def _load(self, path: Path, kind: type[RoleT]) -> Metadata[RoleT]:
+        """Return a file's metadata, parsed once for as long as the file is the same; whoever changes it calls `_take`."""
+        status = path.stat()
+        same = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._parsed.get(kind.type)
+        if known is None or known[:2] != (path, same):
+            known = self._parsed[kind.type] = (path, same, parse_metadata(path.read_bytes(), kind))
+        return cast("Metadata[RoleT]", known[2])  # kept under its own type
+
+    def _take(self, metadata: Metadata[RoleT]) -> Metadata[RoleT]:
+        """Return what was loaded as the caller's own: nobody is given it again."""
+        self._parsed.pop(metadata.signed.type, None)
+        return metadata
 
     def _is_newer(self, published: Snapshot, role: str, found: Targets, data: bytes) -> bool:
         meta = published.meta.get(f"{role}.json")
@@ -292,7 +307,7 @@ class OnlineRepository:
         self._sign_timestamp(now, self._write_snapshot(versions, now))
 
     def _write_snapshot(self, versions: Mapping[str, int], now: datetime) -> int:
-        metadata = self._snapshot()
+        metadata = self._take(self._snapshot())
         for role, version in versions.items():
             metadata.signed.meta[f"{role}.json"] = MetaFile(version)
         data = _renewed(metadata, self._snapshot_signer, now + SNAPSHOT_LIFE)
@@ -300,7 +315,7 @@ class OnlineRepository:
         return metadata.signed.version
 
     def _sign_timestamp(self, now: datetime, snapshot_version: int | None = None) -> None:
-        metadata = self._timestamp()
+        metadata = self._take(self._timestamp())
         if snapshot_version is not None:
             metadata.signed.snapshot_meta = MetaFile(snapshot_version)
         data = _renewed(metadata, self._timestamp_signer, now + TIMESTAMP_LIFE)

@@ -212,9 +212,15 @@ def shared_broker(folder: Path) -> Generator[SharedBroker]:
         state=state,
         now=datetime.now(UTC),
     )
-    conf = out / "mosquitto.conf"
+    conf, ports = out / "mosquitto.conf", [each.port for each in tenants]
+    with start(conf, folder / "mosquitto.log", ports) as process:
+        yield SharedBroker(acme=tenants[0], beta=tenants[1], conf=conf, process=process)
+
+
+@contextlib.contextmanager
+def start(conf: Path, log: Path, ports: list[int]) -> Generator[subprocess.Popen[bytes]]:
+    """Run mosquitto with this configuration."""
     if os.getuid() == 0:
         conf.write_text(f"user root\n{conf.read_text()}")  # the test's files are root's
-    command = [program("mosquitto"), "-c", str(conf)]
-    with running(command, log=folder / "mosquitto.log", ports=[each.port for each in tenants]) as process:
-        yield SharedBroker(acme=tenants[0], beta=tenants[1], conf=conf, process=process)
+    with running([program("mosquitto"), "-c", str(conf)], log=log, ports=ports) as process:
+        yield process

@@ -361,7 +361,8 @@ class Agent:
 
     def _floors(self) -> FloorStore:
         self._disk.make_folder(self._root / "trust")
-        return FloorStore(self._root / "trust" / "floors.json", self._disk)
+        copy = self._root / "floors.copy.json"  # outside `trust`: what removes that folder leaves the floors
+        return FloorStore(self._root / "trust" / "floors.json", self._disk, copy=copy)
 
     def _known_slots(self) -> set[str]:
         folder = self._root / "slots"

@@ -170,7 +170,7 @@ def update_policy(
 
     Raises:
         KeyUriError: the offline keys are not here. FormatError: the new policy is none.
-        ReplayError: another change waits for signatures.
+        PlanError: nobody could act under it, or another change waits for signatures.
     """
     require_none_staged(data_dir)
     paths = locate(data_dir, tenant)

@@ -16,7 +16,7 @@ import click
 
 from modelfleet.signer.change import Change, encode_change, lacking, merge_signatures, parse_change, sign_change
 from modelfleet.signer.client import SignerClient
-from modelfleet.signer.errors import FormatError, KeyUriError, SignerError, UntrustedError
+from modelfleet.signer.errors import KeyUriError, PlanError, SignerError, UntrustedError
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.key_book import CeremonyResult, locate
 from modelfleet.signer.key_file import is_encrypted
@@ -57,11 +57,16 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (SignerError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
-            sys.exit(
-                UNTRUSTED if isinstance(error, UntrustedError) else USAGE if isinstance(error, KeyUriError) else REFUSED
-            )
+            sys.exit(exit_status(error))
 
     return run
+
+
+def exit_status(error: Exception) -> int:
+    """Return the exit status that stands for the error."""
+    if isinstance(error, UntrustedError):
+        return UNTRUSTED
+    return USAGE if isinstance(error, KeyUriError | PlanError) else REFUSED
 
 
 def data_options(command: Callable[..., R]) -> Callable[..., R]:
@@ -346,15 +351,15 @@ def secrets_of(file: Path | None, otherwise: Secrets = ask_passphrase) -> Secret
 
 
 def opened(data: Path, tenant: str) -> CeremonyResult:
-    """Return the tenant's folders (FormatError: there is no such fleet)."""
+    """Return the tenant's folders (PlanError: there is no such fleet)."""
     paths = locate(data, tenant)
     if not paths.metadata_dir.is_dir():
-        raise FormatError(f"expected the fleet of tenant {tenant!r} in {data}, found none: check --data and --tenant")
+        raise PlanError(f"expected the fleet of tenant {tenant!r} in {data}, found none: check --data and --tenant")
     return paths
 
 
 def chain_of(paths: CeremonyResult, secrets: Secrets) -> PolicyChain:
-    """Return what is published (ReplayError: another change waits for signatures)."""
+    """Return what is published (PlanError: another change waits for signatures)."""
     require_none_staged(paths.data_dir)
     return paths.repository(secrets).policy_chain()
 
@@ -400,12 +405,12 @@ def show_public(uri: str, secrets: Secrets, as_json: bool) -> None:
 
 
 def parse_minimums(given: Sequence[str]) -> Mapping[str, int]:
-    """Return model -> counter of `MODEL=COUNTER` texts (FormatError: no such text)."""
+    """Return model -> counter of `MODEL=COUNTER` texts (PlanError: no such text)."""
     found: dict[str, int] = {}
     for text in given:
         model, _, counter = text.rpartition("=")
         if not model or not counter.isdecimal():
-            raise FormatError(f"expected MODEL=COUNTER, such as digits=7, got {text[:80]!r}")
+            raise PlanError(f"expected MODEL=COUNTER, such as digits=7, got {text[:80]!r}")
         found[model] = int(counter)
     return found
 
@@ -429,7 +434,7 @@ def _publish_or_wait(
 def _waiting(paths: CeremonyResult) -> Change:
     change = staged(paths.data_dir)
     if change is None:
-        raise FormatError(f"no change waits for signatures in {paths.data_dir}: make one with `modelfleet keys rotate`")
+        raise PlanError(f"no change waits for signatures in {paths.data_dir}: make one with `modelfleet keys rotate`")
     return change
 
 

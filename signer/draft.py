@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from modelfleet.signer.change import Change, check_change
-from modelfleet.signer.errors import FormatError
+from modelfleet.signer.errors import FormatError, PlanError
 from modelfleet.signer.key_book import CeremonyResult, KeyBook, read_book
 from modelfleet.signer.keys import key_id, to_sslib
 from modelfleet.signer.metadata import Metadata, Root, TargetFile, Targets, next_version, parse_metadata
@@ -38,7 +38,7 @@ class Draft:
         """Let `new` sign for a role of root.json in place of the key ids `old`.
 
         Raises:
-            FormatError: fewer keys than `threshold`.
+            PlanError: fewer keys than `threshold`.
         """
         for keyid in old:
             self.root.revoke_key(keyid, role)
@@ -46,7 +46,7 @@ class Draft:
             self.root.add_key(to_sslib(key), role)
         count = len(self.root.roles[role].keyids)
         if not 1 <= threshold <= count:
-            raise FormatError(f"{role}: expected a threshold of 1 to {count}, the number of keys, got {threshold}")
+            raise PlanError(f"{role}: expected a threshold of 1 to {count}, the number of keys, got {threshold}")
         self.root.roles[role].threshold = threshold
         self._renewed.add(Root.type)
         if role == Targets.type:
@@ -88,7 +88,7 @@ class Draft:
         """Return the change, unsigned; what did not change stays the published bytes.
 
         Raises:
-            FormatError: the policy would be none, or nobody could act under it.
+            FormatError: the policy would be none. PlanError: nobody could act under it.
         """
         policy = encode_policy(self.policy)
         require_workable(parse_policy(policy, tenant=self._tenant))
@@ -130,17 +130,17 @@ def require_workable(policy: TrustPolicy) -> None:
     """Refuse a policy that would lock every device out.
 
     Raises:
-        FormatError: fewer approvers than approvals required, or nobody in a role.
+        PlanError: fewer approvers than approvals required, or nobody in a role.
     """
     persons = {approver.person for approver in policy.approvers.values()}
     if policy.approvals_required > len(persons):
-        raise FormatError(
+        raise PlanError(
             f"the policy requires {policy.approvals_required} approvals and would name {len(persons)} approvers:"
             " rotate the key instead of revoking it, or name another approver first"
         )
     for role, field in POLICY_ROLES.items():
         if not getattr(policy, field):
-            raise FormatError(f"the policy would name no {role}: rotate the key instead of revoking it")
+            raise PlanError(f"the policy would name no {role}: rotate the key instead of revoking it")
 
 
 def encode_policy(policy: TrustPolicy) -> bytes:

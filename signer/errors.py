@@ -16,6 +16,10 @@ class KeyUriError(SignerError):
     """A key URI names no usable key: fix the setting."""
 
 
+class PlanError(SignerError):
+    """What was asked for cannot be made: ask otherwise."""
+
+
 class UntrustedError(SignerError):
     """Something was not signed by whom it must be, or does not say what it must: refuse, report, never retry."""
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from modelfleet.signer.client import SignerClient
-from modelfleet.signer.errors import FormatError, SignerUnavailableError
+from modelfleet.signer.errors import PlanError, SignerUnavailableError
 from modelfleet.signer.files import folder_lock
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.metadata import Targets, next_version, parse_metadata, sign_metadata
@@ -57,12 +57,12 @@ def remove_targets(state_dir: Path, remove: Sequence[str]) -> None:
     """Drop targets from the signer's bins; the signer signs these anew at the next request to re-sign.
 
     Raises:
-        FormatError: no bin names such a target. SignerUnavailableError: the signer process still runs.
+        PlanError: no bin names such a target. SignerUnavailableError: the signer process still runs.
     """
     with _alone_on(state_dir):
         left = _remove(SignerState(state_dir), remove)
     if left:
-        raise FormatError(f"expected paths that the signer's bins name, got {sorted(left)}")
+        raise PlanError(f"expected paths that the signer's bins name, got {sorted(left)}")
 
 
 def _remove(state: SignerState, remove: Sequence[str]) -> set[str]:

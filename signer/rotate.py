@@ -5,6 +5,7 @@ followed.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +15,7 @@ import msgspec
 
 from modelfleet.signer.change import Change
 from modelfleet.signer.draft import POLICY_ROLES, Draft
-from modelfleet.signer.errors import FormatError
+from modelfleet.signer.errors import PlanError
 from modelfleet.signer.key_book import CeremonyResult, KeyBook, file_uri, resolved
 from modelfleet.signer.keys import key_id, make_key, public_key
 from modelfleet.signer.metadata import Root, Targets
@@ -77,7 +78,7 @@ def rotation(
     """Return the change, unsigned, that gives each role its new key; keys that are not given are made first.
 
     Raises:
-        FormatError: no such role, or options that do not fit it. KeyUriError: a key is not there, or cannot be made.
+        PlanError: no such role, or options that do not fit it. KeyUriError: a key is not there, or cannot be made.
     """
     _require_plan(wanted)
     draft, maker = Draft(paths, chain), _Maker(paths, secrets, new_passphrase)
@@ -96,23 +97,26 @@ def revocation(paths: CeremonyResult, chain: PolicyChain, wanted: Revocation, no
     """Return the change, unsigned, of the policy that disowns what `wanted` names.
 
     Raises:
-        FormatError: nothing to revoke, not in the policy, or nobody would be left to act.
+        PlanError: nothing to revoke, not in the policy, or nobody would be left to act.
     """
     draft = Draft(paths, chain)
     for keyid in wanted.keys:
         _revoke_key(draft, keyid)
+    for manifest in wanted.manifests:
+        if re.fullmatch(r"[0-9a-f]{64}", manifest) is None:
+            raise PlanError(f"expected a SHA-256 of 64 digits of a manifest, got {manifest[:80]!r}")
     if wanted.manifests:
         revoked = dict.fromkeys((*draft.policy.revoked, *wanted.manifests))
         draft.set_policy(revoked=tuple(revoked))
     for model, counter in wanted.minimum.items():
         least = draft.policy.minimum_counter.get(model, 0)
         if counter <= least:
-            raise FormatError(f"{model}: expected a minimum counter > {least}, got {counter}")
+            raise PlanError(f"{model}: expected a minimum counter > {least}, got {counter}")
         draft.set_policy(minimum_counter={**draft.policy.minimum_counter, model: counter})
     if wanted.epoch:
         draft.set_policy(epoch=draft.policy.epoch + 1)
     if not (wanted.keys or wanted.manifests or wanted.minimum or wanted.epoch):
-        raise FormatError("nothing to revoke: name a key, a manifest, a minimum counter, or a new epoch")
+        raise PlanError("nothing to revoke: name a key, a manifest, a minimum counter, or a new epoch")
     return draft.finish(now)
 
 
@@ -120,12 +124,12 @@ def renewal(paths: CeremonyResult, chain: PolicyChain, roles: Sequence[str], now
     """Return the change, unsigned, that gives root or targets a new version and expiry and nothing else.
 
     Raises:
-        FormatError: another role; those renew themselves.
+        PlanError: another role; those renew themselves.
     """
     draft = Draft(paths, chain)
     for role in roles:
         if role not in OFFLINE_ROLES:
-            raise FormatError(f"expected root or targets, got {role[:40]!r}: the service renews the others by itself")
+            raise PlanError(f"expected root or targets, got {role[:40]!r}: the service renews the others by itself")
         draft.renew(role)
     return draft.finish(now)
 
@@ -134,24 +138,20 @@ def _require_plan(wanted: Rotation) -> None:
     for role in wanted.roles:
         kind, _, person = role.partition(":")
         if role not in ROLES and not (kind == "approver" and person):
-            raise FormatError(f"expected a role of {', '.join(ROLES)} or approver:PERSON, got {role[:80]!r}")
+            raise PlanError(f"expected a role of {', '.join(ROLES)} or approver:PERSON, got {role[:80]!r}")
     if wanted.new_keys and len(wanted.roles) != 1:
-        raise FormatError(f"new keys are given for one role at a time, got {len(wanted.roles)} roles")
+        raise PlanError(f"new keys are given for one role at a time, got {len(wanted.roles)} roles")
     if (wanted.old or wanted.threshold) and not set(wanted.roles) <= set(OFFLINE_ROLES):
-        raise FormatError(
-            "only root and targets have several keys and a threshold: leave out the old key and threshold"
-        )
+        raise PlanError("only root and targets have several keys and a threshold: leave out the old key and threshold")
     if wanted.remove and "releases" not in wanted.roles:
-        raise FormatError("targets are removed from the bins when these are signed anew: rotate releases")
+        raise PlanError("targets are removed from the bins when these are signed anew: rotate releases")
 
 
 def _rotate_offline(draft: Draft, role: str, wanted: Rotation, maker: "_Maker") -> None:
     present = draft.root.roles[role]
     old = [keyid for keyid in present.keyids if keyid.startswith(wanted.old)]
     if wanted.old and len(old) != 1:
-        raise FormatError(
-            f"{role}: expected the id of one of its keys, got {wanted.old[:64]!r}, which names {len(old)}"
-        )
+        raise PlanError(f"{role}: expected the id of one of its keys, got {wanted.old[:64]!r}, which names {len(old)}")
     kept = [uri for uri in getattr(draft.book, role) if maker.key_id(draft.book, uri) not in old]
     new = maker.keys(role, wanted.new_keys, len(old))
     draft.replace_top_level(role, old, [key for _, key in new], wanted.threshold or present.threshold)
@@ -161,7 +161,7 @@ def _rotate_offline(draft: Draft, role: str, wanted: Rotation, maker: "_Maker") 
 def _rotate_single(draft: Draft, role: str, wanted: Rotation, maker: "_Maker") -> None:
     new = maker.keys(role, wanted.new_keys, 1)
     if len(new) != 1:
-        raise FormatError(f"{role}: expected one new key, got {len(new)}")
+        raise PlanError(f"{role}: expected one new key, got {len(new)}")
     uri, key = new[0]
     kind, _, person = role.partition(":")
     if kind in ("snapshot", "timestamp"):
@@ -188,7 +188,7 @@ def _revoke_key(draft: Draft, wanted: str) -> None:
         found += len(present) - len(kept)
         policy = msgspec.structs.replace(policy, **{name: kept})
     if found != 1 or len(wanted) < MIN_ID_DIGITS:
-        raise FormatError(
+        raise PlanError(
             f"expected {MIN_ID_DIGITS} or more digits of one key id in the policy, got {wanted[:64]!r}, which names"
             f" {found}: keys of root.json are rotated, see `modelfleet keys status` for the ids"
         )

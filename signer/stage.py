@@ -19,7 +19,7 @@ from modelfleet.signer.change import (
     require_complete,
     sign_change,
 )
-from modelfleet.signer.errors import KeyUriError, ReplayError, SignerUnavailableError
+from modelfleet.signer.errors import KeyUriError, PlanError, ReplayError, SignerUnavailableError
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.key_book import CeremonyResult, located, read_book, resolved, write_book
 from modelfleet.signer.keys import load_signer, public_key
@@ -54,10 +54,10 @@ def require_none_staged(data_dir: Path) -> None:
     """Refuse to begin a second change.
 
     Raises:
-        ReplayError: one waits for signatures.
+        PlanError: one waits for signatures.
     """
     if staged_path(data_dir).exists():
-        raise ReplayError(
+        raise PlanError(
             "another change waits for signatures: finish it with `modelfleet keys import`, or drop it with"
             " `modelfleet keys discard`"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from modelfleet.agent_client.errors import TransferError
+from modelfleet.agent_client.errors import InsecureUrlError, TransferError
 from modelfleet.agent_client.fetch import Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore, RoleFloor
 from modelfleet.agent_client.storage import Disk
@@ -230,3 +230,136 @@ def test_a_clock_of_the_director_that_runs_ahead_does_not_expire_everything(tmp_
     ahead, possible = now() + timedelta(days=4000), now() + timedelta(days=1)
     floors.keep(Floors(latest_signed=ahead), latest_possible=possible)
     assert floors.now(now()) == possible
+
+
+def damaged(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x04  # a bit that rotted
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["floors.json", "floors.copy.json"])
+@pytest.mark.parametrize("harm", [damaged, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_floors_that_rot_or_vanish_are_mended_from_their_copy(name: str, harm: Any, tmp_path: Path) -> None:
+    floors = FloorStore(tmp_path / "floors.json", Disk())
+    floors.raise_roles({"timestamp": RoleFloor(version=7, keys="k")})
+    harm(tmp_path / name)
+    again = FloorStore(tmp_path / "floors.json", Disk())
+    assert again.record == floors.record
+    with pytest.raises(ReplayError):
+        again.raise_roles({"timestamp": RoleFloor(version=6, keys="k")})
+    assert (tmp_path / "floors.json").read_bytes() == (tmp_path / "floors.copy.json").read_bytes()
+
+
+def test_the_newer_copy_of_the_floors_counts(tmp_path: Path) -> None:
+    floors = FloorStore(tmp_path / "floors.json", Disk())
+    floors.raise_roles({"timestamp": RoleFloor(version=7, keys="k")})
+    before = (tmp_path / "floors.copy.json").read_bytes()
+    floors.raise_roles({"timestamp": RoleFloor(version=8, keys="k")})
+    (tmp_path / "floors.copy.json").write_bytes(before)  # as if it had stopped between the two writes
+    assert FloorStore(tmp_path / "floors.json", Disk()).record.roles["timestamp"].version == 8
+
+
+def test_floors_of_which_no_copy_is_left_are_said_aloud_and_the_cache_still_refuses(
+    client: Client, fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = saved(fleet, tmp_path / "old")
+    fleet.release("1.0.0")
+    client.trust.refresh()
+    for name in ("floors.json", "floors.copy.json"):
+        damaged(client.folder / name)
+    trust = client.new()
+    assert "both damaged" in caplog.text
+    fleet.server.metadata_dir, young = old, fleet.server.metadata_dir
+    with pytest.raises(ReplayError):
+        trust.refresh()
+    fleet.server.metadata_dir = young
+    trust.refresh()
+    assert FloorStore(client.folder / "floors.json", Disk()).record.roles["snapshot"].version == 2
+
+
+def test_a_full_disk_leaves_floors_that_are_not_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    floors = FloorStore(tmp_path / "floors.json", Disk())
+    floors.raise_roles({"timestamp": RoleFloor(version=7, keys="k")})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Disk, "write", full)
+        with pytest.raises(OSError):
+            floors.raise_roles({"timestamp": RoleFloor(version=8, keys="k")})
+        damaged(tmp_path / "floors.json")
+        again = FloorStore(tmp_path / "floors.json", Disk())  # it starts, though nothing can be mended
+    with pytest.raises(ReplayError):
+        again.raise_roles({"timestamp": RoleFloor(version=6, keys="k")})
+    again.raise_roles({"timestamp": RoleFloor(version=8, keys="k")})
+
+
+def test_a_bin_that_was_pruned_meanwhile_is_asked_for_again_under_a_new_timestamp(client: Client, fleet: Fleet) -> None:
+    first = fleet.release("1.0.0")
+    client.trust.refresh()
+    fleet.release("1.0.1")
+    newest = fleet.keys.repository().versions()
+    for path in fleet.keys.metadata_dir.glob("*.releases-*.json"):
+        version, _, role = path.name.removesuffix(".json").partition(".")
+        if int(version) != newest[role]:
+            path.unlink()
+    for path in fleet.keys.metadata_dir.glob("*.snapshot.json"):
+        if path.name != f"{newest['snapshot']}.snapshot.json":
+            path.unlink()
+    data, _ = client.trust.manifest(first.path)
+    assert len(data) == first.length
+
+
+@pytest.mark.parametrize(
+    "path", ["../root.json", "models/../x/1.0.0/p/manifest.json", "trust/policy.json", "models/a%2f"]
+)
+def test_asks_for_no_manifest_but_by_its_path(path: str, client: Client, fleet: Fleet) -> None:
+    with pytest.raises(FormatError):
+        client.trust.manifest(path)
+    assert fleet.server.requests == []
+
+
+def test_public_metadata_is_asked_for_without_the_devices_token(client: Client, fleet: Fleet) -> None:
+    client.http = HttpClient(token=lambda: "secret", server=fleet.server.url)
+    release = fleet.release("1.0.0")
+    trust = client.new()
+    trust.refresh()
+    trust.manifest(release.path)
+    assert not any("Authorization" in headers for _, headers in fleet.server.requests)
+    trust.blob(release.approvals[0])
+    assert fleet.server.requests[-1][1]["Authorization"] == "Bearer secret"
+
+
+def test_an_unchanged_sync_asks_for_the_next_root_and_the_timestamp_alone(client: Client, fleet: Fleet) -> None:
+    client.trust.refresh()
+    fleet.server.requests.clear()
+    client.new().refresh()
+    assert [path.rpartition("/")[2] for path, _ in fleet.server.requests] == ["2.root.json", "timestamp.json"]
+    assert "If-None-Match" in fleet.server.requests[-1][1]
+
+
+@pytest.mark.parametrize("url", ["http://203.0.113.9", "http://fleet.example:8080", "http://[2001:db8::1]/"])
+def test_plain_http_to_another_machine_is_refused_unless_it_is_allowed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InsecureUrlError, match="MODELFLEET_ALLOW_HTTP"):
+        HttpClient(server=url)
+    for allowed in ("https://fleet.example", "http://127.0.0.1:8080", "http://localhost:1", "http://[::1]:1", ""):
+        HttpClient(server=allowed)
+    monkeypatch.setenv("MODELFLEET_ALLOW_HTTP", "1")
+    HttpClient(server=url)
+
+
+def test_no_redirect_leads_to_plain_http_on_another_machine(client: Client, fleet: Fleet) -> None:
+    def away(request: BaseHTTPRequestHandler) -> bool:
+        request.send_response(302)
+        request.send_header("Location", "http://192.0.2.1:9/timestamp.json")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+        return True
+
+    fleet.server.fault = away
+    with pytest.raises(InsecureUrlError):
+        client.trust.refresh()

@@ -12,12 +12,12 @@ import click
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import end_with, show
 from modelfleet.registry.errors import ClientError
-from modelfleet.signer.cli_keys import (
+from modelfleet.signer.cli_keys import keys
+from modelfleet.signer.command import (
     absolute,
     data_options,
     guarded,
     json_option,
-    keys,
     no_passphrase,
     opened,
     passphrase_option,

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.policies.roles import Role
+from modelfleet.registry import audit
 from modelfleet.registry.people import make_user
 from modelfleet.registry.tables import Tenant
 from modelfleet.signer.names import NAME_PATTERN, require
@@ -24,6 +25,15 @@ def bootstrap(
         if session.get(Tenant, tenant) is None:
             session.add(Tenant(name=tenant, created_at=now))
             session.flush()
+            audit.append(
+                session,
+                tenant=tenant,
+                actor="system",
+                action="tenant.create",
+                subject=f"tenant/{tenant}",
+                detail={},
+                now=now,
+            )
         made = {
             name: make_user(session, tenant, name=name, role=role, actor="system", now=now)
             for name, role in users.items()

@@ -118,6 +118,20 @@ def mark_released(
     audit.append(session, tenant=tenant, actor=actor, action="variant.release", subject=subject, detail={}, now=now)
 
 
+def withdraw_released(
+    session: Session, tenant: str, model: str, version: str, profile: str, now: datetime, *, actor: str = "system"
+) -> None:
+    """Have the variant no longer count as released, and record it; does nothing where it did not."""
+    found = session.scalars(
+        _variants_of(tenant, model).where(Variant.version == version, Variant.profile == profile)
+    ).one_or_none()
+    if found is None or found.released_at is None:
+        return
+    found.released_at = None
+    subject = f"variant/{model}@{version}/{profile}"
+    audit.append(session, tenant=tenant, actor=actor, action="variant.withdraw", subject=subject, detail={}, now=now)
+
+
 def stable_variant(session: Session, tenant: str, model: str, profile: str) -> Variant | None:
     """Return the variant that was released last for this profile, or None: what gates compare with."""
     query = _variants_of(tenant, model).where(

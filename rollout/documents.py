@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import device_topic, group_desired_topic
 from modelfleet.policies.plan import parse_plan
+from modelfleet.registry import audit
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.states import ON_TRIAL, Verdict
 from modelfleet.rollout.tables import DesiredDocument, Rollout, RolloutProfile, SlotStable
@@ -29,6 +30,7 @@ from modelfleet.signer.desired import (
     group_scope,
 )
 from modelfleet.signer.keys import Signer
+from modelfleet.signer.names import sha256_of
 from modelfleet.signer.sign import encode_payload, sign_assignment, sign_group
 
 LIFE = timedelta(days=7)
@@ -66,6 +68,8 @@ class Desk:
 
     def __init__(self, tenant: str, director: Signer, epoch: int) -> None:
         self._tenant, self._director, self._epoch = tenant, director, epoch
+        self._renewed: list[str] | None = None
+        """While documents are signed again: what one audit record tells of all of them."""
 
     def write_groups(
         self, session: Session, places: Iterable[tuple[str, str]], now: datetime, *, above: int = 0
@@ -73,7 +77,9 @@ class Desk:
         """Sign anew what each (group, profile) should run, as the session's transaction sees it; seq is over `above`."""
         session.flush()
         for group, profile in sorted(set(places)):
-            document = self._group(session, group, profile, self._head(session, group_scope(group, profile), now, above))
+            document = self._group(
+                session, group, profile, self._head(session, group_scope(group, profile), now, above)
+            )
             topic = group_desired_topic(self._tenant, group, profile)
             self._store(session, document, sign_group(document, self._director), topic)
 
@@ -138,8 +144,13 @@ class Desk:
             (DesiredDocument.issued_at < now - RENEW_AFTER) | (DesiredDocument.epoch != self._epoch),
         )
         due = session.scalars(old.order_by(DesiredDocument.issued_at).limit(limit)).all()
+        self._renewed = []
         for row in due:
             self._renew(session, row, now)
+        if self._renewed:
+            told = sha256_of("\n".join(sorted(self._renewed)).encode())
+            self._record(session, "desired.renew", "all", {"documents": len(self._renewed), "sha256": told}, now)
+        self._renewed = None
         return len(due)
 
     def _renew(self, session: Session, row: DesiredDocument, now: datetime) -> None:
@@ -177,6 +188,16 @@ class Desk:
         known.epoch, known.seq, known.issued_at = document.epoch, document.seq, document.issued
         known.payload, known.envelope, known.topic = encode_payload(document), envelope, topic
         session.flush()
+        sha256 = sha256_of(known.payload)
+        if self._renewed is not None:
+            self._renewed.append(f"{document.scope} {document.epoch} {document.seq} {sha256}")
+            return
+        detail = {"epoch": document.epoch, "seq": document.seq, "sha256": sha256}
+        self._record(session, "desired.issue", document.scope, detail, document.issued)
+
+    def _record(self, session: Session, action: str, scope: str, detail: Mapping[str, Any], now: datetime) -> None:
+        subject, actor = f"desired/{scope}", "system:controller"
+        audit.append(session, tenant=self._tenant, actor=actor, action=action, subject=subject, detail=detail, now=now)
 
 
 def wanted_slots(session: Session, tenant: str, group: str, profile: str) -> dict[str, Slot]:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql import ColumnElement
@@ -31,6 +31,7 @@ from modelfleet.agent_client.protocol import (
     parse_report,
     parse_status,
 )
+from modelfleet.registry import audit
 from modelfleet.registry.certificates import keys_of_reports
 from modelfleet.registry.tables import Base, Device
 from modelfleet.rollout.broker import Message
@@ -105,7 +106,7 @@ class Ingest:
         received = self._check(messages, now, only_device)
         if received:
             with self._sessions.begin() as session:
-                write(session, received)
+                write(session, received, self._tenant)
         return len(received)
 
     def _take(self) -> list[Message]:
@@ -176,8 +177,8 @@ def _verified(payload: bytes, keys: Sequence[str]) -> bytes:
         raise
 
 
-def write(session: Session, received: Sequence[Received]) -> None:
-    """Write a batch in the session's transaction: presence, slots, trials, counters."""
+def write(session: Session, received: Sequence[Received], tenant: str) -> None:
+    """Write a batch in the session's transaction: presence, slots, trials, counters; what devices signed is audited."""
     reports = [each for each in received if isinstance(each.content, Report)]
     rollouts = _known_rollouts(session, {each.content.rollout for each in reports if isinstance(each.content, Report)})
     for each in received:
@@ -187,7 +188,8 @@ def write(session: Session, received: Sequence[Received]) -> None:
             case Metrics():
                 _write_counters(session, each, each.content)
             case Report():
-                _write_slot(session, each, each.content)
+                if _write_slot(session, each, each.content) and each.signed:
+                    _audit(session, each, each.content, tenant)
                 if each.content.rollout in rollouts:
                     _write_trial(session, each, each.content)
 
@@ -227,7 +229,24 @@ def _write_counters(session: Session, each: Received, metrics: Metrics) -> None:
     _upsert(session, DeviceCounters, values, only_growing=("n", "errors", "slow"), same=("sha256",))
 
 
-def _write_slot(session: Session, each: Received, report: Report) -> None:
+def _audit(session: Session, each: Received, report: Report, tenant: str) -> None:
+    detail = {
+        "state": report.state.value,
+        "slot": report.slot,
+        "rollout": report.rollout,
+        "digest": report.digest,
+        "active": report.active,
+        "error": _builtins(report.error),
+        "boot": report.boot,
+        "seq": report.seq,
+    }
+    who = f"device:{each.device}"
+    subject = f"device/{each.device}"
+    audit.append(session, tenant=tenant, actor=who, action="device.report", subject=subject, detail=detail, now=each.at)
+
+
+def _write_slot(session: Session, each: Received, report: Report) -> bool:
+    """Write where the device's slot stands; whether this report said anything new."""
     values = {
         "device": each.device,
         "slot": report.slot,
@@ -244,28 +263,25 @@ def _write_slot(session: Session, each: Received, report: Report) -> None:
         "seconds": report.seconds,
         "received_at": each.at,
     }
-    if each.signed:
-        _upsert(
-            session,
-            DeviceSlot,
-            values | {"proven": report.active, "proven_boot": report.boot, "proven_seq": report.seq},
-            keep=PROOF,
-        )
-        _write_proof(session, each, report)
-    else:
-        _upsert(session, DeviceSlot, values | {"proven": None, "proven_boot": -1, "proven_seq": -1}, keep=PROOF)
+    if not each.signed:
+        unproven = values | {"proven": None, "proven_boot": -1, "proven_seq": -1}
+        return _upsert(session, DeviceSlot, unproven, keep=PROOF)
+    proven = values | {"proven": report.active, "proven_boot": report.boot, "proven_seq": report.seq}
+    newest = _upsert(session, DeviceSlot, proven, keep=PROOF)
+    return _write_proof(session, each, report) or newest
 
 
-def _write_proof(session: Session, each: Received, report: Report) -> None:
+def _write_proof(session: Session, each: Received, report: Report) -> bool:
     """Note what the device signed to be active; an unsigned report cannot undo it, a late one cannot either."""
     older = (DeviceSlot.proven_boot < report.boot) | (
         (DeviceSlot.proven_boot == report.boot) & (DeviceSlot.proven_seq < report.seq)
     )
-    session.execute(
+    done = session.execute(
         update(DeviceSlot)
         .where(DeviceSlot.device == each.device, DeviceSlot.slot == report.slot, older)
         .values(proven=report.active, proven_boot=report.boot, proven_seq=report.seq)
     )
+    return cast("CursorResult[Any]", done).rowcount == 1
 
 
 def _write_trial(session: Session, each: Received, report: Report) -> None:
@@ -311,8 +327,8 @@ def _upsert(
     only_growing: Sequence[str] = (),
     same: Sequence[str] = (),
     merge: Sequence[str] = (),
-) -> None:
-    """Insert the row, or replace it where the new (boot, seq) is newer.
+) -> bool:
+    """Insert the row, or replace it where the new (boot, seq) is newer; whether anything was written.
 
     Columns in `keep` stay as they are; a null in `merge` does not erase a value; the row stays where a column in `only_growing`
     would shrink, or one in `same` would change.
@@ -329,7 +345,8 @@ def _upsert(
     primary = [column.name for column in table.primary_key]
     changed = {name: new[name] for name in values if name not in (*primary, *keep)}
     changed |= {name: func.coalesce(new[name], old[name]) for name in merge}
-    session.execute(statement.on_conflict_do_update(index_elements=primary, set_=changed, where=newer))
+    done = session.execute(statement.on_conflict_do_update(index_elements=primary, set_=changed, where=newer))
+    return cast("CursorResult[Any]", done).rowcount == 1
 
 
 def _builtins(value: msgspec.Struct | None) -> Any:

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry import audit, catalog
-from modelfleet.registry.tables import Variant
 from modelfleet.rollout import health
 from modelfleet.rollout.cohort import cohort_below
 from modelfleet.rollout.errors import RolloutConflictError, RolloutNotFoundError, StaleRevisionError
@@ -231,16 +230,7 @@ def _restore_stable(session: Session, rollout: Rollout, row: RolloutProfile, now
     """Re-issue each group's former stable release; the version no longer counts as released for the gates."""
     for group in rollout.groups:
         _set_stable(session, rollout, group, row.profile, row.previous.get(group), rollout.id, now)
-    session.execute(
-        update(Variant)
-        .where(
-            Variant.tenant == rollout.tenant,
-            Variant.model == rollout.model,
-            Variant.version == rollout.version,
-            Variant.profile == row.profile,
-        )
-        .values(released_at=None)
-    )
+    catalog.withdraw_released(session, rollout.tenant, rollout.model, rollout.version, row.profile, now)
 
 
 def _stable_release(session: Session, rollout: Rollout, group: str, profile: str) -> dict[str, Any] | None:

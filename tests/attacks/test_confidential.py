@@ -476,6 +476,7 @@ def test_a_device_of_another_group_asks_for_a_key(secret: ConfidentialFleet, tmp
     assert answer.status_code == 403
     assert "does not name" in answer.json()["detail"]
     assert secret.actions(f"device/{outside.device}")[-1] == "device-key.refuse"
+    assert secret.actions(variant_scope(SECRET, "1.0.0", "linux-cpu-float"))[-1] == "device-key.send"
 
 
 def test_a_revoked_device_asks_for_a_key(secret: ConfidentialFleet, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -34,10 +34,13 @@ from modelfleet.signer.errors import (
     SignerUnavailableError,
     UnknownKeyError,
 )
+from modelfleet.signer.key_book import locate
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.manifest import Manifest, encode_manifest
 from modelfleet.signer.metadata import Targets, parse_metadata
+from modelfleet.signer.rotate import Rotation, rotation
 from modelfleet.signer.sign import sign_gate, sign_source
+from modelfleet.signer.stage import publish, sign_here
 from modelfleet.signer.trust import PolicyChain
 from modelfleet.signer.wire import MAX_MESSAGE_BYTES, ErrorReply, error_of, parse_reply, receive_message
 from tests.unit.signer.samples import TENANT, gate, manifest, source
@@ -296,3 +299,46 @@ def test_help_shows_an_example() -> None:
     shown = run([sys.executable, "-m", "modelfleet.signer.cli", "--help"])
     assert shown.returncode == 0
     assert "modelfleet-signer serve --socket" in shown.stdout
+
+
+def test_a_running_signer_follows_newer_roots_and_keeps_them(signer: RunningSigner, now: datetime) -> None:
+    """Two rotations behind its back: the next request brings both roots; a restart with the first one forgets nothing."""
+    first = signer.fleet.root_json.read_bytes()
+    for roles in (("root", "targets"), ("root",)):
+        paths = locate(signer.fleet.data_dir, TENANT)
+        wanted = rotation(paths, paths.repository().policy_chain(), Rotation(roles=roles), now)
+        publish(paths, sign_here(paths, wanted)[0], now)
+    chain = signer.fleet.repository().policy_chain()
+    assert len(chain.roots) == 3
+    with pytest.raises(SignatureError):
+        signer.release(chain=replace(chain, roots=()))
+    with pytest.raises(ReplayError, match="version 2 next, got 3"):
+        signer.release(chain=replace(chain, roots=chain.roots[2:]))
+    assert signer.release(chain=chain).bins
+    assert (signer.fleet.signer_state / "root.json").read_bytes() == chain.roots[-1]
+    assert signer.stop() == 0
+    signer.fleet.root_json.write_bytes(first)
+    signer.start()
+    assert signer.release(manifest(version="1.1.0", counter=2), chain=replace(chain, roots=())).bins
+
+
+def test_a_signer_does_not_start_between_two_roots_of_one_version(fleet: CeremonyResult, tmp_path: Path) -> None:
+    other = create_repository(tmp_path / "other", TENANT, bits=1, approvers=["eve"], now=datetime.now(UTC))
+    (fleet.signer_state / "root.json").write_bytes(other.root_json.read_bytes())
+    idle = RunningSigner(fleet, tmp_path / "signer.sock")
+    done = run(idle.command())
+    assert (done.returncode, "find out which is right" in done.stderr) == (3, True)
+
+
+def test_targets_are_removed_from_a_signer_that_is_stopped(signer: RunningSigner) -> None:
+    signer.release()
+    remove = [sys.executable, "-m", "modelfleet.signer.cli", "remove", manifest().path]
+    remove += ["--state", str(signer.fleet.signer_state), "--json"]
+    assert run(remove).returncode == 1  # it runs
+    signer.stop()
+    assert run(remove).returncode == 0
+    assert run(remove).returncode == 1  # no bin names it any more
+    signer.start()
+    assert signer.client.status()["targets"] == 0
+    (data,) = signer.client.resign(datetime.now(UTC)).values()
+    assert list(parse_metadata(data, Targets).signatures) == [signer.client.status()["keyid"]]

@@ -26,6 +26,19 @@ from tests.unit.agent_client.fleet import Fleet, now
 KINDS: dict[str, Any] = {"root": Root, "timestamp": Timestamp, "snapshot": Snapshot}
 
 
+def nothing(_signed: object) -> None:
+    """Change nothing but version and expiry."""
+
+
+def take_over(root: Root, key: Signer) -> None:
+    """Let one key sign for root and targets: a root that it signs holds by its own word."""
+    for role in ("root", "targets"):
+        for keyid in list(root.roles[role].keyids):
+            root.revoke_key(keyid, role)
+        root.add_key(key.public_key, role)
+        root.roles[role].threshold = 1
+
+
 class Forger:
     """Signs the metadata in `folder` (default: what is served) anew, with the role's own keys unless others are given."""
 
@@ -60,7 +73,7 @@ class Forger:
     def renew(
         self,
         role: str,
-        change: Callable[[Any], object] = lambda _: None,
+        change: Callable[[Any], object] = nothing,
         *,
         version: int | None = None,
         expires: datetime | None = None,

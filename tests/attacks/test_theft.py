@@ -39,7 +39,7 @@ from modelfleet.signer.names import sha256_of
 from modelfleet.signer.release import check_release
 from modelfleet.signer.sign import sign_approval, sign_gate, sign_group, sign_report, sign_source
 from modelfleet.signer.statements import POLICY_PATH, Approval, Approver, TrustPolicy
-from tests.attacks.forge import Forger, manifest_of
+from tests.attacks.forge import Forger, manifest_of, nothing, take_over
 from tests.attacks.machine import Machine
 from tests.attacks.service import Service
 from tests.unit.agent_client.fleet import GROUP, PROFILE, TENANT, Fleet, Server, make_device, now
@@ -344,22 +344,15 @@ def test_the_whole_server_cannot_put_a_policy_into_a_bin(thief: Thief, victim: M
 def test_the_whole_server_cannot_make_a_root(thief: Thief, victim: Machine) -> None:
     """A next root that names the thief's key for the targets role, signed by every online key."""
     mallory, policy = with_mallory(thief)
-
-    def take_over(root: Any) -> None:
-        for keyid in list(root.roles["targets"].keyids):
-            root.revoke_key(keyid, "targets")
-        root.add_key(mallory.public_key, "targets")
-        root.roles["targets"].threshold = 1
-
     release = thief.unapproved()
     named = thief.approved_by(release, sign_approval(thief.approval(release), mallory))
     before = thief.forger.saved(thief.home / "before")
-    thief.forger.renew("root", take_over, signers=list(thief.keys.values()))
+    thief.forger.renew("root", lambda root: take_over(root, mallory), signers=[mallory, *thief.keys.values()])
     serve_policy(thief, policy, [mallory])
     with pytest.raises(MetadataRefusedError):
         victim.verify(named)
     thief.forger.restore(before)
-    thief.forger.renew("root", take_over, signers=offline(thief, "root"))
+    thief.forger.renew("root", lambda root: take_over(root, mallory), signers=[mallory, *offline(thief, "root")])
     serve_policy(thief, policy, [mallory])
     assert victim.verify(named).version == "6.6.6", "two of the three root keys are everything"
 
@@ -369,15 +362,13 @@ def test_one_of_three_offline_keys(role: str, thief: Thief, victim: Machine) -> 
     """With the whole server, one root key or one targets key is as good as none."""
     victim.trust.refresh()
     before = thief.forger.saved(thief.home / "before")
-    thief.forger.renew(role, signers=offline(thief, role, 1))
-    with pytest.raises(SignatureError):
-        victim.trust.refresh()
     (one,) = offline(thief, role, 1)
-    thief.forger.restore(before)
-    thief.forger.renew(role, signers=[one, *thief.keys.values()])
-    with pytest.raises(SignatureError):
-        victim.trust.refresh()
-    thief.forger.restore(before)
+    change = (lambda root: take_over(root, one)) if role == "root" else nothing
+    for signers in ([one], [one, *thief.keys.values()]):
+        thief.forger.renew(role, change, signers=signers)
+        with pytest.raises(SignatureError):
+            victim.trust.refresh()
+        thief.forger.restore(before)
     thief.forger.renew(role, signers=offline(thief, role, 2))
     victim.trust.refresh()
 

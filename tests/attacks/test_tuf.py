@@ -32,7 +32,7 @@ from modelfleet.signer.metadata import TargetFile, Targets
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.sign import sign_gate, sign_source
 from modelfleet.signer.statements import POLICY_PATH
-from tests.attacks.forge import Forger, manifest_of
+from tests.attacks.forge import Forger, manifest_of, nothing, take_over
 from tests.attacks.machine import Machine
 from tests.unit.agent_client.fleet import TENANT, Fleet, now, send
 
@@ -74,8 +74,11 @@ def test_arbitrary_install_of_a_manifest_signed_by_a_strangers_key(
 def test_arbitrary_metadata_signed_by_a_strangers_key(role: str, machine: Machine, forger: Forger) -> None:
     forger.renew(role)
     machine.trust.refresh()
-    forger.renew(role, signers=[CryptoSigner.generate_ecdsa()])
-    with pytest.raises(UntrustedError):
+    stranger = CryptoSigner.generate_ecdsa()
+    forger.renew(role, (lambda root: take_over(root, stranger)) if role == "root" else nothing, signers=[stranger])
+    if role == "root":
+        forger.renew("targets", signers=[stranger])
+    with pytest.raises(SignatureError):
         machine.trust.refresh()
 
 

@@ -231,6 +231,13 @@ def test_an_export_is_cut_off(trail: Trail, keep: int) -> None:
     assert "the file is cut off" in refuses(trail, lines[:keep])
 
 
+def test_an_export_is_cut_off_between_checkpoints(trail: Trail) -> None:
+    lines = trail.export()
+    trail.verify(lines)
+    cut = [lines[0].replace(b'"to":12', b'"to":9'), *lines[1:12]]
+    assert "no checkpoint stands after record 8" in refuses(trail, cut)
+
+
 def test_an_export_is_cut_off_at_an_older_checkpoint(trail: Trail) -> None:
     lines = trail.export()
     older, newest = json.loads(lines[10])["checkpoint"], json.loads(lines[-1])["checkpoint"]

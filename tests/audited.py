@@ -1,0 +1,56 @@
+"""Watches a database: no transaction may change state without a record in the audit trail."""
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)\s*(.{0,60})", re.DOTALL)
+MEASURED = {"device_counters", "device_trials", "device_slots", "health_samples"}
+"""What devices measure and say along the way; what they sign at the end is a record."""
+LOG = {"audit_heads", "audit_tiles", "audit_checkpoints", "alembic_version"}
+BOOKKEEPING = (
+    ("devices", "SET online="),  # presence, agent version
+    ("desired_documents", "SET published_seq="),  # what the broker was handed; the issue is a record
+    ("audit_records", "SET log_index="),
+)
+
+
+@contextmanager
+def watch(engine: Engine) -> Generator[list[list[str]]]:
+    """Yield what fills with the changes of each transaction that commits in this block without appending to the trail."""
+    running: dict[int, list[str]] = {}
+    unaudited: list[list[str]] = []
+    watching = True
+
+    def begin(connection: Any) -> None:
+        running[id(connection)] = []
+
+    def execute(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if WRITES.match(statement):
+            running.setdefault(id(connection), []).append(" ".join(statement.split()))
+
+    def commit(connection: Any) -> None:
+        written = running.pop(id(connection), [])
+        changes = [statement for statement in written if _is_change(statement)]
+        audited = any(statement.startswith("INSERT INTO audit_records") for statement in written)
+        if watching and changes and not audited:
+            unaudited.append(changes)
+
+    # They stay: other threads of the fleet use the engine, and a list of listeners is not changed under them.
+    event.listen(engine, "begin", begin)
+    event.listen(engine, "before_cursor_execute", execute)
+    event.listen(engine, "commit", commit)
+    yield unaudited
+    watching = False
+
+
+def _is_change(statement: str) -> bool:
+    found = WRITES.match(statement)
+    assert found is not None
+    table, rest = found[2], found[3]
+    if table in MEASURED | LOG | {"audit_records"}:
+        return False
+    return not any(table == name and rest.startswith(what) for name, what in BOOKKEEPING)

@@ -192,7 +192,7 @@ class OnlineRepository:
         with self._exclusive():
             version = self._snapshot().signed.meta[f"{Targets.type}.json"].version
             data = self._path(Targets.type, version).read_bytes()
-            target = parse_metadata(data, Targets).signed.targets[POLICY_PATH]
+            target = self._targets().signed.targets[POLICY_PATH]
             policy = (self._targets_dir / target.get_prefixed_paths()[0]).read_bytes()
             return PolicyChain(targets=data, policy=policy, roots=self._roots())
 

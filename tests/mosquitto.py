@@ -103,6 +103,7 @@ class Client:
         will: str | None = None,
         believes: Path | None = None,
         username: str = "",
+        password: str = "",
     ) -> None:
         self.id = client_id
         self.received: queue.Queue[tuple[str, bytes]] = queue.Queue()
@@ -113,7 +114,7 @@ class Client:
         anonymous = ssl.create_default_context(cafile=str(believes)) if certificate is None else None
         self._client.tls_set_context(anonymous or certificate.context())  # pyright: ignore[reportOptionalMemberAccess]
         if username:
-            self._client.username_pw_set(username, "")
+            self._client.username_pw_set(username, password)
         if will is not None:
             self._client.will_set(will, b"will", qos=1, retain=True)
         self._client.on_connect = self._connected

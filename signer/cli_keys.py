@@ -266,6 +266,21 @@ def import_(
     _publish_or_wait(paths, change, secrets_of(passphrase_file), as_json, _rekey(socket_path), [])
 
 
+@keys.command("publish")
+@socket_option
+@data_options
+@passphrase_option
+@json_option
+@guarded
+def publish_(socket_path: Path | None, data: Path, tenant: str, passphrase_file: Path | None, as_json: bool) -> None:
+    """Publish the change that waits, once it bears enough signatures: after a crash, or when the signer was in the way.
+
+    Example: modelfleet keys publish --data ./fleet --tenant acme
+    """
+    paths = opened(data, tenant)
+    _publish_or_wait(paths, _waiting(paths), secrets_of(passphrase_file), as_json, _rekey(socket_path), [])
+
+
 @keys.command()
 @data_options
 @json_option

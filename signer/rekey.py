@@ -86,7 +86,7 @@ def _alone_on(state_dir: Path) -> Generator[None]:
             held.enter_context(folder_lock(state_dir, wait=False))
         except BlockingIOError as error:
             raise SignerUnavailableError(
-                f"a signer process holds {state_dir}: stop `modelfleet serve` for this, or give --socket of one that was"
-                " started again with the new key"
+                f"a signer process holds {state_dir}: stop `modelfleet serve`, then `modelfleet keys publish`; or give"
+                " --socket of a signer that was started again with the new key"
             ) from error
         yield

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from modelfleet.service.cli import main
+from modelfleet.signer.files import folder_lock
 from modelfleet.signer.key_book import locate
 from modelfleet.signer.keys import key_id, public_key
 from modelfleet.signer.passphrase import ask_passphrase, passphrase_file
@@ -122,6 +123,17 @@ def test_nothing_is_signed_without_a_yes_or_under_another_root(keys: Keys, tmp_p
     assert stick.read_bytes() == before
     keys("discard", *at(tmp_path))
     keys("renew", "targets", *at(tmp_path))
+
+
+def test_a_change_that_the_signer_was_in_the_way_of_is_published_later(keys: Keys, tmp_path: Path) -> None:
+    env, before = {"MODELFLEET_PASSPHRASE": PASSPHRASE}, locate(tmp_path / "fleet", "acme")
+    with folder_lock(before.signer_state):
+        refused = keys("rotate", "releases", *at(tmp_path), env=env, rc=1)
+    assert "modelfleet keys publish" in refused.stderr
+    assert locate(tmp_path / "fleet", "acme") == before
+    assert json.loads(keys("publish", *at(tmp_path), "--json").stdout)["state"] == "published"
+    assert locate(tmp_path / "fleet", "acme").releases_key != before.releases_key
+    keys("publish", *at(tmp_path), rc=2)
 
 
 @pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp", "releases", "director", "approver:anna"])

@@ -236,7 +236,7 @@ def sign(
         raise click.Abort
     signed = sign_change(change, load_signer(key, secrets_of(passphrase_file)))
     write_durably(output or file, encode_change(signed))
-    say(signed, as_json, state="signed", then=f"next: modelfleet keys import {output or file}")
+    say(signed, as_json, state="signed", then=f"next: modelfleet keys import {output or file}", told=True)
 
 
 @keys.command("import")
@@ -311,8 +311,10 @@ def finish(
     _publish_or_wait(paths, signed, secrets, as_json, rekey, reasons)
 
 
-def say(change: Change, as_json: bool, *, state: str, reasons: Sequence[str] = (), then: str = "") -> None:
-    """Tell what the change is and what it waits for."""
+def say(
+    change: Change, as_json: bool, *, state: str, reasons: Sequence[str] = (), then: str = "", told: bool = False
+) -> None:
+    """Tell what the change is, unless that was `told` already, and what it waits for."""
     missing = [str(lack) for lack in lacking(change)]
     changes = describe_change(change)
     if as_json:
@@ -320,7 +322,7 @@ def say(change: Change, as_json: bool, *, state: str, reasons: Sequence[str] = (
             json.dumps({"state": state, "changes": changes, "missing": missing, "reasons": list(reasons)}, indent=2)
         )
         return
-    for line in changes:
+    for line in changes if not told else ():
         click.echo(line)
     for reason in reasons:
         click.echo(f"a key was not used: {reason}")

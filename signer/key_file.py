@@ -20,6 +20,7 @@ from modelfleet.signer.files import write_durably
 from modelfleet.signer.passphrase import Secrets
 
 ENCRYPTED_MARK = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+PUBLIC_MARK = b"-----BEGIN PUBLIC KEY-----"
 
 
 def load_file(path: str, secrets: Secrets) -> Signer:
@@ -36,7 +37,7 @@ def load_file(path: str, secrets: Secrets) -> Signer:
     try:
         private = load_pem_private_key(data, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyUriError(_unreadable(path, encrypted=passphrase is not None)) from error
+        raise KeyUriError(_unreadable(path, data)) from error
     if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
         raise KeyUriError(f"expected a P-256 key at {path}: make one with `modelfleet keys make file:{path}`")
     return CryptoSigner(private)
@@ -63,7 +64,9 @@ def is_encrypted(path: str) -> bool:
         return False
 
 
-def _unreadable(path: str, *, encrypted: bool) -> str:
-    if encrypted:
+def _unreadable(path: str, data: bytes) -> str:
+    if ENCRYPTED_MARK in data:
         return f"the passphrase does not open {path}"
+    if PUBLIC_MARK in data:
+        return f"{path} holds the public half of a key alone: sign where the private one is"
     return f"expected a PKCS#8 PEM at {path}, got something else"

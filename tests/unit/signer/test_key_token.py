@@ -4,13 +4,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from modelfleet.signer.change import sign_change
 from modelfleet.signer.errors import KeyUriError
+from modelfleet.signer.key_book import CeremonyResult
 from modelfleet.signer.key_token import parse_token_uri
-from modelfleet.signer.keys import load_signer, make_key, public_key
+from modelfleet.signer.keys import key_id, load_signer, make_key, public_key
+from modelfleet.signer.rotate import Rotation, rotation
+from modelfleet.signer.stage import publish
+from modelfleet.signer.trust import trusted_root
 from tests.servers import program
 
 MODULE = "/usr/lib/softhsm/libsofthsm2.so"
@@ -95,6 +101,26 @@ def test_refuses_uris_that_rfc_7512_or_prudence_forbid(rest: str, says: str, mon
 def test_reads_percent_encoding_and_ids() -> None:
     uri = parse_token_uri("token=My%20Token;id=%01%ff?module-path=/opt/a%20b.so")
     assert (uri.token, uri.key_id, uri.module) == ({"token": "My Token"}, b"\x01\xff", "/opt/a b.so")
+
+
+def test_a_root_key_moves_from_a_file_to_a_token(token: str, fleet: CeremonyResult, now: datetime) -> None:
+    """The server's side knows only the public half; the token signs the exported change elsewhere."""
+    uri = uri_of(token, "root-1")
+    make_key(uri)
+    public = fleet.data_dir / "root-1.pub.pem"
+    public.write_text(public_key(uri).keyval["public"])
+    old = key_id(public_key(fleet.root_keys[0]))
+    wanted = Rotation(roles=("root",), old=old, new_keys=(f"file:{public}",))
+    change = rotation(fleet, fleet.repository().policy_chain(), wanted, now)
+    signed = sign_change(change, load_signer(uri))
+    for other in fleet.root_keys[1:]:
+        signed = sign_change(signed, load_signer(other))
+    publish(fleet, signed, now)
+    root = trusted_root(fleet.root_json.read_bytes())
+    assert (root.version, key_id(public_key(uri)) in root.roles["root"].keyids) == (2, True)
+    assert old not in root.keys
+    with pytest.raises(KeyUriError, match="public half of a key alone"):
+        load_signer(f"file:{public}")
 
 
 def test_the_signer_process_holds_a_releases_key_on_a_token(token: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import (
     load_identity,
     load_key,
-    root_metadata_path,
+    load_root_metadata,
 )
 from modelfleet.agent_client.link import MqttLink
 from modelfleet.agent_client.model import OPENERS, Model, SessionOpener, open_model
@@ -86,6 +86,7 @@ class Agent:
         self._deadlines = deadlines
         self._openers = {**OPENERS, **(runtimes or {})}
         self.identity = load_identity(root)
+        self._bootstrap = load_root_metadata(root)
         load_key(root)  # a folder without a key is refused here, before anything is written
         self._wake = threading.Event()
         self._inbox: dict[str, bytes] = {}
@@ -108,8 +109,8 @@ class Agent:
         """
         self._stop = stop
         with contextlib.ExitStack() as held:
-            self._insist(lambda: held.enter_context(locked(self._root)))
-            self._insist(self._begin)
+            if not (self._insist(lambda: held.enter_context(locked(self._root))) and self._insist(self._begin)):
+                return
             try:
                 while not stop.is_set():
                     self._wake.wait(TICK_SECONDS)
@@ -146,14 +147,17 @@ class Agent:
             "refusals": list(self._refusals),
         }
 
-    def _insist(self, act: Callable[[], None]) -> None:
-        """Do what a start needs, and again while the disk refuses: an agent that ends can report nothing and take no way back."""
+    def _insist(self, act: Callable[[], None]) -> bool:
+        """Do what a start needs, and again while the disk refuses: an agent that ends cannot go back (False: asked to end)."""
         while not self._stop.is_set():
             try:
-                return act()
+                act()
             except OSError as error:
                 log.warning("device %s cannot start yet: %s", self.identity.device, error)
                 self._stop.wait(RETRY_START_SECONDS)
+            else:
+                return True
+        return False
 
     def _begin(self) -> None:
         self._workers.clear()
@@ -333,7 +337,7 @@ class Agent:
         floors = self._floors()
         trust = Trust(
             self._root / "trust",
-            bootstrap=root_metadata_path(self._root).read_bytes(),
+            bootstrap=self._bootstrap,
             tenant=self.identity.tenant,
             server=self.identity.server,
             client=self._client,

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import jwt
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -24,7 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
 from modelfleet.agent_client.errors import NotEnrolledError, StorageError
 from modelfleet.agent_client.protocol import DeviceId
 from modelfleet.agent_client.storage import Disk, read_struct
+from modelfleet.signer.errors import UntrustedError
 from modelfleet.signer.names import Name
+from modelfleet.signer.trust import trusted_root
 
 TOKEN_AUDIENCE = "modelfleet"  # noqa: S105 - the audience that servers ask for, no secret
 TOKEN_SECONDS = 300
@@ -85,6 +88,23 @@ def load_identity(root: Path) -> Identity:
     return found
 
 
+def load_root_metadata(root: Path) -> bytes:
+    """Return the TUF root that the device was enrolled with; all trust comes from it, and nobody else can give it.
+
+    Raises:
+        StorageError: the file is missing or damaged.
+    """
+    path = root_metadata_path(root)
+    try:
+        data = path.read_bytes()
+        trusted_root(data)
+    except (OSError, UntrustedError) as error:
+        raise StorageError(
+            f"{path}: expected the TUF root of the enrolment, got {error}; enrol the device again"
+        ) from error
+    return data
+
+
 def load_key(root: Path) -> ec.EllipticCurvePrivateKey:
     """Return the device's private key, which shows who it is.
 
@@ -103,7 +123,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Return the private key in the file (StorageError: missing, or no P-256 key)."""
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise StorageError(f"{path}: expected a P-256 private key, got {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
         raise StorageError(f"{path}: expected a P-256 private key, got another kind")

@@ -62,9 +62,14 @@ TENANT, GROUP, PROFILE, SLOT = "acme", "lab", "linux-cpu-float", "classifier"
 QUICK = Limits(latency_ms=100.0, probation_seconds=0.1, probation_inferences=10, metrics_seconds=0.2)
 
 
+def weights_of(seed: int) -> np.ndarray:
+    """What `linear_model(seed)` multiplies its input by."""
+    return np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
+
+
 def linear_model(seed: int, *, padding: int = 0) -> bytes:
     """An ONNX classifier of 4 numbers into 3 classes; `padding` bytes make it as long as a test needs."""
-    weights = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
+    weights = weights_of(seed)
     graph = oh.make_graph(
         [oh.make_node("MatMul", ["image", "weights"], ["scores"])],
         "linear",
@@ -79,7 +84,7 @@ def linear_model(seed: int, *, padding: int = 0) -> bytes:
 
 def golden_of(seed: int) -> bytes:
     """The device golden set of `linear_model(seed)`: what numpy says it answers."""
-    weights = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
+    weights = weights_of(seed)
     inputs = np.random.default_rng(1).normal(size=(16, 4)).astype(np.float32)
     scores = inputs @ weights
     stream = io.BytesIO()

@@ -20,9 +20,6 @@ from modelfleet.signer.files import write_durably
 from modelfleet.signer.keys import generate_key, load_signer, public_key
 from modelfleet.signer.names import sha256_of
 
-METADATA_ACTION = "metadata.publish"
-POLICY_ACTION = "policy.publish"
-
 log = logging.getLogger(__name__)
 
 
@@ -63,8 +60,8 @@ def note_metadata(registry: Registry, now: datetime) -> None:
     roots = (registry.trust_dir / "metadata").glob("*.root.json")
     versions["root"] = max(int(path.name.split(".")[0]) for path in roots)
     policy = {"sha256": sha256_of(chain.policy), "targets_version": versions["targets"]}
-    _note(registry, METADATA_ACTION, "metadata/tuf", {"versions": versions}, now)
-    _note(registry, POLICY_ACTION, "policy/trust", policy, now)
+    _note(registry, "metadata.publish", "metadata/tuf", {"versions": versions}, now)
+    _note(registry, "policy.publish", "policy/trust", policy, now)
 
 
 def _note(registry: Registry, action: str, subject: str, detail: Mapping[str, object], now: datetime) -> None:

@@ -59,8 +59,10 @@ def data_key(registry: Registry, scope: str) -> bytes:
     return open_kek(registry.kek_uri).unwrap(found.wrapped, _context(registry.tenant, scope))
 
 
-def rotate_file(sessions: sessionmaker[Session], path: Path) -> tuple[int, list[str]]:
-    """Make a new primary key in the file, wrap every data key anew, drop the old keys; again after a crash is safe.
+def rotate_file(sessions: sessionmaker[Session], tenant: str, path: Path) -> tuple[int, list[str]]:
+    """Make a new primary key in the file, wrap the tenant's data keys anew, drop the old keys that nothing uses any more.
+
+    Again after a crash is safe.
 
     Returns:
         How many data keys were wrapped anew, and the ids of the dropped keys.
@@ -74,20 +76,20 @@ def rotate_file(sessions: sessionmaker[Session], path: Path) -> tuple[int, list[
             kek.make()
             return 0, []
         kek.add()
-        number = rewrap(sessions, kek, kek)
+        number = rewrap(sessions, tenant, kek, kek)
         with sessions() as session:
             used = {key_of(wrapped) for wrapped in session.scalars(select(DataKey.wrapped))}
         return number, kek.drop(used)
 
 
-def rewrap(sessions: sessionmaker[Session], old: Kek, new: Kek) -> int:
-    """Wrap every data key with `new`, all or none, and return how many there were; those that `new` wrapped stay.
+def rewrap(sessions: sessionmaker[Session], tenant: str, old: Kek, new: Kek) -> int:
+    """Wrap the tenant's data keys with `new`, all or none, and return how many there were; those that `new` wrapped stay.
 
     Raises:
         KekError: one opens under neither.
     """
     with sessions.begin() as session:
-        rows = session.scalars(select(DataKey)).all()
+        rows = session.scalars(select(DataKey).where(DataKey.tenant == tenant)).all()
         for row in rows:
             context = _context(row.tenant, row.scope)
             row.wrapped = new.wrap(_opened(row.wrapped, context, old, new), context)

@@ -18,8 +18,9 @@ Command = Callable[..., None]
 
 
 def data_options(command: Command) -> Command:
-    """Add --data and --json."""
+    """Add --data, --tenant and --json."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+    command = click.option("--tenant", help="Whose data keys (MODELFLEET_TENANT).")(command)
     folder = click.Path(path_type=Path)
     return click.option("--data", type=folder, help="Data folder (MODELFLEET_DATA).")(command)
 
@@ -28,30 +29,30 @@ def data_options(command: Command) -> Command:
 def confidential() -> None:
     """Confidential versions: the key that wraps their data keys.
 
-    Example: modelfleet confidential rotate-kek --data ./fleet
+    Example: modelfleet confidential rotate-kek --data ./fleet --tenant acme
     """
 
 
 @confidential.command("rotate-kek")
 @data_options
 @click.option("--to", "target", metavar="URI", help="Move to this key (file:... or awskms:...) in place of a new one.")
-def rotate_kek(data: Path | None, target: str | None, as_json: bool) -> None:
-    """Wrap every data key anew: with a new key in the file, or with the key that --to names.
+def rotate_kek(data: Path | None, tenant: str | None, target: str | None, as_json: bool) -> None:
+    """Wrap the tenant's data keys anew: with a new key in the file, or with the key that --to names.
 
     Makes the file where there is none. Blobs, manifests and what devices hold stay as they are. Safe to repeat after a
     crash, and while the service runs.
 
-    Example: modelfleet confidential rotate-kek --data ./fleet --to awskms:alias/modelfleet
+    Example: modelfleet confidential rotate-kek --data ./fleet --tenant acme --to awskms:alias/modelfleet
     """
     from modelfleet.registry.data_keys import rotate_file
     from modelfleet.registry.kek import OPENERS
 
-    with _opened(data) as (settings, sessions):
+    with _opened(data, tenant) as (settings, sessions):
         scheme, _, path = settings.kek.partition(":")
         if target is not None:
-            rewrapped, dropped = _move(sessions, settings.kek, target), list[str]()
+            rewrapped, dropped = _move(sessions, settings.tenant, settings.kek, target), list[str]()
         elif scheme == "file":
-            rewrapped, dropped = rotate_file(sessions, Path(path))
+            rewrapped, dropped = rotate_file(sessions, settings.tenant, Path(path))
         else:
             known = ", ".join(sorted(OPENERS))
             raise click.ClickException(f"{settings.kek} rotates its key itself; name another with --to ({known})")
@@ -65,20 +66,22 @@ def rotate_kek(data: Path | None, target: str | None, as_json: bool) -> None:
 
 @confidential.command()
 @data_options
-def status(data: Path | None, as_json: bool) -> None:
+def status(data: Path | None, tenant: str | None, as_json: bool) -> None:
     """Show which key wraps how many data keys, and how many devices could not open a confidential version.
 
-    Example: modelfleet confidential status --data ./fleet --json
+    Example: modelfleet confidential status --data ./fleet --tenant acme --json
     """
     from sqlalchemy import func, select
 
     from modelfleet.registry.kek import key_of
     from modelfleet.registry.tables import DataKey, Device
 
-    with _opened(data) as (settings, sessions), sessions() as session:
-        keys = Counter(key_of(wrapped) for wrapped in session.scalars(select(DataKey.wrapped)))
-        lacking = select(func.count()).where(Device.encryption_key.is_(None), Device.revoked_at.is_(None))
-        without = session.scalar(lacking.select_from(Device)) or 0
+    with _opened(data, tenant) as (settings, sessions), sessions() as session:
+        wrapped = session.scalars(select(DataKey.wrapped).where(DataKey.tenant == settings.tenant))
+        keys = Counter(map(key_of, wrapped))
+        of_fleet = (Device.tenant == settings.tenant, Device.revoked_at.is_(None))
+        lacking = select(func.count()).select_from(Device).where(*of_fleet, Device.encryption_key.is_(None))
+        without = session.scalar(lacking) or 0
     if as_json:
         click.echo(json.dumps({"kek": settings.kek, "data_keys": keys, "devices_without_key": without}))
         return
@@ -88,7 +91,7 @@ def status(data: Path | None, as_json: bool) -> None:
     click.echo(f"devices without an encryption key, to be enrolled again: {without}")
 
 
-def _move(sessions: "sessionmaker[Session]", source: str, target: str) -> int:
+def _move(sessions: "sessionmaker[Session]", tenant: str, source: str, target: str) -> int:
     from modelfleet.registry.data_keys import rewrap, wrapping
     from modelfleet.registry.kek import FileKek, open_kek
 
@@ -96,11 +99,11 @@ def _move(sessions: "sessionmaker[Session]", source: str, target: str) -> int:
     if isinstance(new, FileKek) and not new.path.exists():
         new.make()
     with wrapping(old):
-        return rewrap(sessions, old, new)
+        return rewrap(sessions, tenant, old, new)
 
 
 @contextmanager
-def _opened(data: Path | None) -> "Generator[tuple[Settings, sessionmaker[Session]]]":
+def _opened(data: Path | None, tenant: str | None) -> "Generator[tuple[Settings, sessionmaker[Session]]]":
     from modelfleet.registry.errors import RegistryError
     from modelfleet.service.compose import require_initialised
     from modelfleet.service.database import open_database, session_factory
@@ -108,7 +111,8 @@ def _opened(data: Path | None) -> "Generator[tuple[Settings, sessionmaker[Sessio
     from modelfleet.service.settings import Settings
 
     try:
-        settings = Settings() if data is None else Settings(data=data)
+        given = {"data": data, "tenant": tenant}
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
         require_initialised(settings)
         engine = open_database(settings.sqlalchemy_url)
         try:

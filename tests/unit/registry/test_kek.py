@@ -13,7 +13,7 @@ from modelfleet.registry import data_keys
 from modelfleet.registry.data_keys import data_key, make_data_key, rewrap, rotate_file
 from modelfleet.registry.errors import KekError, NotFoundError
 from modelfleet.registry.kek import AwsKmsKek, FileKek, key_of, open_kek
-from modelfleet.registry.tables import DataKey
+from modelfleet.registry.tables import DataKey, Tenant
 
 KEY, CONTEXT = bytes(range(32)), "acme/variant/digits@1.0.0/p"
 
@@ -87,7 +87,7 @@ def test_a_scope_has_one_data_key_however_many_ask_at_once(registry, at_once) ->
 def test_rotation_wraps_everything_anew_and_drops_the_old_key(registry, kek: FileKek) -> None:
     keys = {scope: make_data_key(registry, scope) for scope in ("variant/x", "version/x")}
     before = kek.path.read_bytes()
-    number, dropped = rotate_file(registry.sessions, kek.path)
+    number, dropped = rotate_file(registry.sessions, "acme", kek.path)
     assert (number, len(dropped)) == (2, 1)
     assert {scope: data_key(registry, scope) for scope in keys} == keys
     assert stat.S_IMODE(kek.path.stat().st_mode) == 0o600
@@ -101,7 +101,7 @@ def test_a_rotation_that_was_cut_off_is_ended_by_the_next(registry, kek: FileKek
     kek.add()  # as far as it came: a new primary key, nothing wrapped by it yet
     assert data_key(registry, "variant/x") == key
     other = make_data_key(registry, "variant/y")
-    assert rotate_file(registry.sessions, kek.path)[0] == 2
+    assert rotate_file(registry.sessions, "acme", kek.path)[0] == 2
     assert (data_key(registry, "variant/x"), data_key(registry, "variant/y")) == (key, other)
     assert kek.path.read_bytes().count(b'"') < 20  # one key is left
 
@@ -110,7 +110,7 @@ def test_a_rotation_waits_for_a_data_key_that_is_being_stored(registry, kek: Fil
     done = threading.Event()
 
     def rotate() -> None:
-        rotate_file(registry.sessions, kek.path)
+        rotate_file(registry.sessions, "acme", kek.path)
         done.set()
 
     with data_keys.wrapping(kek):
@@ -123,8 +123,8 @@ def test_a_rotation_waits_for_a_data_key_that_is_being_stored(registry, kek: Fil
 
 def test_data_keys_move_to_a_kms_and_again_is_harmless(registry, kek: FileKek, kms: AwsKmsKek) -> None:
     key = make_data_key(registry, "variant/x")
-    assert rewrap(registry.sessions, kek, kms) == 1
-    assert rewrap(registry.sessions, kek, kms) == 1
+    assert rewrap(registry.sessions, "acme", kek, kms) == 1
+    assert rewrap(registry.sessions, "acme", kek, kms) == 1
     with registry.sessions() as session:
         assert {key_of(row.wrapped) for row in session.query(DataKey)} == {"awskms"}
     assert data_key(replace(registry, kek_uri=f"awskms:{kms._key}"), "variant/x") == key
@@ -135,8 +135,18 @@ def test_a_data_key_that_does_not_open_stops_a_rotation_before_anything_is_lost(
     with registry.sessions.begin() as session:
         session.add(DataKey(tenant="acme", scope="variant/y", wrapped=f"gone:{os.urandom(4).hex()}", created_at=_now()))
     with pytest.raises(KekError):
-        rotate_file(registry.sessions, kek.path)
+        rotate_file(registry.sessions, "acme", kek.path)
     assert data_key(registry, "variant/x") == key
+
+
+def test_another_tenant_under_the_same_file_keeps_its_key(registry, kek: FileKek) -> None:
+    with registry.sessions.begin() as session:
+        session.add(Tenant(name="umbrella", created_at=_now()))
+    other = replace(registry, tenant="umbrella")
+    keys = make_data_key(registry, "variant/x"), make_data_key(other, "variant/x")
+    assert rotate_file(registry.sessions, "acme", kek.path) == (1, [])
+    assert (data_key(registry, "variant/x"), data_key(other, "variant/x")) == keys
+    assert len(rotate_file(registry.sessions, "umbrella", kek.path)[1]) == 1
 
 
 def _now():

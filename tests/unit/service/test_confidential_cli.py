@@ -40,7 +40,7 @@ def registry(data: Path, kek: Path | None = None) -> Registry:
 
 def test_rotation_keeps_every_data_key(data: Path) -> None:
     key = make_data_key(registry(data), "variant/x")
-    assert run("confidential", "rotate-kek", "--data", str(data)) == (
+    assert run("confidential", "rotate-kek", "--data", str(data), "--tenant", "acme") == (
         0,
         "wrapped 1 data keys anew, dropped 1 old keys\n",
     )
@@ -50,7 +50,7 @@ def test_rotation_keeps_every_data_key(data: Path) -> None:
 def test_moving_to_another_key_names_what_to_set(data: Path, tmp_path: Path) -> None:
     key = make_data_key(registry(data), "variant/x")
     target = tmp_path / "other.json"
-    code, said = run("confidential", "rotate-kek", "--data", str(data), "--to", f"file:{target}")
+    code, said = run("confidential", "rotate-kek", "--data", str(data), "--tenant", "acme", "--to", f"file:{target}")
     assert code == 0
     assert f"MODELFLEET_KEK_URI=file:{target}" in said
     assert data_key(registry(data, target), "variant/x") == key
@@ -58,23 +58,23 @@ def test_moving_to_another_key_names_what_to_set(data: Path, tmp_path: Path) -> 
 
 def test_a_fleet_made_before_gets_its_first_key(data: Path) -> None:
     (data / "service" / "kek.json").unlink()
-    assert run("confidential", "rotate-kek", "--data", str(data))[0] == 0
+    assert run("confidential", "rotate-kek", "--data", str(data), "--tenant", "acme")[0] == 0
     assert make_data_key(registry(data), "variant/x")
 
 
 def test_status_says_which_key_wraps_how_many(data: Path) -> None:
     make_data_key(registry(data), "variant/x")
-    code, said = run("confidential", "status", "--data", str(data), "--json")
+    code, said = run("confidential", "status", "--data", str(data), "--tenant", "acme", "--json")
     assert code == 0
     found = json.loads(said)
     assert list(found["data_keys"].values()) == [1]
     assert found["devices_without_key"] == 0
-    assert "wraps 1 data keys" in run("confidential", "status", "--data", str(data))[1]
+    assert "wraps 1 data keys" in run("confidential", "status", "--data", str(data), "--tenant", "acme")[1]
 
 
 def test_a_key_that_a_kms_holds_is_not_rotated_here(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELFLEET_KEK_URI", "awskms:alias/x")
-    code, said = run("confidential", "rotate-kek", "--data", str(data))
+    code, said = run("confidential", "rotate-kek", "--data", str(data), "--tenant", "acme")
     assert code == 1
     assert "name another with --to" in said
 

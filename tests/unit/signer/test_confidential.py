@@ -1,13 +1,16 @@
 """A data key opens for the device and the manifest it was wrapped for, and for nobody else."""
 
+import contextlib
 import json
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelfleet.signer.confidential import file_context, parse_wrapped_key, unwrap_key, wrap_key
-from modelfleet.signer.errors import DecryptionError, FormatError
+from modelfleet.signer.errors import DecryptionError, FormatError, UntrustedError
 
 DATA_KEY, MANIFEST = bytes(range(32)), "a" * 64
 PLACE = {"tenant": "acme", "device": "d1", "manifest_sha256": MANIFEST}
@@ -58,6 +61,22 @@ def test_no_two_files_have_the_same_context() -> None:
     changed = [{**one, field: "x"} for field in one]
     shifted = {**one, "model": "a", "version": "b/1.0.0"}
     assert len({file_context(**each) for each in (one, *changed, shifted)}) == 7
+
+
+bent = st.builds(lambda place, byte: _bent(place, byte), st.integers(0, 360), st.integers(0, 255))
+
+
+@given(data=st.one_of(st.binary(max_size=400), bent))
+def test_any_bytes_are_a_key_for_this_device_or_untrusted(data: bytes) -> None:
+    with contextlib.suppress(UntrustedError):
+        assert unwrap_key(data, DEVICE, **PLACE) == DATA_KEY
+
+
+_GOOD = wrap_key(DATA_KEY, pem(DEVICE), **PLACE)
+
+
+def _bent(place: int, byte: int) -> bytes:
+    return _GOOD[:place] + bytes([byte]) + _GOOD[place + 1 :]
 
 
 def _with(said: bytes, **changes: object) -> bytes:

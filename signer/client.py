@@ -13,6 +13,7 @@ from modelfleet.signer.errors import SignerUnavailableError
 from modelfleet.signer.repository import OnlineRepository
 from modelfleet.signer.trust import BIN_LIFE, PolicyChain
 from modelfleet.signer.wire import (
+    MAX_ROOTS,
     ErrorReply,
     ReleaseReply,
     ReleaseRequest,
@@ -91,7 +92,7 @@ class SignerClient:
             gates=tuple(gate_envelopes),
             targets=policy_chain.targets,
             policy=policy_chain.policy,
-            roots=policy_chain.roots,
+            roots=policy_chain.roots[-MAX_ROOTS:],
         )
         reply = self._call(request, ReleaseReply)
         return SignedRelease(bins=reply.bins, bundle=reply.bundle, entry_bundle=reply.entry_bundle)

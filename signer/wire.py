@@ -18,6 +18,8 @@ from modelfleet.signer.names import Count
 from modelfleet.signer.parse import parse_json
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+MAX_ROOTS: Final = 256
+"""Rotations of the root that a signer may be behind."""
 _LENGTH = struct.Struct(">I")
 
 ERRORS: Mapping[str, type[SignerError]] = {
@@ -41,7 +43,7 @@ class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", 
     gates: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)]
     targets: bytes
     policy: bytes
-    roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=256)] = ()
+    roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_ROOTS)] = ()
 
 
 class ResignRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="resign"):

@@ -25,7 +25,7 @@ from modelfleet.registry.tables import AuditCheckpoint, AuditHead, AuditRecord
 from modelfleet.signer.checkpoint import Checkpoint, Inclusion, origin_of, sign_checkpoint, verify_checkpoint
 from modelfleet.signer.errors import UntrustedError
 from modelfleet.signer.files import write_durably
-from modelfleet.signer.keys import Signer
+from modelfleet.signer.keys import Key, Signer
 from modelfleet.signer.merkle import consistency_proof, frontier_hashes, inclusion_proof, root_of
 
 BATCH: Final = 5000
@@ -51,13 +51,22 @@ class AuditLog:
         signer: the audit key, P-256.
         kept: file of the last checkpoint that this service signed, outside the database.
         every_seconds: `keep` signs at most this often.
+        former: keys that signed before `signer` did; what they signed last is gone on from, and signed again.
     """
 
     def __init__(
-        self, sessions: sessionmaker[Session], tenant: str, signer: Signer, kept: Path, *, every_seconds: float = 10.0
+        self,
+        sessions: sessionmaker[Session],
+        tenant: str,
+        signer: Signer,
+        kept: Path,
+        *,
+        every_seconds: float = 10.0,
+        former: Sequence[Key] = (),
     ) -> None:
         self.tenant, self.origin = tenant, origin_of(tenant)
         self._sessions, self._signer, self._kept, self._every_seconds = sessions, signer, kept, every_seconds
+        self._keys = (signer.public_key, *former)
         self._lock = threading.Lock()
         self._last: datetime | None = None
 
@@ -138,15 +147,22 @@ class AuditLog:
             size = self._locked_size(session)
             self._require_unchanged(session, size)
             known = session.get(AuditCheckpoint, (self.tenant, size))
-            if known is None:
+            if known is not None and self._is_own(known.note):
+                note = known.note
+            else:
                 root = root_of(size, Tree(session, self.tenant).subtree)
                 note = sign_checkpoint(Checkpoint(origin=self.origin, size=size, root=root), self._signer)
-                session.add(AuditCheckpoint(tenant=self.tenant, size=size, note=note, signed_at=now))
-            else:
-                note = known.note
-        if known is None or not self._kept.exists():
+                session.merge(AuditCheckpoint(tenant=self.tenant, size=size, note=note, signed_at=now))
+        if not self._kept.exists() or self._kept.read_text(encoding="utf-8") != note:
             write_durably(self._kept, note.encode())  # after the commit: it must never be ahead of the database
         return note
+
+    def _is_own(self, note: str) -> bool:
+        try:
+            verify_checkpoint(note, self._signer.public_key, origin=self.origin)
+        except UntrustedError:
+            return False
+        return True
 
     def _locked_size(self, session: Session) -> int:
         """Return the log's size, and hold its row until the transaction ends."""
@@ -181,10 +197,15 @@ class AuditLog:
         return None if note is None else self._verified(note)
 
     def _verified(self, note: str | bytes) -> Checkpoint:
-        try:
-            return verify_checkpoint(note, self._signer.public_key, origin=self.origin)
-        except UntrustedError as error:
-            raise AuditError(f"a stored checkpoint is not by this service's audit key: {error}") from error
+        refusals: list[str] = []
+        for key in self._keys:
+            try:
+                return verify_checkpoint(note, key, origin=self.origin)
+            except UntrustedError as error:
+                refusals.append(str(error))
+        raise AuditError(
+            f"the last checkpoint is not by this service's audit key ({refusals[0]}): see docs/audit.md on a new key"
+        )
 
 
 def _place(session: Session, ids: Sequence[int], size: int) -> None:

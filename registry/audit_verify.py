@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from modelfleet.signer.checkpoint import Checkpoint, origin_of, verify_checkpoint
-from modelfleet.signer.errors import AuditTamperedError, FormatError
+from modelfleet.signer.errors import AuditTamperedError, FormatError, UnknownKeyError
 from modelfleet.signer.keys import Key
 from modelfleet.signer.merkle import HASH_BYTES, Frontier, leaf_hash
 
@@ -67,6 +67,7 @@ class _Reading:
     checkpoints: int = 0
     note: str = ""
     newest: Checkpoint | None = None
+    unknown: UnknownKeyError | None = None
     found: dict[bytes, int] = field(default_factory=dict[bytes, int])
     wanted: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
@@ -85,7 +86,7 @@ def verify_export(lines: Iterable[bytes], key: Key, *, since: Checkpoint | None 
 
     Raises:
         AuditTamperedError: records were altered, removed, inserted or re-ordered, or the log was cut off, rolled back or forked;
-            says which. FormatError: not such a file. SignatureError: a checkpoint was not signed by the audit key.
+            says which. FormatError: not such a file. SignatureError: the last checkpoint was not signed by the audit key.
     """
     reader = iter(lines)
     header = _header(next(reader, b""))
@@ -93,7 +94,7 @@ def verify_export(lines: Iterable[bytes], key: Key, *, since: Checkpoint | None 
     for line in reader:
         found = _parse(line, _Line)
         if found.checkpoint is not None:
-            _take_checkpoint(reading, verify_checkpoint(found.checkpoint, key, origin=header.origin), found.checkpoint)
+            _read_checkpoint(reading, found.checkpoint, key, header.origin)
         else:
             _take_record(reading, found)
             _compare(reading, since)
@@ -181,6 +182,14 @@ def _misplaced(reading: _Reading, index: int) -> None:
     reading.whole = False
 
 
+def _read_checkpoint(reading: _Reading, note: str, key: Key, origin: str) -> None:
+    """Take a checkpoint; one by another key, such as a former audit key, proves nothing: a later one has to."""
+    try:
+        _take_checkpoint(reading, verify_checkpoint(note, key, origin=origin), note)
+    except UnknownKeyError as error:
+        reading.newest, reading.unknown = None, error
+
+
 def _take_checkpoint(reading: _Reading, checkpoint: Checkpoint, note: str) -> None:
     reading.checkpoints += 1
     reading.newest, reading.note = checkpoint, note
@@ -205,6 +214,8 @@ def _compare(reading: _Reading, since: Checkpoint | None) -> None:
 
 
 def _require_end(reading: _Reading, header: Header, since: Checkpoint | None) -> None:
+    if reading.newest is None and reading.unknown is not None:
+        raise reading.unknown
     if reading.newest is None or reading.newest.size != reading.expected:
         reading.fault(f"the file is cut off: no checkpoint stands after record {reading.expected - 1}")
     elif reading.expected != header.end:

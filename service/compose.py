@@ -29,7 +29,7 @@ from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
 from modelfleet.service.jobs import Jobs, Work
-from modelfleet.service.keep_audit import keep_audit, open_audit_log
+from modelfleet.service.keep_audit import keep_audit, open_audit_log, sign_rest
 from modelfleet.service.settings import Settings
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.client import SignerClient, renew_bins
@@ -104,6 +104,7 @@ class Service:
         self.controller = assemble_controller(settings, self.registry, address)
         remove_leftovers(self.registry.work_dir, datetime.now(UTC))
         refresh_metadata(self.registry)
+        parts.callback(lambda: sign_rest(self.registry, datetime.now(UTC)))
         parts.callback(self.controller.stop)
         self.controller.start()
         parts.callback(jobs.stop)

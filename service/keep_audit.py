@@ -17,7 +17,7 @@ from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import AuditRecord
 from modelfleet.service.settings import Settings
 from modelfleet.signer.files import write_durably
-from modelfleet.signer.keys import generate_key, load_signer, public_key
+from modelfleet.signer.keys import generate_key, load_signer, public_key, public_key_of_pem
 from modelfleet.signer.names import sha256_of
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,10 @@ def open_audit_log(settings: Settings, sessions: sessionmaker[Session]) -> Audit
     service = settings.data.absolute() / "service"
     uri = settings.audit_key or make_audit_key(settings.data)
     kept = service / f"audit-{settings.tenant}.checkpoint"
-    return AuditLog(sessions, settings.tenant, load_signer(uri), kept, every_seconds=settings.audit_seconds)
+    former = [public_key_of_pem(path.read_text()) for path in sorted(service.glob("audit-former*.pub"))]
+    return AuditLog(
+        sessions, settings.tenant, load_signer(uri), kept, every_seconds=settings.audit_seconds, former=former
+    )
 
 
 def make_audit_key(data: Path) -> str:
@@ -49,6 +52,14 @@ def keep_audit(registry: Registry, now: datetime) -> None:
     try:
         note_metadata(registry, now)
         registry.audit_log.keep(now)
+    except Exception:
+        log.exception("the audit log could not be signed")
+
+
+def sign_rest(registry: Registry, now: datetime) -> None:
+    """Sign what is new at the service's end, however short the last checkpoint is ago; a failure is logged."""
+    try:
+        registry.audit_log.checkpoint(now)
     except Exception:
         log.exception("the audit log could not be signed")
 

@@ -20,7 +20,7 @@ from modelfleet.registry.audit_verify import Verified, compare_checkpoints, veri
 from modelfleet.registry.errors import AuditError
 from modelfleet.registry.tables import Base
 from modelfleet.service.database import open_database, session_factory
-from modelfleet.signer.checkpoint import Checkpoint, encode_proof, verify_checkpoint, verify_proof
+from modelfleet.signer.checkpoint import Checkpoint, encode_proof, sign_checkpoint, verify_checkpoint, verify_proof
 from modelfleet.signer.errors import AuditTamperedError, DigestError, UnknownKeyError
 from modelfleet.signer.keys import CryptoSigner, Signer
 
@@ -255,6 +255,28 @@ def test_the_whole_log_is_rewritten_from_a_stolen_database_without_the_audit_key
     with pytest.raises(UnknownKeyError):
         trail.verify(forged.export())
     forged.engine.dispose()
+
+
+def test_a_stolen_audit_key_ends_with_its_rotation(trail: Trail) -> None:
+    thief = trail.key
+    trail.key = CryptoSigner.generate_ecdsa()
+    trail.log = AuditLog(
+        trail.sessions, TENANT, trail.key, trail.folder / "audit.db.checkpoint", former=[thief.public_key]
+    )
+    trail.append(2, first=12)
+    trail.sign()
+    assert trail.verify().checkpoint.size == 14  # the new key speaks for all that was there
+    lines = trail.export()
+    forged = sign_checkpoint(trail.known(json.loads(lines[-1])["checkpoint"]), thief)
+    with pytest.raises(UnknownKeyError):
+        trail.verify([*lines[:-1], json.dumps({"checkpoint": forged}).encode()])
+
+
+def test_a_new_audit_key_signs_nothing_that_no_known_key_has_signed(trail: Trail) -> None:
+    kept = trail.folder / "audit.db.checkpoint"
+    with pytest.raises(AuditError, match="on a new key"):
+        AuditLog(trail.sessions, TENANT, CryptoSigner.generate_ecdsa(), kept).checkpoint(NOW)
+    AuditLog(trail.sessions, TENANT, CryptoSigner.generate_ecdsa(), kept, former=[trail.key.public_key]).checkpoint(NOW)
 
 
 def test_the_service_signs_nothing_on_top_of_a_rewritten_log(trail: Trail) -> None:

@@ -53,7 +53,9 @@ _PROBLEMS: dict[type[Exception], Problem] = {
     errors.AuditError: Problem(status=500, title="The audit log is not what was signed"),
     errors.StoreError: Problem(status=503, title="The blob store did not answer"),
     errors.KekError: Problem(
-        status=503, title="The key-encryption key did not open", detail="the operator finds the cause in the server's log"
+        status=503,
+        title="The key-encryption key did not open",
+        detail="the operator finds the cause in the server's log",
     ),
     errors.StoreFullError: Problem(status=507, title="No space left"),
     ConvertersError: Problem(status=422, title="Not convertible"),

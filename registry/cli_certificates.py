@@ -74,7 +74,7 @@ def crl(url: str, out: Path | None, as_json: bool, believed: Path | None) -> Non
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
 @json_option
 def server_certificate(data: Path, names: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Make a server's key and certificate by the fleet CA, for 90 days: for brokers and HTTP in development.
+    """Make a server's key and certificate by the fleet CA, for 13 months: for brokers and HTTP in development.
 
     Example: modelfleet ca server-certificate --data ./fleet --name broker.example --out ./tls
     """

@@ -21,6 +21,9 @@ from modelfleet.signer.files import write_durably
 
 CA_LIFE = timedelta(days=3650)
 CERTIFICATE_LIFE = timedelta(days=90)
+SERVER_LIFE = timedelta(days=397)
+"""Longer than a device's: brokers' certificates are renewed by people."""
+
 CRL_LIFE = timedelta(days=7)
 BACKDATED = timedelta(minutes=5)
 """A certificate is valid from a little before it was made: clocks differ."""
@@ -62,11 +65,11 @@ class FleetCa:
 
     def client_certificate(self, name: str, key: ec.EllipticCurvePublicKey, now: datetime) -> Issued:
         """Return a certificate with which the holder of `key` connects as `name`: a device's id, or the controller's name."""
-        return self._issue(name, key, now, ExtendedKeyUsageOID.CLIENT_AUTH, ())
+        return self._issue(name, key, now, ExtendedKeyUsageOID.CLIENT_AUTH, CERTIFICATE_LIFE, ())
 
     def server_certificate(self, names: Sequence[str], key: ec.EllipticCurvePublicKey, now: datetime) -> Issued:
         """Return a certificate for a server that is reached as `names`: host names and addresses."""
-        return self._issue(names[0][:64], key, now, ExtendedKeyUsageOID.SERVER_AUTH, names)
+        return self._issue(names[0][:64], key, now, ExtendedKeyUsageOID.SERVER_AUTH, SERVER_LIFE, names)
 
     def revocation_list(self, revoked: Iterable[RevokedSerial], now: datetime) -> bytes:
         """Return the list (RFC 5280, PEM) of what is revoked and has not expired; it is valid for `CRL_LIFE`."""
@@ -88,6 +91,7 @@ class FleetCa:
         key: ec.EllipticCurvePublicKey,
         now: datetime,
         usage: x509.ObjectIdentifier,
+        life: timedelta,
         names: Sequence[str],
     ) -> Issued:
         builder = (
@@ -97,7 +101,7 @@ class FleetCa:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + CERTIFICATE_LIFE)
+            .not_valid_after(now + life)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)

@@ -22,10 +22,8 @@ from modelfleet.service.settings import Settings
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.names import NAME_PATTERN
 
-MAX_MESSAGE_BYTES = 256 * 1024
+MAX_PACKET_BYTES = 256 * 1024
 """Above the largest document (128 KiB of DSSE)."""
-
-_PLACE = re.compile(rf"(?P<tenant>{NAME_PATTERN})=(?P<data>.+):(?P<port>[0-9]{{1,5}})")
 
 _HEAD = """\
 # Made by `modelfleet deploy mosquitto`: make it again rather than change it.
@@ -39,7 +37,6 @@ max_queued_messages 0
 max_inflight_messages 1000
 set_tcp_nodelay true
 
-message_size_limit {max_bytes}
 max_packet_size {max_packet}
 max_keepalive 300
 persistent_client_expiration 14d
@@ -90,15 +87,17 @@ class TenantListener:
 
 def parse_listener(text: str) -> TenantListener:
     """Return what `TENANT=DATA:PORT` says (SettingsError: it has no such form)."""
-    found = _PLACE.fullmatch(text)
-    if found is None or not 1 <= int(found["port"]) <= 65535:
+    tenant, _, rest = text.partition("=")
+    data, _, port = rest.rpartition(":")
+    named = re.fullmatch(NAME_PATTERN, tenant) is not None
+    if not named or not data or re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= 65535:
         raise SettingsError(f"expected TENANT=DATA:PORT, such as acme=./fleet:8883, got {text!r}")
-    return TenantListener(tenant=found["tenant"], data=Path(found["data"]), port=int(found["port"]))
+    return TenantListener(tenant=tenant, data=Path(data), port=int(port))
 
 
 def configuration(listeners: Sequence[TenantListener], *, place: Path, state: Path) -> str:
     """Return mosquitto.conf for files that lie in `place` on the broker's machine, and a database in `state`."""
-    head = _HEAD.format(max_bytes=MAX_MESSAGE_BYTES, max_packet=MAX_MESSAGE_BYTES + 1024, state=state)
+    head = _HEAD.format(max_packet=MAX_PACKET_BYTES, state=state)
     return head + "".join(
         _LISTENER.format(tenant=each.tenant, port=each.port, folder=place / each.tenant) for each in listeners
     )

@@ -119,7 +119,9 @@ class Client:
             self._client.will_set(will, b"will", qos=1, retain=True)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
-        self._client.on_message = lambda _client, _data, message: self.received.put((message.topic, message.payload))
+        self._client.on_message = lambda _client, _data, message: self.received.put(
+            (message.topic, bytes(message.payload))
+        )
         self._client.on_subscribe = lambda *_: self._suback.set()
         self.gone = threading.Event()
         with contextlib.suppress(OSError):  # a refusal during the handshake
@@ -181,7 +183,7 @@ class Client:
 class Together:
     """Closes what it is given, at the end."""
 
-    clients: list[Client] = field(default_factory=list)
+    clients: list[Client] = field(default_factory=list[Client])
 
     def __call__(self, client: Client) -> Client:
         self.clients.append(client)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from modelfleet.registry import problems
 from modelfleet.registry.auth import undeclared_routes
 from modelfleet.registry.routes import router as registry_router
+from modelfleet.rollout.bundle_routes import router as bundle_router
 from modelfleet.rollout.device_keys import router as keys_router
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.service.compose import Service
@@ -33,6 +34,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     app.include_router(registry_router)
     app.include_router(rollout_router)
     app.include_router(keys_router)
+    app.include_router(bundle_router)
     open_routes = undeclared_routes(app)
     if open_routes:  # default deny: a route says who may call it, or the service does not start
         raise ServiceError(f"routes without a permission: {', '.join(open_routes)}")

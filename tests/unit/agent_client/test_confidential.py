@@ -1,5 +1,6 @@
 """Confidential variants on the device: opened from memory, with or without files in memory, and nothing left behind."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from modelfleet.agent_client.errors import ModelError
 from modelfleet.agent_client.identity import encryption_key_path
 from modelfleet.agent_client.model import open_model
 from modelfleet.agent_client.slots import verify_directory
+from modelfleet.agent_client.storage import Disk
 from modelfleet.benchmarks.session import open_onnxruntime
 from modelfleet.signer.errors import DigestError
 from tests.attacks.vault import Vault
-from tests.unit.agent_client.fleet import SLOT, Device, Fleet, linear_model, sha256_file
+from tests.unit.agent_client.fleet import SLOT, Device, Fleet, linear_model, make_device, sha256_file
 
 IMAGE = {"image": np.ones((1, 4), dtype=np.float32)}
 
@@ -94,6 +96,35 @@ def test_a_directory_without_its_key_is_not_whole(fleet: Fleet, device: Device) 
     (folder / confidential.KEY_NAME).unlink()
     with pytest.raises(DigestError, match="wrapped key"):
         verify_directory(folder, digest)
+
+
+class FullOnce(Disk):
+    """Has no space for a wrapped key, the first time."""
+
+    refused = False
+
+    def write(self, path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        if path.name == confidential.KEY_NAME and not self.refused:
+            self.refused = True
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(path, data, mode=mode)
+
+
+def test_a_disk_too_full_for_the_key_delays_the_update_only(fleet: Fleet, tmp_path: Path) -> None:
+    disk = FullOnce()
+    device = make_device(fleet, tmp_path / "full", disk=disk)
+    device.start()
+    try:
+        fleet.stable = fleet.release("0.9.0")
+        device.told()
+        device.waits_for("PROBATION", "0.9.0")
+        fleet.stable = Vault(fleet).release("1.0.0", seed=2)
+        device.told()
+        device.waits_for("FAILED", "0.9.0")
+        assert disk.refused
+        device.waits_for("PROBATION", "1.0.0", seconds=30)
+    finally:
+        device.stop()
 
 
 def test_the_next_version_replaces_the_key_with_its_own(fleet: Fleet, device: Device) -> None:

@@ -1,7 +1,8 @@
 """Enrol: a claim token and a certificate request become a device with a certificate of the fleet's own CA.
 
 The server makes the id; the device keeps its key. A request that comes again, because the answer was lost, is answered alike.
-A device whose certificate has expired enrols again with a new claim token and its old key, and is the same device as before.
+A device that has lost its certificate, or let it expire, enrols again with a new claim token and its old key: it is the same
+device as before, in the group where it was.
 """
 
 import uuid
@@ -70,7 +71,7 @@ def enroll(registry: Registry, asked: Enrolment, now: datetime) -> Enrolled:
         ClaimTokenError: unknown, used up, expired, revoked, or for other serial numbers.
         CsrError: no P-256 request signed by its own key.
         BadInputError: unknown profile, or facts that are none. IncompatibleError: the device is not of the profile.
-        ConflictError: the key is a revoked device's, or another's; the serial number has enrolled with this token.
+        ConflictError: the key is a revoked device's, or was replaced; the serial number has enrolled with this token.
     """
     key = parse_csr(asked.csr)
     asked = replace(asked, serial=require_serial(asked.serial))
@@ -163,12 +164,10 @@ def _known_device(session: Session, tenant: str, key: DeviceKey) -> Device | Non
 
 def _present_certificate(session: Session, device: Device, key: DeviceKey, claim: str, now: datetime) -> str | None:
     """Return what the device was answered when it came with this very token before; None: it has to enrol again."""
-    mine = [row.certificate for row in valid(session, device.id, now) if row.key_sha256 == key.sha256]
-    if not mine:
-        return None
     if device.claim_sha256 != claim:
-        raise ConflictError("this key is enrolled already: delete the agent's folder to enrol it as a new device")
-    return mine[0]
+        return None
+    mine = [row.certificate for row in valid(session, device.id, now) if row.key_sha256 == key.sha256]
+    return mine[0] if mine else None
 
 
 def _new_device(

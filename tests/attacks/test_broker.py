@@ -114,10 +114,11 @@ def test_a_will_on_another_devices_topic_reaches_nobody(broker: SharedBroker, wi
 
 
 def test_one_tenants_controller_speaks_for_the_other(broker: SharedBroker, with_: Together) -> None:
-    device, beta, acme = with_(broker.acme.device()), with_(broker.beta.controller()), with_(broker.acme.controller())
+    device, acme = with_(broker.acme.device()), with_(broker.acme.controller())
     device.subscribe("mf/v1/acme/sys/host", "mf/v1/acme/g/lab/linux/desired")
     for topic in ("mf/v1/acme/sys/host", "mf/v1/acme/g/lab/linux/desired", broker.acme.topic(device.id, "desired")):
-        beta.publish(topic, b"forged", retain=True)
+        with broker.beta.controller() as beta:
+            beta.publish(topic, b"forged", retain=True)
     acme.publish("mf/v1/acme/sys/host", b"the host")
     assert b"forged" not in {payload for _, payload in device.wait_for(b"the host")}
 

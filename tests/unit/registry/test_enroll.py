@@ -101,11 +101,20 @@ def test_a_repeated_request_is_answered_also_after_the_token_expired(fleet, toke
     assert ask(fleet, claim, csr=request).json() == first.json()
 
 
-def test_the_same_key_with_another_token_is_a_conflict(fleet, token) -> None:
+def test_the_same_key_with_another_token_is_the_same_device_with_a_new_certificate(fleet, token) -> None:
     request = csr()
-    ask(fleet, token(), csr=request)
-    assert ask(fleet, token(), csr=request).status_code == 409
+    first = ask(fleet, token(), csr=request).json()
+    again = ask(fleet, token(), csr=request).json()
+    assert (again["device"], again["group"]) == (first["device"], first["group"])
+    assert again["certificate"] != first["certificate"]
     assert len(devices(fleet)) == 1
+
+
+def test_a_key_that_came_back_needs_a_token_with_a_use_left(fleet, token) -> None:
+    request, used = csr(), token()
+    ask(fleet, used)
+    ask(fleet, token(), csr=request)
+    assert ask(fleet, used, csr=request).status_code == 403
 
 
 def test_a_revoked_device_does_not_enrol_with_its_old_key(fleet, token) -> None:

@@ -56,12 +56,14 @@ class FleetCa:
     Attributes:
         tenant: stands as O in every certificate.
         pem: the CA certificate: what devices and brokers trust.
+        expires: when it ends.
     """
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate, self._key = certificate, key
         self.tenant = str(certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
         self.pem = certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+        self.expires = certificate.not_valid_after_utc
 
     def client_certificate(self, name: str, key: ec.EllipticCurvePublicKey, now: datetime) -> Issued:
         """Return a certificate with which the holder of `key` connects as `name`: a device's id, or the controller's name."""

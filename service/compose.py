@@ -34,7 +34,8 @@ from modelfleet.service.settings import Settings
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.client import SignerClient, renew_bins
 from modelfleet.signer.current_key import CurrentSigner
-from modelfleet.signer.errors import FormatError
+from modelfleet.signer.errors import FormatError, SignerError
+from modelfleet.signer.expiry import Expiring
 from modelfleet.signer.key_book import locate
 from modelfleet.signer.repository import OnlineRepository
 
@@ -102,8 +103,9 @@ class Service:
         if self._embedded is not None:
             self.registry.on_device_revoked.append(self._embedded.disconnect)
         self.controller = assemble_controller(settings, self.registry, address)
+        self.registry.trust.more.append(lambda: [ca_expiry(ca)])
         remove_leftovers(self.registry.work_dir, datetime.now(UTC))
-        refresh_metadata(self.registry)
+        refresh_at_start(self.registry)
         parts.callback(lambda: sign_rest(self.registry, datetime.now(UTC)))
         parts.callback(self.controller.stop)
         self.controller.start()
@@ -143,9 +145,11 @@ class Service:
         )
 
     def _refresh(self) -> None:
-        for renew in self._renewals:
-            renew(datetime.now(UTC))
-        refresh_metadata(self.registry)
+        try:
+            for renew in self._renewals:
+                renew(datetime.now(UTC))
+        finally:
+            refresh_metadata(self.registry)
 
     def _work(self) -> Work:
         registry, controller = self.registry, self.controller
@@ -234,6 +238,20 @@ def refresh_metadata(registry: Registry) -> None:
     finally:
         with contextlib.suppress(FormatError):  # a damaged repository has raised above
             registry.trust.alarm(now)
+
+
+def refresh_at_start(registry: Registry) -> None:
+    """Refresh, but serve what there is where that fails: devices need it, and who repairs it may need this service."""
+    try:
+        refresh_metadata(registry)
+    except SignerError:
+        log.exception("re-signing failed at start; after a rotation that was cut off run `modelfleet keys publish`")
+
+
+def ca_expiry(ca: FleetCa) -> Expiring:
+    """Return when the fleet's CA ends, and with it every certificate."""
+    remedy = "make its successor in time: devices have to enrol again under it"
+    return Expiring(kind="ca", name="the fleet CA", expires=ca.expires, remedy=remedy)
 
 
 def open_store(settings: Settings) -> BlobStore:

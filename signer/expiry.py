@@ -24,6 +24,7 @@ LEADS: Mapping[str, tuple[timedelta, timedelta]] = {
     "bins": (timedelta(days=20), timedelta(days=5)),  # signed again with 30 days left
     "snapshot": (timedelta(days=3), timedelta(days=1)),  # with 3.5 days left
     "timestamp": (timedelta(hours=3), timedelta(hours=1)),  # with 12 hours left, looked at every 8.3 at the latest
+    "ca": (timedelta(days=365), timedelta(days=90)),  # all of a fleet has to move under its successor
     "certificate": (timedelta(days=30), timedelta(days=7)),
 }
 """Kind -> how long before its end it warns, and when that becomes critical."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.service.compose import refresh_metadata
+from modelfleet.service.compose import ca_expiry, refresh_at_start, refresh_metadata
 from modelfleet.signer.errors import SignerUnavailableError
 from modelfleet.signer.rotate import renewal
 from modelfleet.signer.stage import publish, sign_here
@@ -50,3 +50,21 @@ def test_what_people_must_renew_is_logged_at_start_and_once_a_day(
         ("WARNING", "targets.json")
     ]
     assert "modelfleet keys renew targets" in said[0].getMessage()
+
+
+def test_a_service_starts_though_the_bins_cannot_be_signed(
+    fleet: Fleet,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expire_soon(fleet)
+    refresh_at_start(fleet.registry)
+    assert "modelfleet keys publish" in caplog.text
+    assert fleet.registry.trust.status(datetime.now(UTC)).roles
+
+
+def test_the_end_of_the_fleet_ca_is_known(fleet: Fleet) -> None:  # noqa: F811
+    now = datetime.now(UTC)
+    fleet.registry.trust.more.append(lambda: [ca_expiry(fleet.registry.ca)])
+    (row,) = [row for row in fleet.registry.trust.status(now).expiries if row.kind == "ca"]
+    assert row.level == "ok"
+    assert row.days_left > 3600

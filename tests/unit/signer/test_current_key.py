@@ -32,7 +32,9 @@ def test_a_running_repository_goes_on_after_a_rotation(fleet: CeremonyResult, no
         CurrentSigner(fleet.data_dir, "timestamp"),
     )
     running.refresh(now)
-    rotate(fleet, now, "snapshot", "timestamp")
+    assert running.policy().epoch == 1
+    rotate(fleet, now, "snapshot", "timestamp", "director")
+    assert running.policy().epoch == 2
     before = running.versions()["timestamp"]
     running.refresh(now + DAY)
     timestamp = parse_metadata((fleet.metadata_dir / "timestamp.json").read_bytes(), Timestamp)

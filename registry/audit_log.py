@@ -50,7 +50,7 @@ class AuditLog:
         tenant: whose records.
         signer: the audit key, P-256.
         kept: file of the last checkpoint that this service signed, outside the database.
-        every_seconds: `keep` signs at most this often.
+        every_seconds: `due` is true at most this often.
         former: keys that signed before `signer` did; what they signed last is gone on from, and signed again.
     """
 
@@ -70,10 +70,9 @@ class AuditLog:
         self._lock = threading.Lock()
         self._last: datetime | None = None
 
-    def keep(self, now: datetime) -> None:
-        """Sign what is new, unless that was done within the last `every_seconds`."""
-        if self._last is None or (now - self._last).total_seconds() >= self._every_seconds:
-            self.checkpoint(now)
+    def due(self, now: datetime) -> bool:
+        """Whether the last attempt at a checkpoint is `every_seconds` ago."""
+        return self._last is None or (now - self._last).total_seconds() >= self._every_seconds
 
     def checkpoint(self, now: datetime) -> str:
         """Give every committed record its place, and return a checkpoint over all of them, signed now if there are new ones.
@@ -82,11 +81,10 @@ class AuditLog:
             AuditError: the database does not hold what was signed before; nothing is signed.
         """
         with self._lock:
+            self._last = now
             while self._sequence():
                 pass
-            note = self._sign(now)
-            self._last = now
-        return note
+            return self._sign(now)
 
     def inclusion(self, record_id: int, now: datetime) -> Inclusion:
         """Return the record with the proof that the newest checkpoint covers it (NotFoundError: no such record)."""

@@ -29,7 +29,7 @@ from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
 from modelfleet.service.jobs import Jobs, Work
-from modelfleet.service.keep_audit import keep_audit, open_audit_log, sign_rest
+from modelfleet.service.keep_audit import keep_audit, open_audit_log, sign_audit
 from modelfleet.service.settings import Settings
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.client import SignerClient, renew_bins
@@ -106,7 +106,7 @@ class Service:
         self.registry.trust.more.append(lambda: [ca_expiry(ca)])
         remove_leftovers(self.registry.work_dir, datetime.now(UTC))
         refresh_at_start(self.registry)
-        parts.callback(lambda: sign_rest(self.registry, datetime.now(UTC)))
+        parts.callback(lambda: sign_audit(self.registry, datetime.now(UTC)))
         parts.callback(self.controller.stop)
         self.controller.start()
         parts.callback(jobs.stop)

@@ -48,17 +48,15 @@ def write_public(path: Path, uri: str) -> None:
 
 
 def keep_audit(registry: Registry, now: datetime) -> None:
-    """Record what changed outside, and sign what is new; a failure is logged, and tried again at the next call."""
+    """Do `sign_audit` where it is due."""
+    if registry.audit_log.due(now):
+        sign_audit(registry, now)
+
+
+def sign_audit(registry: Registry, now: datetime) -> None:
+    """Record what changed outside, and sign what is new; a failure is logged, and tried again when the next is due."""
     try:
         note_metadata(registry, now)
-        registry.audit_log.keep(now)
-    except Exception:
-        log.exception("the audit log could not be signed")
-
-
-def sign_rest(registry: Registry, now: datetime) -> None:
-    """Sign what is new at the service's end, however short the last checkpoint is ago; a failure is logged."""
-    try:
         registry.audit_log.checkpoint(now)
     except Exception:
         log.exception("the audit log could not be signed")

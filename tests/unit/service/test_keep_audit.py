@@ -13,7 +13,7 @@ from modelfleet.registry import audit
 from modelfleet.registry.cli_audit import audit as command
 from modelfleet.registry.tables import Base
 from modelfleet.service.database import open_database, session_factory
-from modelfleet.service.keep_audit import keep_audit, make_audit_key, note_metadata, open_audit_log, sign_rest
+from modelfleet.service.keep_audit import keep_audit, make_audit_key, note_metadata, open_audit_log, sign_audit
 from modelfleet.service.settings import Settings
 from modelfleet.signer.ceremony import CeremonyResult, create_repository
 from modelfleet.signer.checkpoint import verify_checkpoint
@@ -71,7 +71,7 @@ def test_checkpoints_come_by_themselves_and_a_last_one_at_the_end(registry) -> N
     registry.repository.refresh(NOW + timedelta(hours=20))
     keep_audit(registry, NOW + timedelta(seconds=1))
     assert size(registry) == 2
-    sign_rest(registry, NOW + timedelta(seconds=2))
+    sign_audit(registry, NOW + timedelta(seconds=2))
     assert size(registry) == 3
 
 
@@ -80,7 +80,7 @@ def test_a_log_that_cannot_be_signed_is_told_and_does_not_stop_the_service(regis
     registry.audit_log._kept.write_text("damaged")
     with caplog.at_level(logging.ERROR):
         keep_audit(registry, NOW + timedelta(minutes=1))
-        sign_rest(registry, NOW)
+        sign_audit(registry, NOW)
     assert caplog.messages == ["the audit log could not be signed"] * 2
 
 

@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -584,3 +585,39 @@ def test_the_device_key_of_a_slot_is_read_from_another_folder(secret: Confidenti
     shutil.copytree(source, stolen)
     with pytest.raises(DecryptionError):
         open_variant(stolen, verify_directory(stolen, digest), digest, OPENERS["onnxruntime"])
+
+
+# --- a bundle on a drive ----------------------------------------------------------------------------------------------
+
+
+def test_a_drive_with_a_bundle_is_stolen(secret: ConfidentialFleet, tmp_path: Path) -> None:
+    """The device that it is for installs from it without a network; the thief, also one with a device, reads nothing."""
+    import threading
+
+    from modelfleet.agent_client.apply import OfflineAgent
+    from modelfleet.agent_client.bundle import open_bundle
+    from modelfleet.agent_client.confidential import unwrap_for
+    from modelfleet.rollout.bundle import BundleRequest, prepare
+    from modelfleet.rollout.bundle_archive import write_archive
+
+    mine, thief = secret.enrol(tmp_path / "mine", "lab"), secret.enrol(tmp_path / "thief", "lab")
+    direction = secret.controller.direction
+    asked = BundleRequest(devices=(mine.device,), group=None, valid_for=timedelta(days=2))
+    bundle = prepare(direction, asked, actor="alice", now=now())
+    drive, digest = tmp_path / "drive", secret.variant(SECRET).manifest_sha256 or ""
+    drive.mkdir()
+    (drive / "bundle.tar").write_bytes(b"".join(write_archive(bundle, secret.registry.registry.store)))
+    for run in secret.known.values():
+        assert shows(run, drive) == []
+    opened = open_bundle(drive / "bundle.tar")
+    wrapped = b"".join(opened.pieces(f"keys/{mine.device}/{digest}"))
+    assert opened.length(f"keys/{thief.device}/{digest}") is None
+    with pytest.raises(DecryptionError):
+        unwrap_for(tmp_path / "thief", wrapped, digest)
+    outcome = OfflineAgent(tmp_path / "mine", bundle=opened).apply(threading.Event())
+    opened.close()
+    assert outcome.ok, outcome
+    with open_model(SLOT, root=tmp_path / "mine") as model:
+        assert model.digest == digest
+        assert model.run(SAMPLE)
+    assert secret.actions(variant_scope(SECRET, "1.0.0", "linux-cpu-float")).count("device-key.send") >= 2

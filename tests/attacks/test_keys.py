@@ -40,7 +40,7 @@ from modelfleet.signer.trust import follow_roots, trusted_root
 from modelfleet.signer.wire import ReleaseRequest
 from tests.attacks.forge import Forger
 from tests.attacks.machine import Machine
-from tests.unit.agent_client.fleet import GROUP, PROFILE, SLOT, TENANT, Fleet, now
+from tests.unit.agent_client.fleet import GROUP, PROFILE, SLOT, TENANT, Device, Fleet, now
 from tests.unit.signer import samples
 
 FAR = 2**40
@@ -56,6 +56,14 @@ def rotate(fleet: Fleet, *roles: str, **options: object) -> CeremonyResult:
     publish(paths, change, now())
     fleet.keys = locate(stolen.data_dir, TENANT)
     return stolen
+
+
+def signer_has_what_is_published(fleet: Fleet) -> None:
+    """Give the signer's own copy of the bins what this harness published past its process."""
+    for role, version in fleet.keys.repository().versions().items():
+        if role.startswith("releases-"):
+            published = fleet.keys.metadata_dir / f"{version}.{role}.json"
+            shutil.copy(published, fleet.keys.signer_state / f"{role}.json")
 
 
 def revoke(fleet: Fleet, wanted: Revocation) -> None:
@@ -264,10 +272,7 @@ def test_a_bin_that_a_thief_signed_is_replaced_with_the_key(machine: Machine, fl
     """Recovery: the bins are signed anew from the signer's own, without what the thief added; his key is worth nothing."""
     machine.is_assigned()
     good = fleet.release("1.0.0")
-    for file in fleet.keys.metadata_dir.glob("*.releases-*.json"):  # the signer's own copy, as its process keeps it
-        role = file.name.split(".")[1]
-        version = fleet.keys.repository().versions()[role]
-        shutil.copy(fleet.keys.metadata_dir / f"{version}.{role}.json", fleet.keys.signer_state / f"{role}.json")
+    signer_has_what_is_published(fleet)
     bad = release_of_thief(fleet)
     machine.trust.refresh()
     assert machine.trust.manifest(bad.path)
@@ -518,3 +523,18 @@ def test_a_change_with_one_signature_too_few_is_not_published(fleet: Fleet) -> N
         )
     publish(paths, sign_change(once, load_signer(paths.root_keys[2])), now())
     assert trusted_root(paths.root_json.read_bytes()).version == 2
+
+
+def test_a_running_agent_goes_on_after_every_key_was_rotated(device: Device, fleet: Fleet) -> None:
+    """All of it at once: root, targets, bins, snapshot, timestamp, director and approver; the device never notices."""
+    fleet.stable = fleet.release("1.0.0")
+    device.told()
+    device.waits_for("PROBATION", "1.0.0")
+    signer_has_what_is_published(fleet)
+    old = rotate(fleet, "root", "targets", "releases", "snapshot", "timestamp", "director", "approver:anna")
+    assert old.approver_keys["anna"] != fleet.keys.approver_keys["anna"]
+    fleet.stable = fleet.release("1.1.0", seed=2)
+    device.told()
+    device.waits_for("PROBATION", "1.1.0")
+    device.hears(sign_group(fleet.group_document(), load_signer(old.director_key)))
+    assert device.waits_for_refusal("UnknownKeyError")

@@ -70,8 +70,10 @@ def enroll(
     Raises:
         EnrolmentError: the server refused; the message says why.
         TransferError: the server did not answer: try again.
+        InsecureUrlError: it is to be reached over plain http, from another machine.
         LockedError: an agent works in this folder.
     """
+    require_secure(server_url)
     disk = Disk()
     disk.make_folder(root)
     with locked(root):
@@ -80,6 +82,7 @@ def enroll(
         make_key(key_path(root), disk)
         make_key(encryption_key_path(root), disk)
         answer = _ask(root, server_url, claim_token, profile or detected_profile(), serial or detect_serial())
+        require_secure(answer.server)
         return _keep(root, disk, answer)
 
 

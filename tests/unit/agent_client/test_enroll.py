@@ -8,7 +8,13 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from modelfleet.agent_client import cli
 from modelfleet.agent_client.enroll import enroll
-from modelfleet.agent_client.errors import EnrolmentError, NotEnrolledError, StorageError, TransferError
+from modelfleet.agent_client.errors import (
+    EnrolmentError,
+    InsecureUrlError,
+    NotEnrolledError,
+    StorageError,
+    TransferError,
+)
 from modelfleet.agent_client.identity import (
     device_token,
     encryption_key_path,
@@ -111,3 +117,9 @@ def test_exit_codes_say_what_kind_of_failure_it_was() -> None:
     assert cli.exit_code(SignatureError("x")) == 3
     assert cli.exit_code(TransferError("x")) == 4
     assert cli.exit_code(EnrolmentError("x")) == 1
+
+
+def test_a_server_over_plain_http_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InsecureUrlError, match="https"):
+        enroll(tmp_path / "device", "http://fleet.example", "claim", "linux-cpu-float")
+    assert not (tmp_path / "device").exists()

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from modelfleet.agent_client.certificates import common_name, parse_certificate, signing_request
 from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError
-from modelfleet.agent_client.fetch import HttpClient, problem_detail
+from modelfleet.agent_client.fetch import HttpClient, problem_detail, require_secure
 from modelfleet.agent_client.identity import (
     Identity,
     ca_path,

@@ -20,7 +20,7 @@ from modelfleet.agent_client.record import Goal
 from modelfleet.agent_client.slots import SlotStore
 from modelfleet.policies.compatibility import manifest_incompatibilities
 from modelfleet.signer.confidential import MAX_WRAPPED_KEY_BYTES
-from modelfleet.signer.errors import DigestError, UntrustedError
+from modelfleet.signer.errors import DigestError, ExpiredError, ReplayError, UntrustedError
 from modelfleet.signer.manifest import Manifest, ManifestFile
 from modelfleet.signer.verify import verify_release
 
@@ -40,7 +40,10 @@ def verify(device: Device, goal: Goal, *, accepted_before: bool) -> tuple[Manife
         device.trust.refresh()
     except UntrustedError as error:
         raise MetadataRefusedError(str(error)) from error
-    data, target = device.trust.manifest(release.path)
+    try:
+        data, target = device.trust.manifest(release.path)
+    except (ExpiredError, ReplayError) as error:  # of the metadata that names it: no fault of the release
+        raise MetadataRefusedError(str(error)) from error
     approvals = [device.trust.blob(sha256) for sha256 in release.approvals]
     group, profile = device.documents.steered_by()
     manifest = verify_release(
@@ -52,7 +55,8 @@ def verify(device: Device, goal: Goal, *, accepted_before: bool) -> tuple[Manife
         profile=profile,
         policy=device.trust.policy(),
         target=(target.hashes.get("sha256", ""), target.length),
-        now=device.trust.now(),
+        # A clock that jumps ahead after the refresh must not make approvals look expired, which would reject them for good.
+        now=min(device.trust.now(), device.trust.timestamp_expires()),
         already_accepted=accepted_before,
     )
     return manifest, data

@@ -9,6 +9,7 @@ declare -A packages=(
   [mosquitto]=mosquitto
   [softhsm2-util]=softhsm2
   [strace]=strace
+  [faketime]=faketime
 )
 
 missing=()

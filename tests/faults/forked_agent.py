@@ -98,7 +98,7 @@ def run(root: Path, version: str, seconds: float) -> int:
         traceback.print_exc()
         return RAISED
     if not reached.is_set():
-        print(json.dumps(made.status(), indent=1), file=sys.stderr, flush=True)
+        print(time.strftime("over at %F %T"), json.dumps(made.status(), indent=1), file=sys.stderr, flush=True)
     return REACHED if reached.is_set() else TOO_LATE
 
 

@@ -5,10 +5,12 @@ the calls of each thread by itself, so `when` is what its `inject=CALL:when=N` w
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -55,9 +57,10 @@ class Forker:
 
     Args:
         folder: for logs; `folder/stderr` is what agents say.
+        environment: what the process has in its environment besides.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._strace = program("strace")
@@ -68,6 +71,7 @@ class Forker:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
 
     def __enter__(self) -> Self:

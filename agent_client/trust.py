@@ -16,7 +16,7 @@ from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.tuf_cache import MetadataCache
 from modelfleet.agent_client.tuf_client import REFRESH_SECONDS, TufClient
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
-from modelfleet.signer.errors import DigestError, FormatError, SignatureError
+from modelfleet.signer.errors import DigestError, FormatError, ScopeError, SignatureError
 from modelfleet.signer.manifest import MAX_MANIFEST_BYTES
 from modelfleet.signer.metadata import TargetFile, Timestamp, parse_metadata, require_target
 from modelfleet.signer.names import PATH_PATTERN, require, sha256_of
@@ -141,19 +141,23 @@ class Trust:
         target = self._tuf.targets.targets.get(POLICY_PATH)  # there alone: what it delegates names no policy
         if target is None:
             raise FormatError(f"expected targets.json to name {POLICY_PATH}, it does not")
-        path = self._folder / "policy.json"
-        data = path.read_bytes() if path.exists() else b""
-        if self._policy is None or target.hashes.get("sha256") != sha256_of(data):
+        if self._policy is None or target.hashes.get("sha256") != sha256_of(self._kept_policy()):
             data = self._download(target, MAX_POLICY_BYTES)
             policy = parse_policy(data, tenant=self._tenant)
-            self._disk.write(path, data)
+            self._disk.write(self._folder / "policy.json", data)
             self._policy = policy
 
     def _policy_on_disk(self) -> TrustPolicy | None:
         try:
-            return parse_policy((self._folder / "policy.json").read_bytes(), tenant=self._tenant)
-        except (FileNotFoundError, FormatError):
+            return parse_policy(self._kept_policy(), tenant=self._tenant)
+        except (FormatError, ScopeError):
             return None
+
+    def _kept_policy(self) -> bytes:
+        try:
+            return (self._folder / "policy.json").read_bytes()
+        except OSError:  # missing, or a sector that does not read: it is fetched again
+            return b""
 
     def _download(self, target: TargetFile, max_bytes: int) -> bytes:
         if target.length > max_bytes:

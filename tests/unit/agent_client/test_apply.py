@@ -1,5 +1,6 @@
 """A device without a network, and the bundle that is carried to it: the whole agent, real bytes, and the command itself."""
 
+import gzip
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from modelfleet.agent_client.errors import BundleError, LockedError
 from modelfleet.agent_client.model import open_model
 from modelfleet.agent_client.storage import locked
 from modelfleet.signer.desired import Release
-from modelfleet.signer.errors import ExpiredError, ReplayError, ScopeError
+from modelfleet.signer.errors import ExpiredError, FormatError, ReplayError, ScopeError
 from tests.unit.agent_client.bundles import archive_of, make_bundle
 from tests.unit.agent_client.fleet import QUICK, SLOT, Device, Fleet, make_device, now, unsigned
 
@@ -262,6 +263,13 @@ def test_the_command_tells_what_came_of_it_and_writes_the_reports(
     again = CliRunner().invoke(cli, ["apply", str(archive), "--root", str(offline.root), "--json"])
     assert again.exit_code == 0
     assert json.loads(again.output)["slots"][0]["changed"] is False
+
+
+def test_a_compressed_bundle_is_none(tmp_path: Path) -> None:
+    """Nothing grows: there is no compression to bomb with."""
+    (tmp_path / "bundle.mfbundle").write_bytes(gzip.compress(bytes(1024 * 1024)))
+    with pytest.raises(FormatError):
+        open_bundle(tmp_path / "bundle.mfbundle")
 
 
 def test_the_command_says_which_kind_of_failure_it_was(fleet: Fleet, offline: Device, tmp_path: Path) -> None:

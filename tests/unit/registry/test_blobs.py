@@ -1,11 +1,13 @@
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from modelfleet.registry import served_files
 from modelfleet.registry.served_files import accepts_gzip
 from modelfleet.registry.store import S3Store
 from modelfleet.signer.names import sha256_of
@@ -180,6 +182,27 @@ def test_a_replaced_file_is_served_anew(fleet) -> None:
     after = fleet.anonymous.get("/tuf/acme/metadata/timestamp.json", headers={"if-none-match": before.headers["etag"]})
     assert after.status_code == 200
     assert after.content == (fleet.paths.metadata_dir / "timestamp.json").read_bytes() != before.content
+
+
+def test_what_is_kept_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_files, "MAX_CACHED_BYTES", 10_000)
+    monkeypatch.setattr(served_files, "MAX_FILE_BYTES", 4_000)
+    files = served_files.ServedFiles()
+    for number in range(20):
+        (tmp_path / str(number)).write_bytes(random.Random(number).randbytes(1_000 if number else 5_000))
+    for number in [*range(20), 3, 3]:
+        found = files.read(tmp_path / str(number))
+        assert found is not None
+        assert found.plain == (tmp_path / str(number)).read_bytes()
+        assert files._bytes == sum(served.size for _, served in files._files.values()) <= 10_000
+    assert tmp_path / "0" not in files._files
+    (tmp_path / "3").write_bytes(b"replaced")
+    found = files.read(tmp_path / "3")
+    assert found is not None
+    assert found.plain == b"replaced"
+    assert files._bytes == sum(served.size for _, served in files._files.values())
+    assert files.read(tmp_path / "none") is None
+    assert files.read(tmp_path) is None
 
 
 def test_a_root_that_is_not_there_costs_few_bytes(fleet) -> None:

@@ -3,10 +3,15 @@
 Nothing here is a mock: `modelfleet serve` and its signer are processes, MQTT is a broker, the agents are the agents.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 
 from examples.demo.devices import SLOT
 from examples.demo.story import FLOAT, GROUPS, INT8, MODEL, Story
+from modelfleet.registry.audit_verify import verify_export
+from modelfleet.signer.keys import public_key_of_pem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -92,3 +97,15 @@ def test_09_hostile_documents_and_bytes_are_refused_by_the_device(story: Story) 
 
 def test_10_the_verdicts_read_from_the_api_are_the_expected_ones(story: Story) -> None:
     assert story.judge()
+
+
+def test_11_the_audit_log_of_all_of_it_verifies_without_the_server(story: Story, tmp_path: Path) -> None:
+    trail = tmp_path / "trail.jsonl"
+    story.admin.download("/v1/audit/records", trail)
+    key = public_key_of_pem((story.server.data / "audit.pub").read_text())
+    with trail.open("rb") as lines:
+        found = verify_export(lines, key)
+    assert found.checkpoints > 1  # it was signed along the way
+    entries = [json.loads(line).get("entry") for line in trail.read_text().splitlines()]
+    said = [entry["detail"]["state"] for entry in entries if entry and entry["action"] == "device.report"]
+    assert {"COMMITTED", "ROLLED_BACK"} <= set(said)

@@ -249,7 +249,7 @@ def test_mix_and_match_of_an_old_bin_under_a_new_snapshot(
     forger.renew(role)
     new = forger.file(role).read_bytes()
     forger.file(role).write_bytes(old)
-    with pytest.raises(ReplayError, match="as it was named"):
+    with pytest.raises(MetadataRefusedError, match="as it was named"):
         machine.verify(release)
     forger.file(role).write_bytes(new)
     assert machine.verify(release).version == "1.0.0"
@@ -334,7 +334,7 @@ def test_rollback_by_the_snapshot_key_alone(machine: Machine, forger: Forger, re
     forger.renew("snapshot", lambda signed: signed.meta.update({f"{role}.json": old}), version=version)
     (forger.folder / "timestamp.json").write_bytes(named)
     machine.lose("cache")
-    with pytest.raises(ReplayError, match=role):
+    with pytest.raises(MetadataRefusedError, match=role):
         machine.verify(release)
     for _ in range(2):
         forger.renew(role)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import model_signing
+import msgspec
 import pytest
 from click.testing import CliRunner
 from model_signing._cli import main as model_signing_cli
 
-from modelfleet.signer.bundle import sign_bundle
+from modelfleet.signer.bundle import sign_bundle, sign_entry_bundle
+from modelfleet.signer.errors import FormatError
 from modelfleet.signer.keys import CryptoSigner
 from tests.unit.signer.samples import FILES, manifest
 
@@ -68,3 +70,24 @@ def test_the_public_command_verifies_it_and_fails_on_a_changed_file(variant: Var
     assert good.exit_code == 0, good.output
     (variant.folder / "golden.npz").write_bytes(b"other")
     assert CliRunner().invoke(model_signing_cli, [*arguments, str(variant.folder)]).exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["model.sig", "model.onnx.sig"])
+def test_a_file_that_verifiers_would_leave_out_is_not_signed(name: str) -> None:
+    files = tuple(
+        msgspec.structs.replace(file, name=name) if file.role == "golden" else file for file in manifest().files
+    )
+    with pytest.raises(FormatError, match="a signature lies there"):
+        sign_bundle(manifest(files=files, golden=name), CryptoSigner.generate_ecdsa())
+
+
+def test_the_public_library_verifies_the_model_file_alone(variant: Variant, tmp_path: Path) -> None:
+    key = CryptoSigner.generate_ecdsa()
+    variant.public_key.write_text(key.public_key.keyval["public"])
+    (tmp_path / "model.onnx").write_bytes(FILES["model.onnx"])
+    (tmp_path / "model.onnx.sig").write_bytes(sign_entry_bundle(manifest(), key))
+    alone = Variant(tmp_path / "model.onnx", tmp_path / "model.onnx.sig", variant.public_key)
+    alone.verify()
+    (tmp_path / "model.onnx").write_bytes(FILES["golden.npz"])
+    with pytest.raises(ValueError, match="Hash mismatch"):
+        alone.verify()

@@ -39,6 +39,7 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS}
 MAX_PROBLEM_BYTES = 16 * 1024
 MAX_DETAIL_CHARACTERS = 500
+PLAIN_SCHEMES = ("http", "mqtt")
 ALLOW_HTTP_VARIABLE = "MODELFLEET_ALLOW_HTTP"
 """Set to 1 where a network between device and server is trusted: plain http is then used to any host."""
 GZIP_WINDOW = 16 + zlib.MAX_WBITS
@@ -110,17 +111,21 @@ class Client(Transport, Protocol):
 
 
 def require_secure(url: str) -> None:
-    """Refuse a server that devices would reach over plain http.
+    """Refuse a server that devices would reach over plain http, or a broker over plain mqtt.
 
     Raises:
-        InsecureUrlError: the URL is plain http to another machine, and `MODELFLEET_ALLOW_HTTP` is not 1.
+        InsecureUrlError: the URL is plain http or mqtt to another machine, and `MODELFLEET_ALLOW_HTTP` is not 1.
     """
     place = urlsplit(url)
-    if place.scheme != "http" or _is_loopback(place.hostname or "") or os.environ.get(ALLOW_HTTP_VARIABLE) == "1":
+    if (
+        place.scheme not in PLAIN_SCHEMES
+        or _is_loopback(place.hostname or "")
+        or os.environ.get(ALLOW_HTTP_VARIABLE) == "1"
+    ):
         return
     raise InsecureUrlError(
-        f"{url[:200]}: expected https, got plain http to another machine;"
-        f" use https, or set {ALLOW_HTTP_VARIABLE}=1 where that network is trusted"
+        f"{url[:200]}: expected {place.scheme}s, got plain {place.scheme} to another machine;"
+        f" use {place.scheme}s, or set {ALLOW_HTTP_VARIABLE}=1 where that network is trusted"
     )
 
 

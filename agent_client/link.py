@@ -21,7 +21,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from modelfleet.agent_client.certificates import Credentials
-from modelfleet.agent_client.errors import StorageError
+from modelfleet.agent_client.errors import InsecureUrlError, StorageError
+from modelfleet.agent_client.fetch import require_secure
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.protocol import Status, device_topic, encode, host_topic
@@ -66,7 +67,9 @@ class MqttLink:
         self._wake = wake
         # Replaced as a whole, never changed: paho's thread reads it without a lock. (paho calls back under its own
         # locks, and takes them in publish; a lock of ours around both would be a deadlock.)
-        self._topics = frozenset({host_topic(identity.tenant), device_topic(identity.tenant, identity.device, "desired")})
+        self._topics = frozenset(
+            {host_topic(identity.tenant), device_topic(identity.tenant, identity.device, "desired")}
+        )
         self._sent: dict[int, int] = {}  # message id -> letter
         self._acknowledged: deque[int] = deque()
         self._attempt = 0
@@ -87,12 +90,13 @@ class MqttLink:
         place = urlsplit(self._identity.mqtt)
         if place.hostname is None:
             return  # only polling is offered
-        if self._certified:
-            try:
+        try:
+            require_secure(self._identity.mqtt)  # a token goes out on a plain line
+            if self._certified:
                 self._client.tls_set_context(self._credentials.tls())  # pyright: ignore[reportUnknownMemberType]
-            except StorageError as error:
-                log.warning("device %s: only polling, no MQTT: %s", self._identity.device, error)
-                return
+        except (StorageError, InsecureUrlError) as error:
+            log.warning("device %s: only polling, no MQTT: %s", self._identity.device, error)
+            return
         self._place = (place.hostname, place.port or (8883 if self._certified else 1883))
         self._connect()
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from sqlalchemy import select, update
@@ -16,6 +17,8 @@ from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.errors import EnrolmentError, StorageError, TransferError
 from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.identity import certificate_path, identity_path, key_path, load_identity, load_key
+from modelfleet.agent_client.link import MqttLink
+from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.storage import Disk
 from modelfleet.registry.claims import make_claim_token
 from modelfleet.registry.people import make_group
@@ -192,6 +195,30 @@ def test_a_device_without_a_certificate_says_so(root: Path) -> None:
     (root / "ca.pem").unlink()
     with pytest.raises(StorageError, match="fleet CA"):
         credentials(root).tls()
+
+
+def test_a_token_is_not_sent_over_a_plain_line_to_another_machine(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starts(mqtt: str) -> bool:
+        identity = msgspec.structs.replace(load_identity(root), mqtt=mqtt)
+        link = MqttLink(
+            identity,
+            credentials=credentials(root),
+            deliver=lambda _topic, _payload: None,
+            wake=lambda: None,
+            outbox=Outbox(tmp_path / "outbox", Disk()),
+            agent="1",
+        )
+        caplog.clear()
+        link.start()
+        link.stop()
+        return "only polling" not in caplog.text
+
+    monkeypatch.delenv("MODELFLEET_ALLOW_HTTP", raising=False)
+    assert not starts("mqtt://192.0.2.1:1883")
+    assert starts("mqtt://127.0.0.1:1")
+    assert starts("mqtts://127.0.0.1:1")
 
 
 def test_a_damaged_certificate_is_named(root: Path) -> None:

@@ -6,7 +6,7 @@ from securesystemslib.signer import CryptoSigner
 from sqlalchemy import func, select
 
 from modelfleet.agent_client.protocol import DeviceState, Metrics, Report, encode
-from modelfleet.registry.tables import Device
+from modelfleet.registry.tables import Device, DeviceCertificate
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial
 from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.sign import sign_report
@@ -64,6 +64,19 @@ def test_a_report_signed_by_another_device_does_not_count(fleet, device):
     forged = sign_report(encode(report(device, 1, DeviceState.COMMITTED)), fleet.devices[1].key)
     assert send(fleet, device.topic("report"), forged) == 0
     assert fleet.controller.ingest.dropped == {"UnknownKeyError": 1}
+
+
+@pytest.mark.parametrize(("reason", "taken"), [("superseded", 1), ("key_compromise", 0)])
+def test_a_report_by_the_key_that_was_replaced_counts_unless_that_key_was_revoked(fleet, device, reason, taken):
+    present = CryptoSigner.generate_ecdsa()
+    with fleet.registry.sessions.begin() as session:
+        former = session.scalars(select(DeviceCertificate).where(DeviceCertificate.device == device.id)).one()
+        former.revoked_at, former.reason = fleet.now, reason
+        row = session.get(Device, device.id)
+        row.public_key, row.key_sha256 = str(present.public_key.keyval["public"]), "1" * 64
+    signed = report(device, 1, DeviceState.COMMITTED)
+    assert send(fleet, device.topic("report"), sign_report(encode(signed), device.key)) == taken
+    assert send(fleet, device.topic("report"), sign_report(encode(signed), present)) == 1
 
 
 def test_a_report_whose_signature_was_moved_to_other_bytes_does_not_count(fleet, device):

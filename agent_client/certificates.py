@@ -223,7 +223,7 @@ def parse_certificate(pem: str, source: str) -> x509.Certificate:
     """Return the certificate (StorageError: `source` holds none)."""
     try:
         return x509.load_pem_x509_certificate(pem.encode())
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise StorageError(f"{source}: expected a certificate in PEM, got {error}") from error
 
 

@@ -51,7 +51,7 @@ def parse_csr(pem: str) -> DeviceKey:
         request = x509.load_pem_x509_csr(data)
         public = request.public_key()
         signed = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise CsrError(f"csr: expected a PKCS#10 request in PEM: {error}") from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise CsrError("csr: expected a key on the curve P-256, got another kind of key")

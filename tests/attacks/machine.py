@@ -34,7 +34,7 @@ class Machine:
     def __init__(self, fleet: Fleet, root: Path, *, clock: Callable[[], datetime] = now) -> None:
         self.fleet, self.root, self.clock = fleet, root, clock
         self.identity = enroll(root, fleet.server.url, "claim", fleet.profile)
-        self.http = HttpClient(deadlines=Deadlines(stall_seconds=4.0, total_seconds=6.0))
+        self.http = HttpClient(deadlines=Deadlines(stall_seconds=10.0, total_seconds=30.0))
         self.restart()
 
     def restart(self) -> None:

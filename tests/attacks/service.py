@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -80,6 +80,7 @@ def running_service(folder: Path, template: Path) -> Iterator[Service]:
     controller.start()
     try:
         with serve(registry.app) as url:
+            registry.app.state.registry = registry.registry = replace(registry.registry, public_url=url)
             broker = hub.client()
             broker.connect()
             service = Service(url=url, registry=registry, controller=controller, broker=broker, devices=[])

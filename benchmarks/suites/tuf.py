@@ -22,8 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
-from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
-from tuf.ngclient import Updater
+from tuf.ngclient import Updater, Urllib3Fetcher
 
 from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.floors import FloorStore
@@ -35,7 +34,16 @@ from modelfleet.signer.ceremony import CeremonyResult, create_repository
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.manifest import Manifest, ManifestFile, ManifestLimits, Tensor, Tolerance, encode_manifest
-from modelfleet.signer.metadata import parse_metadata, sign_metadata
+from modelfleet.signer.metadata import (
+    Metadata,
+    MetaFile,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+    parse_metadata,
+    sign_metadata,
+)
 from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.sign import sign_gate, sign_source
 from modelfleet.signer.state import StateRecord
@@ -153,7 +161,6 @@ def signer(fleet: CeremonyResult) -> Generator[SignerClient]:
 
 def described(number: int) -> Manifest:
     """Return a manifest like those of a vision model."""
-    files = (("model.onnx", 12_000_000, "model"), ("golden.npz", 400_000, "golden"))
     return Manifest(
         tenant=TENANT,
         model="vision/new",
@@ -164,9 +171,9 @@ def described(number: int) -> Manifest:
         precision="float32",
         counter=number + 1,
         source_sha256="1" * 64,
-        files=tuple(
-            ManifestFile(name=name, sha256=sha256_of(name.encode()), length=length, role=role)
-            for name, length, role in files
+        files=(
+            ManifestFile(name="model.onnx", sha256=sha256_of(b"model.onnx"), length=12_000_000, role="model"),
+            ManifestFile(name="golden.npz", sha256=sha256_of(b"golden.npz"), length=400_000, role="golden"),
         ),
         entry="model.onnx",
         golden="golden.npz",
@@ -313,7 +320,7 @@ def updater(url: str, folder: Path, root: bytes) -> Updater:
 
 def first_by_updater(url: str, folder: Path, root: bytes, path: str) -> None:
     client = updater(url, folder, root)
-    assert client._fetcher.download_bytes(f"{url}/tuf/{TENANT}/metadata/1.root.json", 2**20) == root
+    assert Urllib3Fetcher().download_bytes(f"{url}/tuf/{TENANT}/metadata/1.root.json", 2**20) == root
     client.refresh()
     for name in (POLICY_PATH, path):
         target = client.get_targetinfo(name)

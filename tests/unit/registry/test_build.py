@@ -15,6 +15,7 @@ from modelfleet.registry.tables import Variant, Version
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.ceremony import update_policy
 from modelfleet.signer.errors import SignerUnavailableError
+from modelfleet.signer.keys import key_id, public_key
 from modelfleet.signer.manifest import parse_manifest
 from modelfleet.signer.names import sha256_of
 from tests.unit.registry.conftest import Fleet
@@ -127,7 +128,9 @@ def test_a_model_that_fails_its_gates_fails_its_variant_and_says_why(fleet) -> N
 
 def test_a_publisher_whose_key_was_withdrawn_fails_the_variant(fleet) -> None:
     version_id, data = publish(fleet), fleet.paths.data_dir
-    update_policy(data, "acme", lambda policy: msgspec.structs.replace(policy, publishers={}), datetime.now(UTC))
+    other = public_key(fleet.paths.gate_key)
+    only = {key_id(other): other}
+    update_policy(data, "acme", lambda policy: msgspec.structs.replace(policy, publishers=only), datetime.now(UTC))
     with signing(fleet):
         build_variant(fleet.registry, version_id, FLOAT)
     failed = variant(fleet, version_id)

@@ -11,7 +11,7 @@ from modelfleet.policies.errors import OfflineRefusedError
 
 MIN_VALIDITY = timedelta(minutes=1)
 MAX_VALIDITY = timedelta(days=90)
-MAX_DEVICES = 10_000
+MAX_DEVICES = 2_000
 """Devices in one bundle; each is a signed assignment."""
 
 _DURATION = re.compile(r"(?P<number>[1-9][0-9]{0,6})(?P<unit>[mhdw])")

@@ -21,6 +21,7 @@ from modelfleet.agent_client.errors import AgentError, LockedError
 from modelfleet.agent_client.fetch import Client
 from modelfleet.agent_client.protocol import DeviceState, ReportedError
 from modelfleet.agent_client.reconcile import SlotWorker
+from modelfleet.agent_client.record import SlotRecord
 from modelfleet.agent_client.slot_state import reported
 from modelfleet.agent_client.states import RESTING
 from modelfleet.agent_client.storage import locked
@@ -127,15 +128,19 @@ class OfflineAgent(Agent):
             self._active_before = {slot: self._worker(slot).state.active for slot in self._known_slots()}
             self._device.trust.refresh()
             self._take_documents()
-            while not stop.is_set():
-                self._turn()
-                if self._rests():
-                    break
-                self._wake.wait(TICK_SECONDS)
-                self._wake.clear()
-            return self._outcome(index)
+            return self._outcome(index, finished=self._work_until_at_rest(stop))
         finally:
             self._end()
+
+    def _work_until_at_rest(self, stop: threading.Event) -> bool:
+        """Work; whether all slots rest (False: asked to end before)."""
+        while not stop.is_set():
+            self._turn()
+            if self._rests():
+                return True
+            self._wake.wait(TICK_SECONDS)
+            self._wake.clear()
+        return False
 
     def _take_documents(self) -> None:
         """Believe and keep the two documents (UntrustedError: they are not to be believed)."""
@@ -159,9 +164,8 @@ class OfflineAgent(Agent):
         resting = RESTING if self._wait else RESTING | {DeviceState.PROBATION}
         return all(state in resting for state in slots)
 
-    def _outcome(self, index: Index) -> Outcome:
+    def _outcome(self, index: Index, *, finished: bool) -> Outcome:
         slots = tuple(self._outcome_of(slot, self._worker(slot)) for slot in sorted(self._known_slots()))
-        finished = self._rests()
         return Outcome(
             device=self.identity.device, expires=f"{index.expires:%F %T} UTC", finished=finished, slots=slots
         )
@@ -171,7 +175,7 @@ class OfflineAgent(Agent):
         running = record.running.release if record.running is not None and active is not None else None
         error, note = None, ""
         if wanted is not None and wanted.reason is Reason.REJECTED:
-            error = list(record.rejected.values())[-1].error if record.rejected else record.error
+            error = _rejection(record)
         elif wanted is not None and not wanted.keep:
             release = wanted.release.sha256 if wanted.release is not None else None
             if active != release:
@@ -224,6 +228,14 @@ class OfflineAgent(Agent):
 def encode_reports(device: str, messages: list[dict[str, str]]) -> bytes:
     """Return the file that carries reports back to the server (`modelfleet bundle import-reports`)."""
     return msgspec.json.encode({"format": "1.0", "device": device, "messages": messages})
+
+
+def _rejection(record: SlotRecord) -> ReportedError:
+    """Return why the release that was worked on last was rejected; the newest rejection, where another was meant."""
+    tried = record.goal.release.sha256 if record.goal is not None else ""
+    newest = list(record.rejected)[-1:]
+    found = record.rejected.get(tried) or record.rejected[newest[0]]
+    return found.error
 
 
 def _some(devices: tuple[str, ...]) -> str:

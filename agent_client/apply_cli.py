@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def apply_bundle(
     root: Path, path: Path, stop: threading.Event, *, as_json: bool, wait: bool, reports_to: Path | None
 ) -> int:
     """Apply the bundle at `path`, tell it, and return the exit status."""
+    logging.getLogger("modelfleet").addHandler(logging.NullHandler())  # `say` tells what the log would repeat
     bundle = open_bundle(path)
     try:
         say = _silent if as_json else _say

@@ -65,7 +65,6 @@ def receive(pieces: Iterator[bytes], target: Path, on_bytes: Callable[[int], Non
     if target.exists():
         raise BundleFileError(f"{target} is there already: remove it, or choose another name")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
         _remove(part)
         sink: _Sink = _ArchiveSink(part) if target.suffix == SUFFIX else _FolderSink(part)
         with contextlib.closing(sink):

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -258,6 +260,7 @@ def test_a_transfer_that_breaks_off_leaves_nothing(
         raise ServerUnreachableError("gone")
 
     folder = tmp_path / "out"
+    folder.mkdir()
     with pytest.raises(ServerUnreachableError):
         receive(pieces(), folder / target, lambda _bytes: None)
     assert list(folder.iterdir()) == []
@@ -271,16 +274,17 @@ def test_what_comes_bent_out_of_the_network_is_refused_and_leaves_nothing(
     office.releases(office.fleet.release("1.0.0"))
     data = bytearray(archive(office, device))
     data[-1600] ^= 1  # in the last file
+    (tmp_path / "out").mkdir()
     with pytest.raises(UntrustedError):
         receive(iter([bytes(data)]), tmp_path / "out" / "stick", lambda _bytes: None)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_full_medium_is_told_and_leaves_nothing(office: Office, device: EdgeDevice, tmp_path: Path) -> None:
+def test_a_medium_that_is_not_there_is_told(office: Office, device: EdgeDevice, tmp_path: Path) -> None:
     data = archive(office, device)
-    (tmp_path / "file").write_text("")
     with pytest.raises(BundleFileError, match="cannot be written"):
-        receive(iter([data]), tmp_path / "file" / "stick", lambda _bytes: None)
+        receive(iter([data]), tmp_path / "not-mounted" / "stick", lambda _bytes: None)
+    assert not (tmp_path / "not-mounted").exists()
 
 
 def test_an_archive_of_a_big_model_is_streamed(office: Office, device: EdgeDevice) -> None:
@@ -307,6 +311,23 @@ def test_the_index_names_every_file_by_its_digest(
     bundle.close()
     there = {str(path.relative_to(tmp_path / "stick")) for path in (tmp_path / "stick").rglob("*") if path.is_file()}
     assert names | {"bundle.json"} == there
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+@pytest.mark.parametrize("target", ["stick", "stick.mfbundle"])
+def test_a_full_medium_is_told_and_leaves_nothing(
+    office: Office, device: EdgeDevice, tmp_path: Path, target: str
+) -> None:
+    office.releases(office.fleet.release("1.0.0", padding=2_000_000))
+    data, medium = archive(office, device), tmp_path / "medium"
+    medium.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(medium)], check=True)
+    try:
+        with pytest.raises(BundleFileError, match="No space left"):
+            receive(iter([data]), medium / target, lambda _bytes: None)
+        assert list(medium.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", str(medium)], check=True)
 
 
 def archive(office: Office, device: EdgeDevice) -> bytes:

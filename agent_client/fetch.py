@@ -288,7 +288,7 @@ class HttpClient:
             left = seconds - (time.monotonic() - started)
             with self._exchange(method, url, body, headers, left, public=public) as response:
                 if response.status in (301, 302, 303, 307, 308) and method == "GET":
-                    url = urljoin(url, response.headers.get("Location", ""))
+                    url = _redirected(url, response.headers.get("Location", ""))
                     continue
                 if not (200 <= response.status < 300 or response.status == 304):
                     raise _status_error(url, response)
@@ -385,6 +385,17 @@ def _cut(connection: HTTPConnection, cut: threading.Event) -> None:
     if sock is not None:
         with contextlib.suppress(OSError):
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _redirected(url: str, location: str) -> str:
+    """Return where a redirect leads (TransferError: `location` is no URL that can be asked for)."""
+    try:
+        found = urljoin(url, location)
+        found.encode("ascii")
+        _ = urlsplit(found).port  # raises where it is no number
+    except ValueError as error:
+        raise TransferError(f"{url}: expected a redirect to a URL, got {location[:80]!r}") from error
+    return found
 
 
 def _pieces(response: BaseHTTPResponse) -> Iterator[bytes]:

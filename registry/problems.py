@@ -4,6 +4,7 @@ A message in the table's classes is written for the caller and goes out; anythin
 only in the server's log. `rollout` adds its own rows before the app is assembled.
 """
 
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -128,6 +129,14 @@ def _answer_unknown(_request: Request, error: Exception) -> JSONResponse:
     return _response("internal", problem.status, problem.title, problem.detail or "")
 
 
+class _ProblemResponse(JSONResponse):
+    media_type = "application/problem+json"
+
+    def render(self, content: object) -> bytes:
+        """Return ASCII: a message may quote half of a surrogate pair out of a body, which UTF-8 has no bytes for."""
+        return json.dumps(content).encode("ascii")
+
+
 def _response(
     kind: str,
     status: int,
@@ -141,7 +150,7 @@ def _response(
     if found:
         content["errors"] = list(found)
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else headers
-    return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
+    return _ProblemResponse(content, status, headers=headers)
 
 
 def _kind(error: Exception) -> str:

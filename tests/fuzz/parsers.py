@@ -3,6 +3,7 @@
 A new parser is one more row. `test_every_parser_is_in_the_table` finds functions that are not here by their names.
 """
 
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from modelfleet.agent_client import protocol
+from modelfleet.agent_client.bundle import open_bundle, read_index
 from modelfleet.agent_client.certificates import parse_certificate, signing_request
 from modelfleet.agent_client.enroll import EnrolmentAnswer
-from modelfleet.agent_client.errors import StorageError
+from modelfleet.agent_client.errors import BundleError, StorageError
 from modelfleet.agent_client.slots import Pointer
 from modelfleet.agent_client.storage import encode_struct, read_struct
 from modelfleet.benchmarks.errors import BenchmarksError
@@ -39,13 +44,14 @@ from modelfleet.signer.checkpoint import parse_proof, verify_checkpoint, verify_
 from modelfleet.signer.confidential import parse_wrapped_key
 from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE, Assignment, GroupDocument
 from modelfleet.signer.dsse import verify_envelope
-from modelfleet.signer.errors import FormatError, UntrustedError
+from modelfleet.signer.errors import DecryptionError, FormatError, UntrustedError
 from modelfleet.signer.keys import CryptoSigner, public_key_of_pem
 from modelfleet.signer.manifest import parse_manifest
 from modelfleet.signer.metadata import Root, Snapshot, Targets, Timestamp, parse_metadata
 from modelfleet.signer.offline import BLOCK_BYTES, parse_index, read_tar_header, tar_header
 from modelfleet.signer.parse import parse_json, parse_struct
 from modelfleet.signer.provenance import ProvenanceStatement, TestResultStatement
+from modelfleet.signer.segments import decrypted
 from modelfleet.signer.sign import sign_report
 from modelfleet.signer.statements import Approval, GateStatement, PublicKey, Source
 from modelfleet.signer.trust import parse_policy
@@ -123,6 +129,31 @@ def through_file(data: bytes) -> object:
         file.write(data)
         file.flush()
         return read_struct(Path(file.name), Pointer)
+
+
+def through_bundle(data: bytes) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bundle.tar"
+        path.write_bytes(data)
+        bundle = open_bundle(path)
+        try:
+            return read_index(bundle)
+        finally:
+            bundle.close()
+
+
+def archives() -> list[bytes]:
+    index = b'{"format":"1.0","tenant":"acme","files":[]}'
+    return [tar_header("bundle.json", len(index)) + index + bytes(-len(index) % BLOCK_BYTES) + bytes(2 * BLOCK_BYTES)]
+
+
+@cache
+def sealed() -> bytes:
+    """A file in the segment format, by Tink's definition of it, with segments of 64 bytes."""
+    salt, prefix = bytes(32), bytes(7)
+    key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=b"file").derive(bytes(32))
+    header = bytes([40]) + salt + prefix
+    return header + AESGCM(key).encrypt(prefix + bytes(4) + b"\x01", b"plain", None)
 
 
 def director() -> dict[str, PublicKey]:
@@ -242,6 +273,18 @@ PARSERS: tuple[Parser, ...] = (
         call=read_tar_header,
         errors=(FormatError,),
         seeds=lambda: [tar_header("bundle.json", 1000), bytes(BLOCK_BYTES)],
+    ),
+    Parser(
+        function="signer.segments.decrypted",
+        call=lambda data: b"".join(decrypted(io.BytesIO(data), bytes(32), b"file", segment_bytes=64)),
+        errors=(DecryptionError,),
+        seeds=lambda: [sealed()],
+    ),
+    Parser(
+        function="agent_client.bundle.open_bundle",
+        call=through_bundle,
+        errors=(UntrustedError, BundleError),
+        seeds=archives,
     ),
     Parser(
         function="signer.wire.parse_request",

@@ -11,11 +11,11 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy import CursorResult, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql import ColumnElement
@@ -43,6 +43,8 @@ from modelfleet.signer.verify import verify_report
 
 PROOF = ("proven", "proven_boot", "proven_seq")
 OUTCOME = ("outcome", "outcome_boot", "outcome_seq", "outcome_at")
+OVERTAKING = timedelta(minutes=1)
+"""How much later a report may arrive than one that the device sent after it."""
 MAX_WAITING = 100_000
 BATCH = 500
 
@@ -268,20 +270,32 @@ def _write_slot(session: Session, each: Received, report: Report) -> bool:
         return _upsert(session, DeviceSlot, unproven, keep=PROOF)
     proven = values | {"proven": report.active, "proven_boot": report.boot, "proven_seq": report.seq}
     newest = _upsert(session, DeviceSlot, proven, keep=PROOF)
-    return _write_proof(session, each, report) or newest
+    return _write_proof(session, each, report, proven) or newest
 
 
-def _write_proof(session: Session, each: Received, report: Report) -> bool:
-    """Note what the device signed to be active; an unsigned report cannot undo it, a late one cannot either."""
+def _write_proof(session: Session, each: Received, report: Report, proven: Mapping[str, Any]) -> bool:
+    """Note what the device signed to be active, an unsigned report cannot undo it; whether it signed nothing newer before.
+
+    A stolen broker can say (boot, seq) as high as it likes, and nothing true would count again: hence what nobody signed,
+    and came too long ago to have overtaken this report, is written over.
+    """
+    slot = (DeviceSlot.device == each.device, DeviceSlot.slot == report.slot)
     older = (DeviceSlot.proven_boot < report.boot) | (
         (DeviceSlot.proven_boot == report.boot) & (DeviceSlot.proven_seq < report.seq)
     )
-    done = session.execute(
-        update(DeviceSlot)
-        .where(DeviceSlot.device == each.device, DeviceSlot.slot == report.slot, older)
-        .values(proven=report.active, proven_boot=report.boot, proven_seq=report.seq)
+    proof = {name: proven[name] for name in PROOF}
+    done = session.execute(update(DeviceSlot).where(*slot, older).values(**proof))
+    if cast("CursorResult[Any]", done).rowcount != 1:
+        return False
+    long_ago = each.at - OVERTAKING
+    session.execute(update(DeviceSlot).where(*slot, DeviceSlot.received_at < long_ago).values(**proven))
+    ahead = (DeviceCounters.boot > report.boot) | (
+        (DeviceCounters.boot == report.boot) & (DeviceCounters.seq > report.seq)
     )
-    return cast("CursorResult[Any]", done).rowcount == 1
+    counters = (DeviceCounters.device == each.device, DeviceCounters.slot == report.slot)
+    # They are cumulative: true ones come again with the next interval.
+    session.execute(delete(DeviceCounters).where(*counters, ahead, DeviceCounters.received_at < long_ago))
+    return True
 
 
 def _write_trial(session: Session, each: Received, report: Report) -> None:
@@ -315,6 +329,13 @@ def _write_outcome(session: Session, each: Received, report: Report) -> None:
         update(DeviceTrial)
         .where(DeviceTrial.rollout == report.rollout, DeviceTrial.device == each.device, older)
         .values(outcome=report.state.value, outcome_boot=report.boot, outcome_seq=report.seq, outcome_at=each.at)
+    )
+    session.execute(  # as in `_write_proof`
+        update(DeviceTrial)
+        .where(DeviceTrial.rollout == report.rollout, DeviceTrial.device == each.device)
+        .where(DeviceTrial.outcome_boot == report.boot, DeviceTrial.outcome_seq == report.seq)
+        .where(DeviceTrial.received_at < each.at - OVERTAKING)
+        .values(state=report.state.value, boot=report.boot, seq=report.seq, received_at=each.at)
     )
 
 

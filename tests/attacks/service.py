@@ -16,7 +16,7 @@ from modelfleet.registry.tables import Device
 from modelfleet.rollout.broker import MemoryBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.routes import router
-from modelfleet.rollout.tables import DeviceSlot
+from modelfleet.rollout.tables import DeviceCounters, DeviceSlot
 from modelfleet.signer.keys import Signer, load_signer
 from tests.unit.agent_client.fleet import PROFILE, SLOT, TENANT, now
 from tests.unit.registry.conftest import Fleet, serve
@@ -62,6 +62,12 @@ class Service:
             return session.scalar(
                 select(DeviceSlot.state).where(DeviceSlot.device == device.id, DeviceSlot.slot == SLOT)
             )
+
+    def inferences_of(self, device: Member, activation: int = 1) -> int | None:
+        """How many inferences the database believes of an activation of the device's slot."""
+        with self.registry.sessions() as session:
+            found = session.get(DeviceCounters, (device.id, SLOT, activation))
+            return found.n if found is not None else None
 
     def rows(self) -> int:
         """How many devices the database knows."""

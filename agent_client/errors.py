@@ -59,6 +59,13 @@ class MetadataRefusedError(TransferError):
     """
 
 
+class BytesRefusedError(TransferError):
+    """What came is not what was signed (a hostile or broken mirror, a rotten store): fetch it again later.
+
+    The cause says which class of trust error it was. It is no fault of the release, which is not rejected for it.
+    """
+
+
 class KeyRefusedError(TransferError):
     """What came as the key of a confidential variant does not open it here: ask again later; the old model runs on.
 

@@ -4,13 +4,15 @@ Each raises what says how it ends: a class of `signer.errors` or `BenchmarkError
 `TransferError` (try again).
 """
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from modelfleet.agent_client.confidential import reasons_against, require_key, require_opens, unwrap_for
 from modelfleet.agent_client.device import Device
 from modelfleet.agent_client.errors import (
+    BytesRefusedError,
     IncompatibleReleaseError,
     KeyRefusedError,
     MetadataRefusedError,
@@ -33,7 +35,7 @@ def verify(device: Device, goal: Goal, *, accepted_before: bool) -> tuple[Manife
 
     Raises:
         UntrustedError: they do not agree. MetadataRefusedError: the repository is not to be believed as it stands.
-        TransferError: it did not answer.
+        BytesRefusedError: other bytes came than those signed. TransferError: it did not answer.
     """
     release = goal.release
     try:
@@ -41,10 +43,11 @@ def verify(device: Device, goal: Goal, *, accepted_before: bool) -> tuple[Manife
     except UntrustedError as error:
         raise MetadataRefusedError(str(error)) from error
     try:
-        data, target = device.trust.manifest(release.path)
+        with _as_received():
+            data, target = device.trust.manifest(release.path)
+            approvals = [device.trust.blob(sha256) for sha256 in release.approvals]
     except (ExpiredError, ReplayError) as error:  # of the metadata that names it: no fault of the release
         raise MetadataRefusedError(str(error)) from error
-    approvals = [device.trust.blob(sha256) for sha256 in release.approvals]
     group, profile = device.documents.steered_by()
     manifest = verify_release(
         release,
@@ -91,15 +94,16 @@ def require_space(store: SlotStore, manifest: Manifest) -> None:
 
 
 def fetch(device: Device, folder: Path, missing: list[ManifestFile], on_piece: Callable[[int], None]) -> None:
-    """Fetch the files by their digests into the folder (TransferError, DigestError: as `HttpClient.fetch_file`)."""
+    """Fetch the files by their digests into the folder (BytesRefusedError: others came; TransferError: they did not come)."""
     for entry in missing:
-        device.client.fetch_file(
-            device.trust.blob_url(entry.sha256),
-            folder / entry.name,
-            sha256=entry.sha256,
-            length=entry.length,
-            on_piece=on_piece,
-        )
+        with _as_received():
+            device.client.fetch_file(
+                device.trust.blob_url(entry.sha256),
+                folder / entry.name,
+                sha256=entry.sha256,
+                length=entry.length,
+                on_piece=on_piece,
+            )
 
 
 def fetch_key(device: Device, store: SlotStore, folder: Path, manifest: Manifest, sha256: str) -> None:
@@ -122,6 +126,14 @@ def fetch_key(device: Device, store: SlotStore, folder: Path, manifest: Manifest
     except UntrustedError as error:
         raise KeyRefusedError(str(error)) from error
     store.keep_key(folder, wrapped)
+
+
+@contextlib.contextmanager
+def _as_received() -> Generator[None]:
+    try:
+        yield
+    except DigestError as error:
+        raise BytesRefusedError(str(error)) from error
 
 
 def _holds_key(folder: Path, sha256: str) -> bool:

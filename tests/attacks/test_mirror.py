@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.agent_client.errors import TransferError
+from modelfleet.agent_client.errors import BytesRefusedError, TransferError
 from modelfleet.agent_client.fetch import Deadlines
 from modelfleet.signer.desired import Release
 from modelfleet.signer.errors import (
@@ -91,7 +91,7 @@ def test_endless_model_file(machine: Machine, fleet: Fleet, release: Release, tm
     manifest = machine.verify(release)
     entry = manifest.file("model.onnx")
     fleet.server.fault = endless = Endless(entry.sha256)
-    with pytest.raises(DigestError, match="got more"):
+    with pytest.raises(BytesRefusedError, match="got more"):
         machine.fetch(manifest, tmp_path / "slot")
     assert 0 < endless.sent < MOST_BYTES
     assert (tmp_path / "slot" / "model.onnx.part").stat().st_size <= entry.length
@@ -270,6 +270,6 @@ def test_wrong_targets_bytes_for_a_model_file(machine: Machine, fleet: Fleet, re
     manifest = machine.verify(release)
     machine.fetch(manifest, tmp_path / "honest")
     fleet.server.blobs[manifest.file("model.onnx").sha256] = fleet.server.blobs[other.file("model.onnx").sha256]
-    with pytest.raises(DigestError):
+    with pytest.raises(BytesRefusedError, match="expected sha256"):
         machine.fetch(manifest, tmp_path / "slot")
     assert not (tmp_path / "slot" / "model.onnx").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from modelfleet.agent_client.errors import BytesRefusedError
 from modelfleet.signer.desired import Release
 from modelfleet.signer.errors import (
     ApprovalError,
@@ -54,10 +55,10 @@ def test_registry_alone_swaps_the_bytes(thief: Thief, victim: Machine, tmp_path:
     victim.fetch(manifest, tmp_path / "honest")
     entry = manifest.file("model.onnx")
     thief.fleet.server.blobs[entry.sha256] = b"\x00" * entry.length
-    with pytest.raises(DigestError):
+    with pytest.raises(BytesRefusedError):
         victim.fetch(manifest, tmp_path / "slot")
     thief.fleet.server.blobs[release.approvals[0]] = b"{}"
-    with pytest.raises(DigestError):
+    with pytest.raises(BytesRefusedError):
         victim.verify(release)
 
 

@@ -1,39 +1,95 @@
-"""Mutation checks: each entry of a `mutations.toml` under tests/ breaks one check in a copy, and a named test must fail.
+"""Mutation checks: each entry of a `mutations.toml` under tests/ breaks one check in a copy, and named tests must fail.
 
-Run as `python -m tests.mutate [name ...]`. A mutation whose text is not found exactly once, or whose test fails without it, is
-an error: the list must follow the code. The tree itself is never changed.
+Run as `python -m tests.mutate [name ...]`. A mutation whose text is not found exactly once, or whose tests fail without it, is
+an error: the list must follow the code. The tree itself is never changed. Where an entry names several tests, every one must
+fail; a parametrised test fails when it does for one of its parameters at least.
 """
 
+import json
 import os
 import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from tests.mutate_worker import Answer, Asked
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("mutations.toml")))
-TIMEOUT_SECONDS = 120
-WORKERS = 2
-WITHOUT = ("cacheprovider", "benchmark", "hypothesispytest", "xdist", "xdist.looponfail", "anyio", "platformdirs")
-"""Plugins of pytest that no named test needs: half of its start."""
+WORKERS = 4
+"""More than CI has cores: a test that fails has often waited for something first."""
+TIMEOUT_SECONDS = 120.0
+CONTROL_TIMEOUT_SECONDS = 600.0
+SLOWEST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mutation:
-    """One line broken: in `file`, `find` becomes `replace`; then `test` must fail."""
+    """One line broken: in `file`, `find` becomes `replace`; then each of the tests must fail."""
 
     name: str
     file: str
     find: str
     replace: str
-    test: str
+    test: str | list[str]
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The tests that must fail."""
+        return (self.test,) if isinstance(self.test, str) else tuple(self.test)
+
+    @property
+    def change(self) -> tuple[str, str, str]:
+        """What is changed: entries with the same change are checked in one run."""
+        return self.file, self.find, self.replace
+
+
+class Worker:
+    """A warm process (`tests/mutate_worker.py`), with a copy of the tree of its own."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.tree, self.scratch = folder / str(number), folder / f"s{number}"
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [sys.executable, str(ROOT / "tests" / "mutate_worker.py")]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.ready = False
+
+    def run(
+        self, tree: Path, tests: Iterable[str], *, bytecode: bool = False, timeout: float = TIMEOUT_SECONDS
+    ) -> Answer:
+        """Run the tests on the tree's own code."""
+        assert self._process.stdin is not None
+        if not self.ready:
+            self._line()
+            self.ready = True
+        asked = Asked(tree=str(tree), tests=list(tests), scratch=str(self.scratch), bytecode=bytecode, timeout=timeout)
+        print(json.dumps(asdict(asked)), file=self._process.stdin, flush=True)
+        return Answer(**json.loads(self._line()))
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker ended with {self._process.wait()}")
+        return line
 
 
 def load() -> list[Mutation]:
@@ -68,65 +124,103 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(source, goal, follow_symlinks=False)
 
 
-def run_tests(tree: Path, tests: list[str], *, keep_bytecode: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run the tests on the tree's own code: its `.types` folder comes before the installed package."""
-    environment = {**os.environ, "PYTHONPATH": f"{tree / '.types'}{os.pathsep}{tree}"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    if not keep_bytecode:
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    plugins = [word for name in WITHOUT for word in ("-p", f"no:{name}")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, "--no-header", "--tb=line", *tests]
-    return subprocess.run(
-        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-    )
+def outcomes_of(test: str, answer: Answer) -> list[str]:
+    """Return how a named test went, for each of its parameters."""
+    return [said for name, said in answer.outcomes.items() if name == test or name.startswith(f"{test}[")]
 
 
-def survives(mutation: Mutation, tree: Path) -> str | None:
-    """Return what is wrong when the mutation is not caught, None when it is; the tree is as before."""
+@contextmanager
+def mutated(tree: Path, mutation: Mutation) -> Generator[None]:
+    """Break the line; the tree is as before afterwards."""
     target = tree / mutation.file
     before, status = target.read_text(), target.stat()
     target.write_text(before.replace(mutation.find, mutation.replace))
     try:
-        done = run_tests(tree, [mutation.test])
-    except subprocess.TimeoutExpired:
-        return f"{mutation.test} did not end within {TIMEOUT_SECONDS} s"
+        yield
     finally:
         target.write_text(before)
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # the control run's bytecode is this text's again
-    if done.returncode == 1:
-        return None
-    return f"{mutation.test} ended with {done.returncode} in spite of the mutation\n{done.stdout[-2000:]}{done.stderr[-500:]}"
 
 
-def check(mutations: list[Mutation], folder: Path) -> int:
-    """Check every mutation, in one copy of the tree per worker; return how many were not caught."""
-    control = folder / "control"
-    copy_tree(control)
-    done = run_tests(control, sorted({m.test for m in mutations}), keep_bytecode=True)
-    if done.returncode != 0:
-        raise SystemExit(
-            f"the named tests do not pass without any mutation:\n{done.stdout[-4000:]}{done.stderr[-500:]}"
-        )
-    trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
-    for number in range(WORKERS):
-        trees.put(Path(shutil.copytree(control, folder / str(number), symlinks=True)))
+def wrong_with(mutation: Mutation, answer: Answer) -> str | None:
+    """Return what is wrong when a test does not catch the mutation, None when every one does."""
+    if answer.wrong is not None:
+        return f"{', '.join(mutation.tests)}: {answer.wrong}\n{answer.output}"
+    survived = [test for test in mutation.tests if "failed" not in outcomes_of(test, answer)]
+    said = [f"{test} went {outcomes_of(test, answer) or 'not at all'} in spite of the mutation" for test in survived]
+    return "\n".join([*said, answer.output]) if said else None
 
-    def checked(mutation: Mutation) -> tuple[Mutation, str | None, float]:
-        tree, started = trees.get(), time.monotonic()
-        try:
-            return mutation, survives(mutation, tree), time.monotonic() - started
-        finally:
-            trees.put(tree)
 
-    failed = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for mutation, wrong, seconds in pool.map(checked, mutations):
-            said = "caught  " if wrong is None else "SURVIVED"
-            print(f"{said} {mutation.name} ({seconds:.1f} s): {mutation.find!r} -> {mutation.replace!r}", flush=True)
-            if wrong is not None:
-                failed += 1
-                print(wrong)
-    return failed
+def control(workers: list[Worker], folder: Path, tests: Iterable[str]) -> None:
+    """Run every named test on the tree as it is, the files of tests dealt to the workers; each must pass."""
+    tree = folder / "control"
+    copy_tree(tree)
+    files: dict[str, list[str]] = {}
+    for test in sorted(set(tests)):
+        files.setdefault(test.partition("::")[0], []).append(test)
+    waiting: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+    for group in sorted(files.values(), key=len, reverse=True):
+        waiting.put(group)
+    failed: list[str] = []
+
+    def work(worker: Worker) -> None:
+        while True:
+            try:
+                named = waiting.get_nowait()
+            except queue.Empty:
+                return
+            answer = worker.run(tree, named, bytecode=True, timeout=CONTROL_TIMEOUT_SECONDS)
+            if answer.wrong or any(set(outcomes_of(test, answer)) != {"passed"} for test in named):
+                failed.append(f"{answer.wrong or ''}\n{answer.output}")
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        list(pool.map(work, workers))
+    if failed:
+        raise SystemExit("\n".join(["the named tests do not pass without any mutation:", *failed]))
+    for worker in workers:
+        shutil.copytree(tree, worker.tree, symlinks=True)
+
+
+def check(mutations: list[Mutation], folder: Path) -> tuple[int, dict[str, float]]:
+    """Check every mutation; return how many were not caught, and the seconds that each change took."""
+    failed, seconds, printing = 0, dict[str, float](), threading.Lock()
+    groups: dict[tuple[str, str, str], list[Mutation]] = {}
+    for mutation in mutations:
+        groups.setdefault(mutation.change, []).append(mutation)
+    with ExitStack() as running:
+        workers = [Worker(folder, number) for number in range(WORKERS)]
+        for worker in workers:
+            running.callback(worker.close)
+        control(workers, folder, {test for mutation in mutations for test in mutation.tests})
+        idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in workers:
+            idle.put(worker)
+
+        def checked(group: list[Mutation]) -> None:
+            nonlocal failed
+            worker, started = idle.get(), time.monotonic()
+            try:
+                with mutated(worker.tree, group[0]):
+                    tests = dict.fromkeys(test for mutation in group for test in mutation.tests)
+                    answer = worker.run(worker.tree, tests)
+            finally:
+                idle.put(worker)
+            took = time.monotonic() - started
+            with printing:
+                seconds[", ".join(mutation.name for mutation in group)] = took
+                for mutation in group:
+                    wrong = wrong_with(mutation, answer)
+                    failed += wrong is not None
+                    said = "caught  " if wrong is None else "SURVIVED"
+                    print(
+                        f"{said} {mutation.name} ({took:.1f} s): {mutation.find!r} -> {mutation.replace!r}", flush=True
+                    )
+                    if wrong is not None:
+                        print(wrong, flush=True)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(checked, groups.values()))
+    return failed, seconds
 
 
 def main(names: list[str]) -> int:
@@ -138,9 +232,11 @@ def main(names: list[str]) -> int:
         raise SystemExit(f"expected names of mutations, got {sorted(unknown)}")
     mutations = [m for m in mutations if not names or m.name in names]
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        failed = check(mutations, Path(folder))
-    seconds = time.monotonic() - started
-    print(f"mutations: {len(mutations) - failed} caught, {failed} survived in {seconds:.0f} s")
+        failed, seconds = check(mutations, Path(folder))
+    slowest = sorted(seconds.items(), key=lambda each: each[1], reverse=True)[:SLOWEST]
+    print("slowest:", *(f"{took:6.1f} s  {name}" for name, took in slowest), sep="\n  ")
+    took = time.monotonic() - started
+    print(f"mutations: {len(mutations) - failed} caught, {failed} survived in {took:.0f} s")
     return 1 if failed else 0
 
 

@@ -261,7 +261,7 @@ def test_the_key_of_another_manifest_is_handed_out(fleet: Fleet, device: Device)
 
     vault.hands_out = renamed
     device.told()
-    device.waits_for_refusal("DecryptionError")
+    assert "expected one for device" in device.waits_for_refusal("DecryptionError")
     assert runs(device) == "1.0.0"
     vault.hands_out = None
     device.waits_for("PROBATION", "1.1.0", seconds=30)
@@ -583,7 +583,7 @@ def test_the_device_key_of_a_slot_is_read_from_another_folder(secret: Confidenti
     secret.enrol(tmp_path / "d", "lab")
     stolen = tmp_path / "d" / "slots" / SLOT / "a"
     shutil.copytree(source, stolen)
-    with pytest.raises(DecryptionError):
+    with pytest.raises(DecryptionError, match="expected one for device"):
         open_variant(stolen, verify_directory(stolen, digest), digest, OPENERS["onnxruntime"])
 
 

@@ -193,7 +193,7 @@ class Story:
 
     def _watch(self, version: str) -> None:
         until = time.monotonic() + ROLLOUT_TIMEOUT_SECONDS
-        found = self.rollout(version)
+        found: dict[str, Any] = {"profiles": []}
         with self.display.rollout(f"{MODEL} {version}") as view:
             while time.monotonic() < until:
                 try:
@@ -201,7 +201,7 @@ class Story:
                 except ServerUnreachableError:  # it is being restarted: the rollout goes on from where it was
                     continue
                 view.update(found["profiles"])
-                if all(row["verdict"] in ENDED for row in found["profiles"]):
+                if found["profiles"] and all(row["verdict"] in ENDED for row in found["profiles"]):
                     break
                 time.sleep(0.2)
         for row in found["profiles"]:

@@ -117,7 +117,7 @@ class Forker:
             try:
                 strace.wait(lasts_seconds)
             except subprocess.TimeoutExpired:
-                strace.terminate()  # it lets go of the agent: the disk is well again
+                _let_go(strace)  # the disk is well again
         return Outcome(ended=self._answer(), hit=_hit(_lines(self._folder / f"log.{child}"), root))
 
     def _fork(self, root: Path, version: str, seconds: float) -> int:
@@ -162,6 +162,14 @@ class _Attached:
         assert self._process.stderr is not None
         self._process.wait(30)
         self._process.stderr.close()
+
+
+def _let_go(strace: subprocess.Popen[str]) -> None:
+    strace.terminate()
+    try:
+        strace.wait(2)
+    except subprocess.TimeoutExpired:  # where the agent ends at that moment, strace may wait for a thread that waits for it
+        strace.kill()
 
 
 def changes_of(lines: list[str], root: Path) -> list[Change]:

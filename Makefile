@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := --extra server --extra postgres --extra s3 --extra pkcs11 --extra awskms --extra onnxruntime
 STAMP := $(VENV)/.synced
+# Folders of tests that do not mind a neighbour; the others load both cores by themselves.
+PARALLEL := tests/unit tests/contracts tests/attacks tests/fuzz tests/integration
 ARGS ?=
 SUITE ?=
 export UV_NO_PROGRESS ?= 1
@@ -37,8 +39,8 @@ demo: $(STAMP)   ## run the main job on this machine; ARGS=--serve leaves the se
 test: $(STAMP)   ## run every test; ARGS="tests/unit/signer -k replay" runs some
 	@tests/install_servers.sh
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/python -m pytest -n 2 tests/unit tests/contracts
-	@$(BIN)/python -m pytest $(filter-out tests/unit tests/contracts tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
+	@$(BIN)/python -m pytest -n 2 $(PARALLEL)
+	@$(BIN)/python -m pytest $(filter-out $(PARALLEL) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif

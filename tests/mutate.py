@@ -151,8 +151,12 @@ def wrong_with(mutation: Mutation, answer: Answer) -> str | None:
     return "\n".join([*said, answer.output]) if said else None
 
 
-def control(workers: list[Worker], folder: Path, tests: Iterable[str]) -> None:
-    """Run every named test on the tree as it is, the files of tests dealt to the workers; each must pass."""
+def control(workers: list[Worker], folder: Path, tests: Iterable[str]) -> dict[str, float]:
+    """Run every named test on the tree as it is, the files of tests dealt to the workers; each must pass.
+
+    Returns:
+        The seconds that each took, by its id.
+    """
     tree = folder / "control"
     copy_tree(tree)
     files: dict[str, list[str]] = {}
@@ -161,7 +165,7 @@ def control(workers: list[Worker], folder: Path, tests: Iterable[str]) -> None:
     waiting: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
     for group in sorted(files.values(), key=len, reverse=True):
         waiting.put(group)
-    failed: list[str] = []
+    failed, seconds = list[str](), dict[str, float]()
 
     def work(worker: Worker) -> None:
         while True:
@@ -172,6 +176,7 @@ def control(workers: list[Worker], folder: Path, tests: Iterable[str]) -> None:
             answer = worker.run(tree, named, bytecode=True, timeout=CONTROL_TIMEOUT_SECONDS)
             if answer.wrong or any(set(outcomes_of(test, answer)) != {"passed"} for test in named):
                 failed.append(f"{answer.wrong or ''}\n{answer.output}")
+            seconds.update(answer.seconds)
 
     with ThreadPoolExecutor(len(workers)) as pool:
         list(pool.map(work, workers))
@@ -179,6 +184,7 @@ def control(workers: list[Worker], folder: Path, tests: Iterable[str]) -> None:
         raise SystemExit("\n".join(["the named tests do not pass without any mutation:", *failed]))
     for worker in workers:
         shutil.copytree(tree, worker.tree, symlinks=True)
+    return seconds
 
 
 def check(mutations: list[Mutation], folder: Path) -> tuple[int, dict[str, float]]:
@@ -191,7 +197,12 @@ def check(mutations: list[Mutation], folder: Path) -> tuple[int, dict[str, float
         workers = [Worker(folder, number) for number in range(WORKERS)]
         for worker in workers:
             running.callback(worker.close)
-        control(workers, folder, {test for mutation in mutations for test in mutation.tests})
+        usual = control(workers, folder, {test for mutation in mutations for test in mutation.tests})
+
+        def expected(group: list[Mutation]) -> float:
+            tests = tuple(test for mutation in group for test in mutation.tests)
+            return sum(took for name, took in usual.items() if name.startswith(tests))
+
         idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:
             idle.put(worker)
@@ -219,7 +230,7 @@ def check(mutations: list[Mutation], folder: Path) -> tuple[int, dict[str, float
                         print(wrong, flush=True)
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(checked, groups.values()))
+            list(pool.map(checked, sorted(groups.values(), key=expected, reverse=True)))  # no long one at the end
     return failed, seconds
 
 

@@ -5,6 +5,7 @@ standard input (`Asked`), one answer a line goes out (`Answer`).
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -21,6 +22,7 @@ WARM = (
     "PyKCS11",
     "alembic.command",
     "alembic.autogenerate",
+    "alembic.config",
     "alembic.operations",
     "asn1crypto.core",
     "boto3",
@@ -33,12 +35,14 @@ WARM = (
     "fastapi",
     "fastapi.responses",
     "fastapi.testclient",
+    "http.server",
     "httpx",
     "hypothesis",
     "hypothesis.strategies",
     "jwt",
     "msgspec",
     "numpy",
+    "numpy.random",
     "onnx",
     "onnx.helper",
     "paho.mqtt.client",
@@ -54,6 +58,7 @@ WARM = (
     "sqlalchemy.dialects.postgresql",
     "sqlalchemy.dialects.sqlite",
     "sqlalchemy.orm",
+    "sqlite3",
     "tink",
     "tuf.api.metadata",
     "urllib3",
@@ -109,6 +114,8 @@ def warm() -> None:
     with warnings.catch_warnings(action="ignore"):
         for name in WARM:
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else every child looks through, and so copies, all that is imported here
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise SystemExit(f"expected one thread before forking, got {threads}: take out of WARM what starts threads")

@@ -168,8 +168,8 @@ def _let_go(strace: subprocess.Popen[str]) -> None:
     strace.terminate()
     try:
         strace.wait(2)
-    except subprocess.TimeoutExpired:  # where the agent ends at that moment, strace may wait for a thread that waits for it
-        strace.kill()
+    except subprocess.TimeoutExpired:
+        strace.kill()  # where the agent ends just then, strace may wait for a thread that waits for it
 
 
 def changes_of(lines: list[str], root: Path) -> list[Change]:

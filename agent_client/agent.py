@@ -20,8 +20,8 @@ from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.errors import AgentError, StoppingError, TransferError
-from modelfleet.agent_client.fetch import Client, Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore
+from modelfleet.agent_client.http_client import Deadlines, HttpClient
 from modelfleet.agent_client.identity import (
     load_identity,
     load_key,
@@ -39,6 +39,7 @@ from modelfleet.agent_client.protocol import (
 )
 from modelfleet.agent_client.reconcile import SlotWorker
 from modelfleet.agent_client.storage import Disk, locked
+from modelfleet.agent_client.transport import Client
 from modelfleet.agent_client.trust import Trust
 from modelfleet.agent_client.version import agent_version
 from modelfleet.agent_client.voice import BootStore, Voice

@@ -18,13 +18,13 @@ from modelfleet.agent_client.bundle import Bundle, read_index, read_whole
 from modelfleet.agent_client.bundle_transport import BundleTransport
 from modelfleet.agent_client.device import StateChange
 from modelfleet.agent_client.errors import AgentError, LockedError
-from modelfleet.agent_client.fetch import Client
 from modelfleet.agent_client.protocol import DeviceState, ReportedError
 from modelfleet.agent_client.reconcile import SlotWorker
 from modelfleet.agent_client.record import SlotRecord
 from modelfleet.agent_client.slot_state import reported
 from modelfleet.agent_client.states import RESTING
 from modelfleet.agent_client.storage import locked
+from modelfleet.agent_client.transport import Client
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
 from modelfleet.signer.errors import ExpiredError, ScopeError
 from modelfleet.signer.offline import Index, assignment_name, group_document_name

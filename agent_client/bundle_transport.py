@@ -3,15 +3,14 @@
 Every check lies above this seam and holds unchanged: TUF's signatures, expiries and floors, digests while bytes stream in.
 """
 
-import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from modelfleet.agent_client.bundle import Bundle, read_whole
 from modelfleet.agent_client.errors import BundleError, HttpStatusError, TransferError
-from modelfleet.agent_client.fetch import Answer, Headers, disk_errors
+from modelfleet.agent_client.fetch import Received, disk_errors, receive
+from modelfleet.agent_client.transport import Answer, Headers
 from modelfleet.signer.errors import DigestError
 from modelfleet.signer.offline import blob_name, metadata_name, wrapped_key_name
 
@@ -80,21 +79,18 @@ class BundleTransport:
         """Do nothing: whoever opened the bundle closes it."""
 
     def _copy(self, name: str, part: Path, sha256: str, length: int, on_piece: Callable[[int], None] | None) -> None:
-        digest, copied = hashlib.sha256(), 0
+        def count(arrived: int) -> None:
+            self._on_bytes(arrived)
+            if on_piece is not None:
+                on_piece(arrived)
+
+        received = Received()
         with part.open("wb") as file:
-            for piece in self._bundle.pieces(name):
-                copied += len(piece)
-                if copied > length:
-                    raise DigestError(f"{name}: expected {length} bytes, got more")
-                digest.update(piece)
-                file.write(piece)
-                self._on_bytes(len(piece))
-                if on_piece is not None:
-                    on_piece(len(piece))
-            file.flush()
-            os.fsync(file.fileno())
-        if (copied, digest.hexdigest()) != (length, sha256):
-            raise DigestError(f"{name}: expected {length} bytes of {sha256}, got {copied} of {digest.hexdigest()}")
+            receive(self._bundle.pieces(name), file, received, name=name, length=length, on_piece=count)
+        if (received.length, received.sha256()) != (length, sha256):
+            raise DigestError(
+                f"{name}: expected {length} bytes of {sha256}, got {received.length} of {received.sha256()}"
+            )
 
     def _name(self, url: str) -> str:
         """Return the bundle's file for a URL; metadata that is not there is a 404, which ends TUF's chain of roots."""

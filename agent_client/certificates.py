@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError, StorageError
-from modelfleet.agent_client.fetch import HttpClient, problem_detail
+from modelfleet.agent_client.http_answer import problem_detail
+from modelfleet.agent_client.http_client import HttpClient
 from modelfleet.agent_client.identity import (
     Identity,
     ca_path,

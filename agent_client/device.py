@@ -6,12 +6,12 @@ from datetime import datetime
 from pathlib import Path
 
 from modelfleet.agent_client.documents import Documents
-from modelfleet.agent_client.fetch import Transport
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.model import SessionOpener
 from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
 from modelfleet.agent_client.record import Goal
 from modelfleet.agent_client.storage import Disk
+from modelfleet.agent_client.transport import Transport
 from modelfleet.agent_client.trust import Trust
 from modelfleet.hardware_profiles.facts import DeviceFacts
 from modelfleet.hardware_profiles.profile import HardwareProfile

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from modelfleet.agent_client.certificates import common_name, parse_certificate, signing_request
 from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError
-from modelfleet.agent_client.fetch import HttpClient, problem_detail, require_secure
+from modelfleet.agent_client.http_answer import problem_detail
+from modelfleet.agent_client.http_client import HttpClient
 from modelfleet.agent_client.identity import (
     Identity,
     ca_path,
@@ -27,6 +28,7 @@ from modelfleet.agent_client.identity import (
     make_key,
     root_metadata_path,
 )
+from modelfleet.agent_client.secure_url import require_secure
 from modelfleet.agent_client.storage import Disk, encode_struct, locked
 from modelfleet.agent_client.version import agent_version
 from modelfleet.hardware_profiles.detect import detect, detect_serial, matching

@@ -22,10 +22,10 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.errors import InsecureUrlError, StorageError
-from modelfleet.agent_client.fetch import require_secure
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.protocol import Status, device_topic, encode, host_topic
+from modelfleet.agent_client.secure_url import require_secure
 
 KEEPALIVE_SECONDS = 30
 FIRST_DELAY_SECONDS = 0.5

@@ -9,9 +9,9 @@ from typing import Annotated
 import msgspec
 
 from modelfleet.agent_client.errors import TransferError
-from modelfleet.agent_client.fetch import Client
 from modelfleet.agent_client.link import full_jitter
 from modelfleet.agent_client.outbox import Outbox
+from modelfleet.agent_client.transport import Client
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.parse import parse_json
 

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from modelfleet.agent_client.errors import HttpStatusError
-from modelfleet.agent_client.fetch import Transport
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.storage import Disk
+from modelfleet.agent_client.transport import Transport
 from modelfleet.agent_client.tuf_cache import MetadataCache
 from modelfleet.agent_client.tuf_client import REFRESH_SECONDS, TufClient
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES

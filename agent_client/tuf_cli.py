@@ -17,8 +17,8 @@ from urllib.parse import quote
 import click
 
 from modelfleet.agent_client.errors import AgentError, NotEnrolledError, TransferError
-from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.floors import FloorStore
+from modelfleet.agent_client.http_client import HttpClient
 from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.tuf_cache import MetadataCache, file_name
 from modelfleet.agent_client.tuf_client import MAX_ROOT_BYTES, TufClient

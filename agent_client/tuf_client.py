@@ -13,8 +13,8 @@ from datetime import datetime
 from urllib.parse import quote
 
 from modelfleet.agent_client.errors import HttpStatusError, TooLongError, TransferError
-from modelfleet.agent_client.fetch import Answer, Headers, Transport
 from modelfleet.agent_client.floors import FloorStore, RoleFloor
+from modelfleet.agent_client.transport import Answer, Headers, Transport
 from modelfleet.agent_client.tuf_cache import MetadataCache
 from modelfleet.signer.errors import DigestError, ExpiredError, ReplayError, SignatureError, UntrustedError
 from modelfleet.signer.metadata import (

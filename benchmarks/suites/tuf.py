@@ -24,8 +24,8 @@ from pathlib import Path
 import msgspec
 from tuf.ngclient import Updater, Urllib3Fetcher
 
-from modelfleet.agent_client.fetch import HttpClient
 from modelfleet.agent_client.floors import FloorStore
+from modelfleet.agent_client.http_client import HttpClient
 from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.trust import Trust
 from modelfleet.benchmarks.suites._report import Target, bar, console, percentile, seconds_of, show, verdict

@@ -13,8 +13,8 @@ from modelfleet.agent_client import install
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.enroll import enroll
-from modelfleet.agent_client.fetch import Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore
+from modelfleet.agent_client.http_client import Deadlines, HttpClient
 from modelfleet.agent_client.identity import load_identity, root_metadata_path
 from modelfleet.agent_client.model import OPENERS
 from modelfleet.agent_client.record import Goal

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelfleet.agent_client.errors import BytesRefusedError, TransferError
-from modelfleet.agent_client.fetch import Deadlines
+from modelfleet.agent_client.http_client import Deadlines
 from modelfleet.signer.desired import Release
 from modelfleet.signer.errors import (
     DigestError,

@@ -6,7 +6,7 @@ import pytest
 
 from modelfleet.agent_client.certificates import parse_certificate
 from modelfleet.agent_client.errors import StorageError, TransferError
-from modelfleet.agent_client.fetch import HttpClient
+from modelfleet.agent_client.http_client import HttpClient
 from tests.attacks.service import Service
 from tests.fuzz.parsers import certificate
 from tests.fuzz.test_http import QUICK, Liar, liar, service, template

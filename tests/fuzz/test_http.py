@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from modelfleet.agent_client.errors import TransferError
-from modelfleet.agent_client.fetch import Deadlines, HttpClient
+from modelfleet.agent_client.http_client import Deadlines, HttpClient
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.poll import Poller
 from modelfleet.agent_client.storage import Disk

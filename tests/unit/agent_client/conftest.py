@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from modelfleet.agent_client.http_client import HttpClient
 from tests.unit.agent_client.fleet import Device, Fleet, make_device, make_fleet
+from tests.unit.agent_client.site_server import QUICK, Site
 
 
 @pytest.fixture
@@ -21,3 +23,19 @@ def device(fleet: Fleet, tmp_path: Path) -> Iterator[Device]:
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A server that answers as the test says."""
+    made = Site()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client() -> Iterator[HttpClient]:
+    """A client with short deadlines."""
+    made = HttpClient(deadlines=QUICK)
+    yield made
+    made.close()

@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.enroll import enroll
 from modelfleet.agent_client.errors import EnrolmentError, StorageError, TransferError
-from modelfleet.agent_client.fetch import HttpClient
+from modelfleet.agent_client.http_client import HttpClient
 from modelfleet.agent_client.identity import certificate_path, identity_path, key_path, load_identity, load_key
 from modelfleet.agent_client.link import MqttLink
 from modelfleet.agent_client.outbox import Outbox

@@ -1,74 +1,16 @@
-"""Downloads against servers that cut, stall, lie and never end."""
+"""Downloads of files against servers that cut, stall, lie and never end."""
 
-import hashlib
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from modelfleet.agent_client.errors import HttpStatusError, TransferError
-from modelfleet.agent_client.fetch import Deadlines, HttpClient
+from modelfleet.agent_client.errors import TransferError
+from modelfleet.agent_client.http_client import HttpClient
 from modelfleet.signer.errors import DigestError
 from tests.unit.agent_client.fleet import send
-
-DATA = bytes(range(256)) * 4000
-SHA256 = hashlib.sha256(DATA).hexdigest()
-QUICK = Deadlines(connect_seconds=1.0, stall_seconds=0.5, total_seconds=1.0, bytes_per_second=10_000_000)
-
-Respond = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Site:
-    """A server on loopback that answers as the test says, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.respond: Respond = lambda request: send(request, DATA, etag=SHA256)
-        self.asked: list[dict[str, str]] = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                site.asked.append(dict(self.headers))
-                try:
-                    site.respond(self)
-                except OSError:
-                    self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_address[1]}/v1/blobs/{SHA256}"
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    made = Site()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def client() -> Iterator[HttpClient]:
-    made = HttpClient(deadlines=QUICK)
-    yield made
-    made.close()
+from tests.unit.agent_client.site_server import DATA, SHA256, Respond, Site
 
 
 def cut_after(count: int) -> Respond:
@@ -185,79 +127,3 @@ def test_ends_a_slow_retrieval_at_its_deadline(
     with pytest.raises(TransferError):
         fetch(client, site, tmp_path / "file")
     assert time.monotonic() - started < 2.5
-
-
-def test_reads_no_more_of_a_document_than_it_may(client: HttpClient, site: Site) -> None:
-    with pytest.raises(TransferError, match="at most 1000 bytes"):
-        client.get(site.url, max_bytes=1000)
-
-
-def test_says_the_status_of_a_refusal(client: HttpClient, site: Site) -> None:
-    site.respond = lambda request: send(request, b'{"detail": "gone"}', 410)
-    with pytest.raises(HttpStatusError) as raised:
-        client.get(site.url, max_bytes=1000)
-    assert (raised.value.status, raised.value.body) == (410, b'{"detail": "gone"}')
-
-
-def test_an_unreachable_server_is_a_transfer_error(client: HttpClient, site: Site) -> None:
-    url = site.url
-    site.close()
-    with pytest.raises(TransferError):
-        client.get(url, max_bytes=1000)
-    site.__init__()
-
-
-def test_uses_a_connection_again_and_survives_its_end(client: HttpClient, site: Site) -> None:
-    for _ in range(3):
-        assert client.get(site.url, max_bytes=len(DATA)).body == DATA
-    site.respond = lambda request: (send(request, DATA), setattr(request, "close_connection", True))[0]
-    for _ in range(3):
-        assert client.get(site.url, max_bytes=len(DATA)).status == 200
-
-
-def test_shows_its_token_to_its_own_server_only(site: Site) -> None:
-    other = Site()
-    client = HttpClient(token=lambda: "secret", server=site.url, deadlines=QUICK)
-
-    def redirect(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(307)
-        request.send_header("Location", other.url)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    site.respond = redirect
-    assert client.get(site.url, max_bytes=len(DATA)).body == DATA
-    assert site.asked[0]["Authorization"] == "Bearer secret"
-    assert "Authorization" not in other.asked[0]
-    client.close()
-    other.close()
-
-
-def test_follows_no_endless_redirects(client: HttpClient, site: Site) -> None:
-    def redirect(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(302)
-        request.send_header("Location", site.url)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    site.respond = redirect
-    with pytest.raises(TransferError, match="redirects"):
-        client.get(site.url, max_bytes=1000)
-
-
-def test_opens_nothing_but_http(client: HttpClient) -> None:
-    with pytest.raises(TransferError, match="http"):
-        client.get("file:///etc/passwd", max_bytes=1000)
-
-
-@pytest.mark.parametrize(
-    "answer", [b"", b"\x00\xff\xfe rubbish\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X" * 70_000 + b"\r\n\r\n"]
-)
-def test_what_is_no_http_is_a_transfer_error(answer: bytes, client: HttpClient, site: Site) -> None:
-    def respond(request: BaseHTTPRequestHandler) -> None:
-        request.wfile.write(answer)
-        request.close_connection = True
-
-    site.respond = respond
-    with pytest.raises(TransferError):
-        client.get(site.url, max_bytes=1000)

@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from modelfleet.agent_client.errors import InsecureUrlError, TransferError
-from modelfleet.agent_client.fetch import Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore, RoleFloor
+from modelfleet.agent_client.http_client import Deadlines, HttpClient
 from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.trust import Trust
 from modelfleet.signer.ceremony import create_repository, update_policy
@@ -338,18 +338,6 @@ def test_an_unchanged_sync_asks_for_the_next_root_and_the_timestamp_alone(client
     client.new().refresh()
     assert [path.rpartition("/")[2] for path, _ in fleet.server.requests] == ["2.root.json", "timestamp.json"]
     assert "If-None-Match" in fleet.server.requests[-1][1]
-
-
-@pytest.mark.parametrize("url", ["http://203.0.113.9", "http://fleet.example:8080", "http://[2001:db8::1]/"])
-def test_plain_http_to_another_machine_is_refused_unless_it_is_allowed(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(InsecureUrlError, match="MODELFLEET_ALLOW_HTTP"):
-        HttpClient(server=url)
-    for allowed in ("https://fleet.example", "http://127.0.0.1:8080", "http://localhost:1", "http://[::1]:1", ""):
-        HttpClient(server=allowed)
-    monkeypatch.setenv("MODELFLEET_ALLOW_HTTP", "1")
-    HttpClient(server=url)
 
 
 def test_no_redirect_leads_to_plain_http_on_another_machine(client: Client, fleet: Fleet) -> None:

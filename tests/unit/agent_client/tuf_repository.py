@@ -24,8 +24,8 @@ from tuf.api.metadata import (
 )
 
 from modelfleet.agent_client import tuf_cli
-from modelfleet.agent_client.fetch import Deadlines, HttpClient
 from modelfleet.agent_client.floors import FloorStore
+from modelfleet.agent_client.http_client import Deadlines, HttpClient
 from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.tuf_cache import MetadataCache
 from modelfleet.agent_client.tuf_client import TufClient

@@ -14,7 +14,7 @@ import click
 from modelfleet.policies.plan import parse_plan, plan_sha256
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import REFUSED, USAGE, api_options, show
-from modelfleet.rollout.bundle_cli import bundle
+from modelfleet.rollout.cli_bundle import bundle
 from modelfleet.rollout.states import TERMINAL, State
 from modelfleet.signer.errors import DigestError
 from modelfleet.signer.keys import load_signer

@@ -14,9 +14,9 @@ import click
 from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
+from modelfleet.service.cli_confidential import confidential
 from modelfleet.service.cli_deploy import deploy
-from modelfleet.service.cli_keys import keys
-from modelfleet.service.confidential_cli import confidential
+from modelfleet.service.cli_keys import keys, show_made
 from modelfleet.service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -81,13 +81,7 @@ def init(
         )
     except (ServiceError, SignerError, RegistryError) as error:
         raise click.ClickException(str(error)) from error
-    if as_json:
-        click.echo(json.dumps(made, indent=2))
-        return
-    click.echo(f"made {data}: tenant {tenant}")
-    for name, token in made["tokens"].items():
-        click.echo(f"token of {name}: {token}")
-    click.echo(f"next: modelfleet serve --data {data} --tenant {tenant}")
+    show_made(made, f"modelfleet serve --data {data} --tenant {tenant}", as_json)
 
 
 @main.command()

@@ -74,6 +74,3 @@ def mosquitto(
     click.echo(
         json.dumps({"files": [str(path) for path in written]}, indent=2) if as_json else "\n".join(map(str, written))
     )
-
-
-COMMANDS = (deploy,)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from modelfleet.signer.command import (
     secrets_of,
 )
 from modelfleet.signer.passphrase import ask_new_passphrase
+
+if TYPE_CHECKING:
+    from modelfleet.service.initialise import Made
 
 __all__ = ["keys"]
 
@@ -104,13 +107,9 @@ def init(
         )
     except (ServiceError, RegistryError) as error:
         raise click.ClickException(str(error)) from error
-    if as_json:
-        click.echo(json.dumps(made, indent=2))
-        return
-    click.echo(f"made {data}: tenant {tenant}")
-    for name, token in made["tokens"].items():
-        click.echo(f"token of {name}: {token}")
-    click.echo(f"next: take {data / 'offline'} and {data / 'people'} off this machine (docs/keys.md says where to)")
+    show_made(
+        made, f"take {data / 'offline'} and {data / 'people'} off this machine (docs/keys.md says where to)", as_json
+    )
 
 
 @keys.command()
@@ -141,6 +140,17 @@ def status(data: Path, tenant: str, url: str | None, token: str | None, as_json:
             click.echo("a change waits for signatures: see `modelfleet keys export`", err=True)
     if found["level"] != "ok":
         sys.exit(EXPIRING)
+
+
+def show_made(made: "Made", then: str, as_json: bool) -> None:
+    """Tell what was made, with the users' tokens, and what to do next."""
+    if as_json:
+        click.echo(json.dumps(made, indent=2))
+        return
+    click.echo(f"made {made['data']}: tenant {made['tenant']}")
+    for name, token in made["tokens"].items():
+        click.echo(f"token of {name}: {token}")
+    click.echo(f"next: {then}")
 
 
 def local_status(data: Path, tenant: str) -> dict[str, Any]:

@@ -429,7 +429,7 @@ NOT_HOSTILE = {
     "converters.scan.parse_report": "plain values of this process's own child",
     "registry.cli.parse_args": "the command line",
     "registry.command.parse_args": "the command line",
-    "rollout.bundle_cli.parse_args": "the command line",
+    "rollout.cli_bundle.parse_args": "the command line",
     "rollout.command.parse_args": "the command line",
     "policies.offline.parse_duration": "the command line",
     "service.cli_keys.parse_pairs": "the command line",

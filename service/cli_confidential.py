@@ -2,27 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from modelfleet.signer.command import data_options, json_option
+
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from modelfleet.service.settings import Settings
-
-Command = Callable[..., None]
-
-
-def data_options(command: Command) -> Command:
-    """Add --data, --tenant and --json."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-    command = click.option("--tenant", help="Whose data keys (MODELFLEET_TENANT).")(command)
-    folder = click.Path(path_type=Path)
-    return click.option("--data", type=folder, help="Data folder (MODELFLEET_DATA).")(command)
 
 
 @click.group()
@@ -35,8 +27,9 @@ def confidential() -> None:
 
 @confidential.command("rotate-kek")
 @data_options
+@json_option
 @click.option("--to", "target", metavar="URI", help="Move to this key (file:... or awskms:...) in place of a new one.")
-def rotate_kek(data: Path | None, tenant: str | None, target: str | None, as_json: bool) -> None:
+def rotate_kek(data: Path, tenant: str, target: str | None, as_json: bool) -> None:
     """Wrap the tenant's data keys anew: with a new key in the file, or with the key that --to names.
 
     Makes the file where there is none. Blobs, manifests and what devices hold stay as they are. Safe to repeat after a
@@ -66,7 +59,8 @@ def rotate_kek(data: Path | None, tenant: str | None, target: str | None, as_jso
 
 @confidential.command()
 @data_options
-def status(data: Path | None, tenant: str | None, as_json: bool) -> None:
+@json_option
+def status(data: Path, tenant: str, as_json: bool) -> None:
     """Show which key wraps how many data keys, and how many devices could not open a confidential version.
 
     Example: modelfleet confidential status --data ./fleet --tenant acme --json
@@ -103,7 +97,7 @@ def _move(sessions: "sessionmaker[Session]", tenant: str, source: str, target: s
 
 
 @contextmanager
-def _opened(data: Path | None, tenant: str | None) -> "Generator[tuple[Settings, sessionmaker[Session]]]":
+def _opened(data: Path, tenant: str) -> "Generator[tuple[Settings, sessionmaker[Session]]]":
     from modelfleet.registry.errors import RegistryError
     from modelfleet.service.compose import require_initialised
     from modelfleet.service.database import open_database, session_factory
@@ -111,8 +105,7 @@ def _opened(data: Path | None, tenant: str | None) -> "Generator[tuple[Settings,
     from modelfleet.service.settings import Settings
 
     try:
-        given = {"data": data, "tenant": tenant}
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
+        settings = Settings(data=data, tenant=tenant)
         require_initialised(settings)
         engine = open_database(settings.sqlalchemy_url)
         try:

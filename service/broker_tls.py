@@ -23,14 +23,9 @@ from modelfleet.service.settings import Settings
 ANYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 
-def ca_folder(settings: Settings) -> Path:
-    """Return where the fleet CA lies."""
-    return settings.data / "ca"
-
-
 def issued_folder(settings: Settings) -> Path:
     """Return where the service's own certificates lie."""
-    return ca_folder(settings) / "issued"
+    return settings.ca_folder / "issued"
 
 
 def public_host(settings: Settings, public_url: str) -> str:
@@ -76,7 +71,7 @@ def controller_certificate(settings: Settings, ca: FleetCa, now: datetime) -> Cl
     """
     if (settings.mqtt_cert is None) != (settings.mqtt_key is None):
         raise SettingsError("MODELFLEET_MQTT_CERT and MODELFLEET_MQTT_KEY belong together: set both, or neither")
-    believed = settings.mqtt_ca or ca_folder(settings) / CERTIFICATE_FILE
+    believed = settings.mqtt_ca or settings.ca_folder / CERTIFICATE_FILE
     if settings.mqtt_cert is not None and settings.mqtt_key is not None:
         return ClientCertificate(ca=believed, certificate=settings.mqtt_cert, key=settings.mqtt_key)
     kept = keep_controller(ca, issued_folder(settings), now)

@@ -24,7 +24,7 @@ from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
 from modelfleet.rollout.broker import ClientCertificate, PahoBroker
 from modelfleet.rollout.controller import Controller
-from modelfleet.service.broker_tls import EmbeddedTls, ca_folder, controller_certificate, public_host
+from modelfleet.service.broker_tls import EmbeddedTls, controller_certificate, public_host
 from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
@@ -68,7 +68,7 @@ class Service:
         self._settings, self._public_url = settings, public_url
         self._running = ExitStack()
         self._embedded: EmbeddedBroker | None = None
-        self._renewals: list[Callable[[datetime], None]] = []
+        self._renewals: list[Callable[[datetime], object]] = []
 
     def start(self) -> None:
         """Bring everything up, or nothing.
@@ -96,7 +96,7 @@ class Service:
         signer = SignerProcess(settings.data, settings.tenant)
         parts.callback(signer.stop)
         signer.start()
-        ca, replays = create_ca(ca_folder(settings), settings.tenant, datetime.now(UTC)), ReplayCache()
+        ca, replays = create_ca(settings.ca_folder, settings.tenant, datetime.now(UTC)), ReplayCache()
         address = self._start_broker(parts, sessions, ca, replays)
         jobs = Jobs(settings)
         self.registry = assemble_registry(settings, sessions, signer, jobs, self._public_url, address.url, ca, replays)
@@ -117,7 +117,7 @@ class Service:
         self, parts: ExitStack, sessions: sessionmaker[Session], ca: FleetCa, replays: ReplayCache
     ) -> BrokerAddress:
         settings = self._settings
-        self._renewals.append(lambda now: _ignore(controller_certificate(settings, ca, now)))
+        self._renewals.append(lambda now: controller_certificate(settings, ca, now))
         certificate = controller_certificate(settings, ca, datetime.now(UTC))
         if settings.mqtt_url.startswith("mqtts:"):
             return BrokerAddress(url=settings.mqtt_url, client_id=controller_name(ca.tenant), certificate=certificate)
@@ -284,7 +284,3 @@ def unfinished_versions(registry: Registry) -> list[int]:
     """Return the ids of versions that are still to be built."""
     with registry.sessions() as session:
         return list(catalog.unfinished_versions(session, registry.tenant))
-
-
-def _ignore(_kept: object) -> None:
-    return None

@@ -67,9 +67,9 @@ def initialise(
     data.chmod(0o700)
     try:
         paths = hold_ceremony(data, plan, now, secrets=secrets, new_passphrase=new_passphrase)
-        create_ca(data / "ca", settings.tenant, now)
+        create_ca(settings.ca_folder, settings.tenant, now)
         make_audit_key(data)
-        FileKek(data / "service" / "kek.json").make()
+        FileKek(settings.kek_file).make()
         write_public(data / "releases.pub", paths.releases_key)
         tokens = _make_users(settings, users, now)
     except BaseException:

@@ -15,7 +15,6 @@ from modelfleet.agent_client.protocol import TOPIC_ROOT, host_topic
 from modelfleet.registry.certificates import RevocationList
 from modelfleet.registry.fleet_ca import load_ca
 from modelfleet.registry.service_certificates import controller_name, keep_server
-from modelfleet.service.broker_tls import ca_folder
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.service.errors import SettingsError
 from modelfleet.service.settings import Settings
@@ -131,7 +130,7 @@ def write_configuration(
     for each in listeners:
         folder = out / each.tenant
         settings = Settings(data=each.data, tenant=each.tenant)
-        ca = load_ca(ca_folder(settings))
+        ca = load_ca(settings.ca_folder)
         if ca.tenant != each.tenant:
             raise SettingsError(f"{each.data}: expected the fleet of tenant {each.tenant!r}, found {ca.tenant!r}")
         engine = open_database(settings.sqlalchemy_url)

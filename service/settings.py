@@ -74,7 +74,17 @@ class Settings(BaseSettings):
     @property
     def kek(self) -> str:
         """The URI of the key-encryption key."""
-        return self.kek_uri or f"file:{self.data.absolute() / 'service' / 'kek.json'}"
+        return self.kek_uri or f"file:{self.kek_file}"
+
+    @property
+    def kek_file(self) -> Path:
+        """Where `modelfleet init` makes a key-encryption key."""
+        return self.data.absolute() / "service" / "kek.json"
+
+    @property
+    def ca_folder(self) -> Path:
+        """Where the fleet CA lies."""
+        return self.data / "ca"
 
     @property
     def dbos_url(self) -> str:

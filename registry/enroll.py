@@ -27,6 +27,7 @@ from modelfleet.registry.errors import BadInputError, ConflictError
 from modelfleet.registry.tables import Device, DeviceCertificate
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.keys import public_key_of_pem
+from modelfleet.signer.metadata import root_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,8 @@ def enroll(registry: Registry, asked: Enrolment, now: datetime) -> Enrolled:
 
 def newest_root(registry: Registry) -> str:
     """Return the text of the tenant's newest root metadata: what a new device starts to trust."""
-    found = (registry.trust_dir / "metadata").glob("*.root.json")
-    return max(found, key=lambda path: int(path.name.split(".")[0])).read_text()
+    found = root_files(registry.trust_dir / "metadata")
+    return found[max(found)].read_text()
 
 
 def _require_encryption_key(pem: str | None) -> None:

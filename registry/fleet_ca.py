@@ -148,10 +148,10 @@ def load_ca(folder: Path) -> FleetCa:
     """
     try:
         certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE_FILE).read_bytes())
-        key = serialization.load_pem_private_key((folder / KEY_FILE).read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, ValueError) as error:
         raise FleetCaError(f"{folder}: expected the fleet CA's key.pem and certificate.pem: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+    key = _load_key(folder / KEY_FILE)
+    if key.public_key() != certificate.public_key():
         raise FleetCaError(f"{folder}: expected a P-256 key that belongs to certificate.pem, found another one")
     return FleetCa(certificate, key)
 
@@ -166,6 +166,10 @@ def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
         made = ec.generate_private_key(ec.SECP256R1())
         write_durably(path, private_pem(made), mode=0o600)
         return made
+    return _load_key(path)
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         found = serialization.load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:

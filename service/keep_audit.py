@@ -18,6 +18,7 @@ from modelfleet.registry.tables import AuditRecord
 from modelfleet.service.settings import Settings
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.keys import generate_key, load_signer, public_key, public_key_of_pem
+from modelfleet.signer.metadata import root_files
 from modelfleet.signer.names import sha256_of
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,7 @@ def note_metadata(registry: Registry, now: datetime) -> None:
     """Record the published metadata versions and the trust policy, each where it is not as last recorded."""
     versions = registry.repository.versions()
     chain = registry.repository.policy_chain()
-    roots = (registry.trust_dir / "metadata").glob("*.root.json")
-    versions["root"] = max(int(path.name.split(".")[0]) for path in roots)
+    versions["root"] = max(root_files(registry.trust_dir / "metadata"))
     policy = {"sha256": sha256_of(chain.policy), "targets_version": versions["targets"]}
     _note(registry, "metadata.publish", "metadata/tuf", {"versions": versions}, now)
     _note(registry, "policy.publish", "policy/trust", policy, now)

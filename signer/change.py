@@ -5,19 +5,20 @@ believe the sender's words; signatures are taken over only onto the same bytes, 
 is secret.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 from securesystemslib.exceptions import Error as SecureSystemsError
 
-from modelfleet.signer.errors import DigestError, KeyUriError, ReplayError, SignatureError
+from modelfleet.signer.errors import DigestError, FormatError, KeyUriError, ReplayError, SignatureError
 from modelfleet.signer.key_book import KeyBook
-from modelfleet.signer.keys import Key, Signature, Signer
+from modelfleet.signer.keys import Key, Signature, Signer, key_id
 from modelfleet.signer.metadata import Metadata, RoleT, Root, Targets, next_version, parse_metadata, require_signed
 from modelfleet.signer.names import Name
 from modelfleet.signer.parse import parse_struct
-from modelfleet.signer.statements import TrustPolicy
+from modelfleet.signer.statements import PublicKey, TrustPolicy
 from modelfleet.signer.trust import policy_of, trusted_root
 
 MAX_CHANGE_BYTES: Final = 4 * 1024 * 1024
@@ -88,6 +89,7 @@ def check_change(change: Change, *, trusted: bytes | None = None) -> tuple[State
 
     Raises:
         UntrustedError: they do not fit together; ReplayError where the versions do not follow each other.
+        FormatError: a key stands under another key's id: whoever signs is shown the ids.
     """
     if trusted is not None and trusted != change.before_root:
         raise SignatureError("expected a change of the root.json that you gave, got a change of another root")
@@ -95,6 +97,8 @@ def check_change(change: Change, *, trusted: bytes | None = None) -> tuple[State
     before_targets = parse_metadata(change.before_targets, Targets)
     require_signed(before_root, Targets.type, before_targets)
     root, targets = _next(change.before_root, change.root, Root), _next(change.before_targets, change.targets, Targets)
+    _require_own_ids(root.keys)
+    _require_own_ids(targets.delegations.keys if targets.delegations else {})
     before = State(
         root=before_root,
         targets=before_targets.signed,
@@ -149,6 +153,13 @@ def _next(before: bytes, after: bytes, kind: type[RoleT]) -> RoleT:
     if before != after and found.version != next_version(version):
         raise ReplayError(f"{kind.type}: expected version {next_version(version)} next, got {found.version}")
     return found
+
+
+def _require_own_ids(keys: Mapping[str, Key]) -> None:
+    for keyid, key in keys.items():
+        found = key_id(PublicKey(keytype=key.keytype, scheme=key.scheme, keyval=key.keyval))
+        if found != keyid:
+            raise FormatError(f"expected the key with the id {keyid[:12]!r}, got the key {found[:12]}")
 
 
 def _lack(delegator: Root, role: str, metadata: Metadata[RoleT]) -> Lack:

@@ -12,10 +12,9 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from modelfleet.signer.errors import DecryptionError, FormatError
-from modelfleet.signer.keys import public_key_of_pem
+from modelfleet.signer.keys import p256_of_pem
 from modelfleet.signer.names import Sha256, sha256_of
 from modelfleet.signer.parse import parse_struct
 from modelfleet.signer.segments import KEY_BYTES
@@ -53,10 +52,7 @@ def wrap_key(data_key: bytes, device_key: str, *, tenant: str, device: str, mani
     Raises:
         FormatError: `device_key` is no P-256 public key.
     """
-    public_key_of_pem(device_key)
-    public = load_pem_public_key(device_key.encode())
-    assert isinstance(public, ec.EllipticCurvePublicKey)
-    wrapped = _SUITE.encrypt(data_key, public, info=_key_context(tenant, device, manifest_sha256))
+    wrapped = _SUITE.encrypt(data_key, p256_of_pem(device_key), info=_key_context(tenant, device, manifest_sha256))
     return msgspec.json.encode(
         WrappedKey(
             manifest_sha256=manifest_sha256, sha256=sha256_of(wrapped), wrapped=base64.b64encode(wrapped).decode()

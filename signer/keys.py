@@ -111,6 +111,11 @@ def public_key_of_pem(pem: str) -> SSlibKey:
     Raises:
         FormatError: no P-256 public key.
     """
+    return SSlibKey.from_crypto(p256_of_pem(pem))
+
+
+def p256_of_pem(pem: str) -> ec.EllipticCurvePublicKey:
+    """Return the same key as the cryptography library has it (FormatError as `public_key_of_pem`)."""
     if len(pem) > MAX_PEM_CHARACTERS:
         raise FormatError(f"expected a PEM of at most {MAX_PEM_CHARACTERS} characters, got {len(pem)}")
     try:
@@ -119,7 +124,7 @@ def public_key_of_pem(pem: str) -> SSlibKey:
         raise FormatError(f"expected a public key in PEM: {error}") from error
     if not isinstance(found, ec.EllipticCurvePublicKey) or not isinstance(found.curve, ec.SECP256R1):
         raise FormatError("expected a public key on the curve P-256, got another kind")
-    return SSlibKey.from_crypto(found)
+    return found
 
 
 def _public_file(path: Path) -> SSlibKey | None:

@@ -7,8 +7,11 @@ TUF's and securesystemslib's own errors are wrapped here, once.
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO, TypeVar
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from securesystemslib.exceptions import Error as SecureSystemsError
 from tuf.api import metadata as tuf_metadata
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
@@ -16,7 +19,7 @@ from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from modelfleet.signer.errors import DigestError, FormatError, SignatureError
-from modelfleet.signer.keys import Signer
+from modelfleet.signer.keys import Key, Signer
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.parse import parse_json
 from modelfleet.signer.unknown_keys import admit_unknown_keys
@@ -64,10 +67,18 @@ def require_signed(delegator: Root | Targets, role: str, metadata: Metadata[Role
         found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, SecureSystemsError, ValueError) as error:
         raise SignatureError(f"{role}: {error}") from error
-    # TUF does not say how a key id is made: one key under two ids is still one key.
-    different = {json.dumps(key.keyval, sort_keys=True) for key in found.signed.values()}
+    different = {_identity(key) for key in found.signed.values()}
     if len(different) < found.threshold:
         raise SignatureError(f"{role}: expected signatures of {found.threshold} keys, got {len(different)}")
+
+
+def _identity(key: Key) -> bytes:
+    """Return what two keys have in common that are one: TUF does not say how an id is made, nor PEM how it is written."""
+    try:
+        found = load_pem_public_key(str(key.keyval.get("public", "")).encode())
+    except (ValueError, UnsupportedAlgorithm):  # of a kind that is written otherwise, such as ed25519
+        return json.dumps(key.keyval, sort_keys=True).lower().encode()
+    return found.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def require_target(target: TargetFile, data: bytes | IO[bytes]) -> None:
@@ -105,6 +116,12 @@ def sign_metadata(metadata: Metadata[RoleT], signers: Iterable[Signer]) -> bytes
 def etag_of(data: bytes) -> str:
     """Return the entity tag of a metadata file: a client knows that of what it has, and need not keep the server's."""
     return f'W/"{sha256_of(data)[:32]}"'
+
+
+def root_files(folder: Path) -> dict[int, Path]:
+    """Return version -> file of every root in a folder of metadata, the oldest first."""
+    found = {int(path.name.partition(".")[0]): path for path in folder.glob("*.root.json")}
+    return dict(sorted(found.items()))
 
 
 def next_version(version: int) -> int:

@@ -28,6 +28,7 @@ from modelfleet.signer.metadata import (
     parse_metadata,
     require_signed,
     require_target,
+    root_files,
     sign_metadata,
 )
 from modelfleet.signer.pruning import prune
@@ -81,21 +82,6 @@ class OnlineRepository:
             for target, data in files:
                 self._write_target(target, data)
             self._serve(newer, {role: bins[role].version for role in newer}, now)
-
-    def publish_policy(self, targets_metadata: bytes, policy: bytes, now: datetime) -> None:
-        """Serve a new top-level targets.json, signed offline, and the policy that it names.
-
-        Raises:
-            SignatureError: not signed by enough targets keys. DigestError: another policy.
-            ReplayError: not newer than the published one.
-        """
-        with self._exclusive():
-            metadata = parse_metadata(targets_metadata, Targets)
-            require_signed(self._root(), Targets.type, metadata)
-            policy_of(metadata.signed, policy)
-            if self._is_newer(self._snapshot().signed, Targets.type, metadata.signed, targets_metadata):
-                self._write_target(metadata.signed.targets[POLICY_PATH], policy)
-                self._serve({Targets.type: targets_metadata}, {Targets.type: metadata.signed.version}, now)
 
     def publish_change(
         self,
@@ -220,8 +206,7 @@ class OnlineRepository:
         return self._metadata_dir / f"{version}.{role}.json"
 
     def _roots(self) -> tuple[bytes, ...]:
-        paths = sorted(self._metadata_dir.glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]))
-        return tuple(path.read_bytes() for path in paths)
+        return tuple(path.read_bytes() for path in root_files(self._metadata_dir).values())
 
     def _root(self) -> Root:
         return parse_metadata(self._roots()[-1], Root).signed

@@ -15,7 +15,7 @@ from modelfleet.signer.draft import POLICY_ROLES
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.expiry import Expiring, Expiry, Level, expiries
 from modelfleet.signer.key_book import KeyBook
-from modelfleet.signer.metadata import Metadata, RoleT, Root, Snapshot, Targets, Timestamp, parse_metadata
+from modelfleet.signer.metadata import Metadata, RoleT, Root, Snapshot, Targets, Timestamp, parse_metadata, root_files
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
 from modelfleet.signer.trust import parse_policy
 
@@ -105,8 +105,7 @@ class TrustReader:
             raise FormatError(f"expected a repository in {self.folder}: {error}") from error
 
     def _read(self) -> Published:
-        roots = (self.folder / "metadata").glob("*.root.json")
-        newest = max(int(path.name.partition(".")[0]) for path in roots)
+        newest = max(root_files(self.folder / "metadata"))
         timestamp = self._metadata("timestamp", Timestamp).signed
         snapshot = self._metadata(f"{timestamp.snapshot_meta.version}.snapshot", Snapshot).signed
         targets = self._metadata(f"{snapshot.meta['targets.json'].version}.targets", Targets).signed

@@ -4,10 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from modelfleet.signer.change import Change, State, check_change
 from modelfleet.signer.draft import POLICY_ROLES, encode_policy
+from modelfleet.signer.keys import Key
 from modelfleet.signer.metadata import Root, Targets
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
 
-ID_DIGITS = 12
+ID_DIGITS = 64
+"""All of them: a key with the same first digits can be searched for."""
+
+TOLD = ("version", "expires")
+TOLD_OF_BINS = ("keyids", "bit_length", "name_prefix", "threshold")
+FILE = ("length", "hashes")
 
 
 def describe_change(change: Change, *, trusted: bytes | None = None) -> list[str]:
@@ -28,7 +34,12 @@ def describe_change(change: Change, *, trusted: bytes | None = None) -> list[str
         lines += _policy_lines(before.policy, after.policy)
         lines += _hidden(change, after)
     lines += [f"bins: no longer name {path}" for path in change.remove]
-    return lines if len(lines) > 1 else [*lines, "nothing changes"]
+    return [_shown(line) for line in (lines if len(lines) > 1 else [*lines, "nothing changes"])]
+
+
+def _shown(line: str) -> str:
+    """Return the line in ASCII: a name in it can neither move the cursor over other lines nor look like another name."""
+    return "".join(each if each.isascii() and each.isprintable() else ascii(each)[1:-1] for each in line)
 
 
 def _root_lines(before: Root, after: Root) -> Iterator[str]:
@@ -43,8 +54,8 @@ def _root_lines(before: Root, after: Root) -> Iterator[str]:
             yield f"{role}: {new.threshold} of {len(new.keyids)} must sign (was {old.threshold} of {len(old.keyids)})"
     if before.consistent_snapshot != after.consistent_snapshot:
         yield f"root: consistent_snapshot becomes {after.consistent_snapshot}"
-    if before.unrecognized_fields != after.unrecognized_fields:
-        yield "root: fields that this program does not know differ"
+    if _rest_of_root(before) != _rest_of_root(after) or _rest_of_keys(before.keys) != _rest_of_keys(after.keys):
+        yield "root: fields that are not shown here differ"
 
 
 def _targets_lines(before: Targets, after: Targets) -> Iterator[str]:
@@ -56,8 +67,10 @@ def _targets_lines(before: Targets, after: Targets) -> Iterator[str]:
     yield from _keys("releases", old[0], new[0])
     if old[1:] != new[1:]:
         yield f"targets: the delegation of the bins changes from {old[1:]} to {new[1:]}"
-    if before.unrecognized_fields != after.unrecognized_fields:
-        yield "targets: fields that this program does not know differ"
+    if _rest_of_targets(before) != _rest_of_targets(after) or _rest_of_keys(_keys_of(before)) != _rest_of_keys(
+        _keys_of(after)
+    ):
+        yield "targets: fields that are not shown here differ"
 
 
 def _policy_lines(before: TrustPolicy, after: TrustPolicy) -> Iterator[str]:
@@ -95,6 +108,33 @@ def _hidden(change: Change, after: State) -> list[str]:
     """A field that this program does not know may mean something to a newer one."""
     known = encode_policy(after.policy) == change.policy
     return [] if known else ["policy: it holds fields that this program does not know"]
+
+
+def _rest_of_root(root: Root) -> object:
+    """What of it no line tells."""
+    found = root.to_dict()
+    for role in found["roles"].values():
+        del role["keyids"], role["threshold"]
+    return {name: value for name, value in found.items() if name not in (*TOLD, "keys", "consistent_snapshot")}
+
+
+def _rest_of_targets(targets: Targets) -> object:
+    found = targets.to_dict()
+    delegations = {name: value for name, value in found.pop("delegations", {}).items() if name != "keys"}
+    bins = delegations.get("succinct_roles", {})
+    delegations["succinct_roles"] = {name: value for name, value in bins.items() if name not in TOLD_OF_BINS}
+    target = {name: value for name, value in found["targets"].get(POLICY_PATH, {}).items() if name not in FILE}
+    rest = {name: value for name, value in found.items() if name not in (*TOLD, "targets")}
+    return rest, delegations, target
+
+
+def _rest_of_keys(keys: Mapping[str, Key]) -> object:
+    """Whatever keys say beside what their ids are made of."""
+    return [key.unrecognized_fields for _, key in sorted(keys.items()) if key.unrecognized_fields]
+
+
+def _keys_of(targets: Targets) -> Mapping[str, Key]:
+    return targets.delegations.keys if targets.delegations else {}
 
 
 def _bins(targets: Targets) -> tuple[list[str], int, str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from modelfleet.signer.errors import ExpiredError, FormatError, ReplayError, ScopeError
+from modelfleet.signer.errors import DigestError, ExpiredError, FormatError, ReplayError, ScopeError
 from modelfleet.signer.keys import key_id
 from modelfleet.signer.metadata import Root, Targets, parse_metadata, require_signed, require_target
 from modelfleet.signer.parse import parse_struct
@@ -101,11 +101,13 @@ def policy_of(targets: Targets, data: bytes, *, tenant: str | None = None) -> Tr
     """Return the policy in `data`, which must be the one that `targets` names.
 
     Raises:
-        DigestError: it is another file. FormatError, ScopeError: as `parse_policy`.
+        DigestError: it is another file, or one that no SHA-256 names. FormatError, ScopeError: as `parse_policy`.
     """
     target = targets.targets.get(POLICY_PATH)
     if target is None:
         raise FormatError(f"expected targets.json to name {POLICY_PATH}, it does not")
+    if "sha256" not in target.hashes:  # of a weaker digest alone there can be two files
+        raise DigestError(f"{POLICY_PATH}: expected its sha256 in targets.json, got {sorted(target.hashes)}")
     require_target(target, data)
     return parse_policy(data, tenant=tenant)
 

@@ -18,6 +18,7 @@ from modelfleet.signer.metadata import (
     Targets,
     Timestamp,
     parse_metadata,
+    root_files,
     sign_metadata,
 )
 from modelfleet.signer.trust import bin_of
@@ -61,7 +62,7 @@ class Forger:
         if role == "timestamp":
             return self.folder / "timestamp.json"
         if role == "root":
-            return max(self.folder.glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]))
+            return [*root_files(self.folder).values()][-1]
         if role == "snapshot":
             return self.folder / f"{self.load('timestamp').signed.snapshot_meta.version}.snapshot.json"
         return self.folder / f"{self.load('snapshot').signed.meta[f'{role}.json'].version}.{role}.json"

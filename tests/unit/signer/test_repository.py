@@ -157,19 +157,24 @@ def test_many_threads_and_repositories_publish_without_losing_anything(fleet: Ce
     assert all(shared.versions()[role] == 2 for role in bins)
 
 
-def test_a_policy_that_is_not_newer_or_not_signed_offline_is_refused(
+def test_a_policy_that_is_not_signed_offline_or_not_named_is_refused(
     fleet: CeremonyResult, tmp_path: Path, now: datetime
 ) -> None:
     repository = fleet.repository()
     own = repository.policy_chain()
-    repository.publish_policy(own.targets, own.policy, now)  # the same again
+
+    def publish(targets: bytes, policy: bytes) -> None:
+        root = own.roots[-1]
+        repository.publish_change(root=root, targets=targets, policy=policy, bins={}, now=now, keep=lambda: None)
+
+    publish(own.targets, own.policy)  # the same again
     assert repository.versions()["targets"] == 1
     other = create_repository(tmp_path / "other", TENANT, bits=1, approvers=["eve"], now=now)
     foreign = other.repository().policy_chain()
     with pytest.raises(SignatureError):
-        repository.publish_policy(foreign.targets, foreign.policy, now)
+        publish(foreign.targets, foreign.policy)
     with pytest.raises(DigestError):
-        repository.publish_policy(own.targets, foreign.policy, now)
+        publish(own.targets, foreign.policy)
 
 
 def test_offline_metadata_holds_for_long_and_the_online_one_stays_ahead(fleet: CeremonyResult, now: datetime) -> None:

@@ -12,7 +12,7 @@ from modelfleet.registry.cli_certificates import ca
 from modelfleet.registry.cli_publish import VARIANT_COLUMNS, publish
 from modelfleet.registry.cli_versions import versions
 from modelfleet.registry.client import ApiClient
-from modelfleet.registry.command import api_options, show
+from modelfleet.registry.command import ListByDefault, api_options, show
 from modelfleet.registry.revocation import REASONS
 
 USER_COLUMNS = ("name", "role", "created_at", "disabled_at")
@@ -34,17 +34,7 @@ def variants(client: ApiClient, as_json: bool, model: str | None, version: str |
     show(found["variants"], as_json, VARIANT_COLUMNS)
 
 
-class _ListByDefault(click.Group):
-    """A group that runs its command `list` where none is named."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `list` before options that name no command."""
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_ListByDefault)
+@click.group(cls=ListByDefault)
 def devices() -> None:
     """Enrolled devices: list them (the default), revoke one.
 

@@ -14,6 +14,7 @@ from modelfleet.registry.command import DEFAULT_URL, end_with
 from modelfleet.registry.errors import ClientError, FleetCaError, RegistryError
 from modelfleet.registry.fleet_ca import load_ca
 from modelfleet.registry.service_certificates import keep_server
+from modelfleet.signer.command import json_option
 from modelfleet.signer.files import write_durably
 
 server_option = click.option(
@@ -22,7 +23,6 @@ server_option = click.option(
 out_option = click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to replace in one step; default: print it."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -113,6 +113,3 @@ def _give(data: bytes, out: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"pem": data.decode(), "file": str(out) if out is not None else None}, indent=2))
     elif out is None:
         sys.stdout.write(data.decode())
-
-
-COMMANDS = (ca,)

@@ -13,9 +13,13 @@ import click
 
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.errors import ApiError, ClientError, RegistryError, ServerUnreachableError
-from modelfleet.signer.errors import KeyUriError, SignerError, UntrustedError
+from modelfleet.signer import command as signer_command
+from modelfleet.signer.command import REFUSED, UNTRUSTED, USAGE, json_option
+from modelfleet.signer.errors import SignerError
 
-REFUSED, USAGE, UNTRUSTED, UNREACHABLE = 1, 2, 3, 4
+__all__ = ["REFUSED", "UNREACHABLE", "UNTRUSTED", "USAGE", "ListByDefault", "api_options", "end_with", "show"]
+
+UNREACHABLE = 4
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 P = ParamSpec("P")
@@ -39,7 +43,7 @@ def api_options(command: Callable[..., R]) -> Callable[..., R]:
 
     @click.option("--url", envvar="MODELFLEET_URL", default=DEFAULT_URL, show_default=True, help="The server.")
     @click.option("--token", envvar="MODELFLEET_TOKEN", help="API token; better in MODELFLEET_TOKEN than here.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @json_option
     @functools.wraps(command)
     def with_client(*args: Any, url: str, token: str | None, as_json: bool, **kwargs: Any) -> R:
         try:
@@ -64,11 +68,9 @@ def end_with(error: Exception, as_json: bool) -> NoReturn:
 
 def exit_status(error: Exception) -> int:
     """Return the exit status that stands for the error."""
-    if isinstance(error, UntrustedError) or (isinstance(error, ApiError) and error.untrusted):
-        return UNTRUSTED
-    if isinstance(error, ServerUnreachableError):
-        return UNREACHABLE
-    return USAGE if isinstance(error, KeyUriError) else REFUSED
+    if isinstance(error, ApiError):
+        return UNTRUSTED if error.untrusted else REFUSED
+    return UNREACHABLE if isinstance(error, ServerUnreachableError) else signer_command.exit_status(error)
 
 
 def show(value: object, as_json: bool, columns: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Routes of certificates: a device renews its own, an administrator revokes a device, everybody reads CA certificate and CRL."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
@@ -16,8 +16,8 @@ from modelfleet.registry.auth import (
     require,
     require_csr_claim,
 )
-from modelfleet.registry.routes_fleet import Body
-from modelfleet.registry.small_body import SmallBodyRoute
+from modelfleet.registry.revocation import Reason
+from modelfleet.registry.small_body import Body, SmallBodyRoute
 from modelfleet.registry.tables import DeviceCertificate
 from modelfleet.registry.views import DeviceView
 
@@ -25,9 +25,6 @@ router = APIRouter(prefix="/v1", tags=["certificates"], route_class=SmallBodyRou
 
 CurrentDevice = Annotated[DeviceIdentity, Depends(current_device)]
 DeviceRevoker = Annotated[UserIdentity, Depends(require(Permission.DEVICES_REVOKE))]
-Reason = Literal[
-    "unspecified", "key_compromise", "affiliation_changed", "cessation_of_operation", "privilege_withdrawn"
-]
 
 
 class RenewalRequest(Body):

@@ -11,7 +11,7 @@ from modelfleet.registry import catalog, people
 from modelfleet.registry.auth import UserIdentity, registry_of, require
 from modelfleet.registry.claims import MAX_SERIALS, claim_tokens, make_claim_token, revoke_claim_token
 from modelfleet.registry.enroll import Enrolled, Enrolment, enroll
-from modelfleet.registry.small_body import SmallBodyRoute
+from modelfleet.registry.small_body import Body, SmallBodyRoute
 from modelfleet.registry.views import ClaimTokenCreated, ClaimTokenView, DeviceView, GroupView, claim_token_view
 
 router = APIRouter(prefix="/v1", tags=["fleet"], route_class=SmallBodyRoute)
@@ -20,12 +20,6 @@ GroupReader = Annotated[UserIdentity, Depends(require(Permission.GROUPS_READ))]
 GroupWriter = Annotated[UserIdentity, Depends(require(Permission.GROUPS_WRITE))]
 DeviceReader = Annotated[UserIdentity, Depends(require(Permission.DEVICES_READ))]
 TokenWriter = Annotated[UserIdentity, Depends(require(Permission.CLAIM_TOKENS_WRITE))]
-
-
-class Body(BaseModel):
-    """A request's JSON; a field that is not known is refused, so that a misspelt one is not ignored."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class NewGroup(Body):

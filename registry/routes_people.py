@@ -9,8 +9,7 @@ from pydantic import BaseModel, Field
 from modelfleet.policies.roles import Permission, Role
 from modelfleet.registry import people
 from modelfleet.registry.auth import UserIdentity, current_user, registry_of, require
-from modelfleet.registry.routes_fleet import Body
-from modelfleet.registry.small_body import SmallBodyRoute
+from modelfleet.registry.small_body import Body, SmallBodyRoute
 from modelfleet.registry.views import UserCreated, UserView
 
 router = APIRouter(prefix="/v1", tags=["people"], route_class=SmallBodyRoute)

@@ -10,9 +10,16 @@ from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
 from starlette.types import Message, Receive
 
 MAX_BODY_BYTES = 64 * 1024
+
+
+class Body(BaseModel):
+    """A request's JSON; a field that is not known is refused, so that a misspelt one is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class SmallBodyRoute(APIRoute):

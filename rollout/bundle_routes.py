@@ -5,7 +5,7 @@ from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from modelfleet.agent_client.protocol import parse_device_topic
 from modelfleet.policies.errors import OfflineRefusedError
@@ -14,6 +14,7 @@ from modelfleet.policies.roles import Permission
 from modelfleet.registry import audit
 from modelfleet.registry.auth import UserIdentity, registry_of, require
 from modelfleet.registry.problems import add_problem
+from modelfleet.registry.small_body import Body
 from modelfleet.rollout.bundle import BundleRequest, prepare
 from modelfleet.rollout.bundle_archive import write_archive
 from modelfleet.rollout.controller import Controller
@@ -26,12 +27,6 @@ add_problem(OfflineRefusedError, 422, "Not allowed in a bundle")
 router = APIRouter(prefix="/v1/bundles", tags=["bundles"])
 
 Maker = Annotated[UserIdentity, Depends(require(Permission.BUNDLES_WRITE))]
-
-
-class Body(BaseModel):
-    """A request's JSON; a field that is not known is refused."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class NewBundle(Body):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response, status
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from modelfleet.agent_client.protocol import device_topic, group_desired_topic
@@ -19,7 +19,7 @@ from modelfleet.policies.roles import Permission
 from modelfleet.registry.auth import DeviceIdentity, UserIdentity, current_device, registry_of, require
 from modelfleet.registry.errors import UnauthenticatedError
 from modelfleet.registry.problems import add_problem
-from modelfleet.registry.small_body import SmallBodyRoute
+from modelfleet.registry.small_body import Body, SmallBodyRoute
 from modelfleet.registry.tables import Device
 from modelfleet.rollout import errors, lifecycle
 from modelfleet.rollout.controller import Controller
@@ -54,12 +54,6 @@ Writer = Annotated[UserIdentity, Depends(require(Permission.ROLLOUTS_WRITE))]
 Approving = Annotated[UserIdentity, Depends(require(Permission.ROLLOUTS_APPROVE))]
 Operator = Annotated[UserIdentity, Depends(require(Permission.ROLLOUTS_CONTROL))]
 FleetDevice = Annotated[DeviceIdentity, Depends(current_device)]
-
-
-class Body(BaseModel):
-    """A request's JSON; a field that is not known is refused."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class NewRollout(Body):

@@ -21,7 +21,7 @@ from modelfleet.signer.manifest import MAX_MANIFEST_BYTES
 from modelfleet.signer.metadata import TargetFile, Timestamp, parse_metadata, require_target
 from modelfleet.signer.names import PATH_PATTERN, require, sha256_of
 from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
-from modelfleet.signer.trust import MAX_POLICY_BYTES, parse_policy
+from modelfleet.signer.trust import MAX_POLICY_BYTES, parse_policy, policy_of
 
 PRUNED = frozenset({404, 410})
 
@@ -143,7 +143,7 @@ class Trust:
             raise FormatError(f"expected targets.json to name {POLICY_PATH}, it does not")
         if self._policy is None or target.hashes.get("sha256") != sha256_of(self._kept_policy()):
             data = self._download(target, MAX_POLICY_BYTES)
-            policy = parse_policy(data, tenant=self._tenant)
+            policy = policy_of(self._tuf.targets, data, tenant=self._tenant)
             self._disk.write(self._folder / "policy.json", data)
             self._policy = policy
 

@@ -10,11 +10,9 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from modelfleet.registry.errors import ClientError
-from modelfleet.registry.store import BlobStore
-from modelfleet.rollout.bundle import PreparedBundle
 from modelfleet.rollout.errors import RolloutConflictError
 from modelfleet.signer.errors import DigestError, FormatError
 from modelfleet.signer.files import sync_folder
@@ -31,6 +29,10 @@ from modelfleet.signer.offline import (
     tar_header,
 )
 
+if TYPE_CHECKING:  # whoever receives needs none of the server
+    from modelfleet.registry.store import BlobStore
+    from modelfleet.rollout.bundle import PreparedBundle
+
 CHUNK_BYTES = 1024 * 1024
 SUFFIX = ".mfbundle"
 
@@ -39,7 +41,7 @@ class BundleFileError(ClientError):
     """The bundle cannot be written where it was asked for; nothing is left there."""
 
 
-def write_archive(bundle: PreparedBundle, store: BlobStore) -> Iterator[bytes]:
+def write_archive(bundle: "PreparedBundle", store: "BlobStore") -> Iterator[bytes]:
     """Yield the archive's bytes, `bundle.archive_length` of them (RolloutConflictError: a blob is not whole any more)."""
     yield from _member(INDEX_NAME, len(bundle.data), [bundle.data])
     for file in bundle.index.files:
@@ -182,7 +184,7 @@ def _member(name: str, length: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(padding(length))
 
 
-def _blob(store: BlobStore, file: IndexedFile) -> Iterator[bytes]:
+def _blob(store: "BlobStore", file: IndexedFile) -> Iterator[bytes]:
     left = file.length
     with store.open(file.sha256) as blob:
         while left and (piece := blob.read(min(left, CHUNK_BYTES))):

@@ -1,5 +1,7 @@
 """Every command has help with an example, and speaks JSON."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -36,6 +38,14 @@ def test_help_has_an_example(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - WITHOUT_JSON))
 def test_speaks_json(name: str) -> None:
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
+
+
+def test_a_command_does_not_load_the_server() -> None:
+    """Half a second of every command, otherwise."""
+    names = "{'fastapi', 'sqlalchemy', 'amqtt', 'onnxruntime'}"
+    asked = f"import sys, modelfleet.service.cli; print(sorted({names} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_commands_of_the_main_job_are_there() -> None:

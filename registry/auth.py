@@ -194,21 +194,11 @@ def require_csr_claim(identity: DeviceIdentity, csr: str) -> None:
 
 
 def authenticates_device(
-    sessions: sessionmaker[Session],
-    device: str,
-    token: str,
-    *,
-    replays: ReplayCache | None = None,
-    now: datetime | None = None,
+    sessions: sessionmaker[Session], tenant: str, replays: ReplayCache, device: str, token: str, now: datetime
 ) -> bool:
-    """Whether `token` is a valid, unused JWT of the enrolled device `device`: the broker's question at every connection."""
-    with sessions() as session:
-        row = session.get(Device, device)
-        tenant = row.tenant if row is not None else None
-    if tenant is None:
-        return False
+    """Whether `token` is a valid, unused JWT of the tenant's device `device`: the broker's question at every connection."""
     try:
-        identity = device_once(sessions, tenant, replays or ReplayCache(), token, now or datetime.now(UTC))
+        identity = device_once(sessions, tenant, replays, token, now)
     except (UnauthenticatedError, TooManyTokensError):
         return False
     return identity.device == device

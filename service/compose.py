@@ -130,7 +130,9 @@ class Service:
             self._renewals.append(tls.refresh)
         broker = EmbeddedBroker(
             settings.tenant,
-            lambda device, token: authenticates_device(sessions, device, token, replays=replays),
+            lambda device, token: authenticates_device(
+                sessions, settings.tenant, replays, device, token, datetime.now(UTC)
+            ),
             host=settings.host,
             port=settings.mqtt_port,
             await_controller=True,

@@ -21,6 +21,7 @@ from modelfleet.registry.auth import (
     user_of_token,
 )
 from modelfleet.registry.errors import UnauthenticatedError
+from modelfleet.registry.replay import ReplayCache
 from modelfleet.registry.tables import Device, DeviceCertificate, Tenant, User
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -182,11 +183,16 @@ def test_the_broker_accepts_a_device_only_under_its_own_name(fleet) -> None:
     other = str(uuid.UUID(int=2))
     add_device(fleet)
     add_device(fleet, other, public_key=pem(OTHER_KEY))
-    assert authenticates_device(fleet.sessions, DEVICE, token(), now=NOW)
-    assert not authenticates_device(fleet.sessions, other, token(), now=NOW)
-    assert not authenticates_device(fleet.sessions, DEVICE, token(OTHER_KEY), now=NOW)
-    assert not authenticates_device(fleet.sessions, str(uuid.UUID(int=3)), token(), now=NOW)
-    assert not authenticates_device(fleet.sessions, DEVICE, "", now=NOW)
+
+    def answers(device: str, text: str, tenant: str = "acme") -> bool:
+        return authenticates_device(fleet.sessions, tenant, ReplayCache(), device, text, NOW)
+
+    assert answers(DEVICE, token())
+    assert not answers(other, token())
+    assert not answers(DEVICE, token(OTHER_KEY))
+    assert not answers(str(uuid.UUID(int=3)), token())
+    assert not answers(DEVICE, "")
+    assert not answers(DEVICE, token(), tenant="beta")  # tenants may share the database
 
 
 def test_a_users_token_is_known_by_its_hash_only(fleet) -> None:

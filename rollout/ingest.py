@@ -39,6 +39,7 @@ from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, R
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
 from modelfleet.signer.errors import FormatError, UntrustedError
 from modelfleet.signer.keys import from_sslib, public_key_of_pem
+from modelfleet.signer.statements import PublicKey
 from modelfleet.signer.verify import verify_report
 
 PROOF = ("proven", "proven_boot", "proven_seq")
@@ -169,14 +170,18 @@ def read(kind: str, payload: bytes, device: str, keys: Sequence[str]) -> tuple[R
 
 def _verified(payload: bytes, keys: Sequence[str]) -> bytes:
     """Return the report in the envelope; the present key comes first, and its refusal is the one that is told."""
-    present, *former = (from_sslib(public_key_of_pem(pem)) for pem in keys)
+    present, *former = keys
     try:
-        return verify_report(payload, present)
+        return verify_report(payload, _key(present))
     except UntrustedError:
-        for key in former:
+        for pem in former:
             with contextlib.suppress(UntrustedError):
-                return verify_report(payload, key)
+                return verify_report(payload, _key(pem))
         raise
+
+
+def _key(pem: str) -> PublicKey:
+    return from_sslib(public_key_of_pem(pem))
 
 
 def write(session: Session, received: Sequence[Received], tenant: str) -> None:

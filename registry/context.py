@@ -1,6 +1,5 @@
 """What the registry's routes and jobs work with, put together once by the composition root (`service`)."""
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,7 +86,7 @@ class Registry:
         """The list of revoked device certificates."""
         return RevocationList(self.ca, self.sessions)
 
-    @functools.cached_property
+    @cached_property
     def trust(self) -> TrustWatch:
         """What the tenant's published metadata says, and when it expires."""
         return TrustWatch(self.trust_dir)

@@ -15,7 +15,7 @@ import pytest
 from modelfleet.agent_client.protocol import device_topic, group_desired_topic
 from modelfleet.agent_client.record import SlotRecord
 from modelfleet.signer.ceremony import update_policy
-from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE, Limits, Release, device_scope, group_scope
+from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE, Limits, device_scope, group_scope
 from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.errors import (
     ApprovalError,
@@ -33,21 +33,10 @@ from modelfleet.signer.names import sha256_of
 from modelfleet.signer.sign import encode_payload, sign_approval, sign_assignment, sign_group
 from modelfleet.signer.statements import Approval
 from tests.attacks.machine import Machine
-from tests.unit.agent_client.fleet import GROUP, PROFILE, SLOT, TENANT, Device, Fleet, make_device, now
+from tests.unit.agent_client.fleet import GROUP, PROFILE, SLOT, TENANT, Device, Fleet, commit, make_device, now
 
 OTHER = "00000000-0000-4000-8000-000000000000"
 LONG_PROBATION = Limits(latency_ms=100.0, probation_seconds=60.0, probation_inferences=10, metrics_seconds=0.2)
-
-
-def commit(fleet: Fleet, device: Device, version: str = "1.0.0", **changes: Any) -> Release:
-    """Bring the device to a committed release, which then is the stable one."""
-    release = fleet.release(version, **changes)
-    fleet.candidates = (fleet.candidate(release, rollout=f"r-{version}"),)
-    device.told()
-    device.waits_for("COMMITTED", version)
-    fleet.stable, fleet.candidates = release, ()
-    device.told()
-    return release
 
 
 # Replayed, re-ordered, doubled

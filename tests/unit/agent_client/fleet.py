@@ -415,6 +415,17 @@ class Device:
         raise AssertionError(f"expected a report {state}, got {[report.state for report in self.reports()]}")
 
 
+def commit(fleet: Fleet, device: Device, version: str = "1.0.0", **changes: Any) -> Release:
+    """Bring the device to a committed release, which then is the stable one."""
+    release = fleet.release(version, **changes)
+    fleet.candidates = (fleet.candidate(release, rollout=f"r-{version}"),)
+    device.told()
+    device.waits_for("COMMITTED", version)
+    fleet.stable, fleet.candidates = release, ()
+    device.told()
+    return release
+
+
 def unsigned(payload: bytes) -> bytes:
     """Return the report inside, whether it is signed or not."""
     value = json.loads(payload)

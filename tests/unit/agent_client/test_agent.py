@@ -24,20 +24,10 @@ from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.keys import generate_key, load_signer, public_key
 from modelfleet.signer.sign import encode_payload, sign_assignment, sign_group
 from modelfleet.signer.verify import verify_report
-from tests.unit.agent_client.fleet import QUICK, SLOT, TENANT, Device, Fleet, make_device, now
+from tests.unit.agent_client.fleet import QUICK, SLOT, TENANT, Device, Fleet, commit, make_device, now
 
 IMAGE = np.ones((1, 4), dtype=np.float32)
 SLOW_PROBATION = Limits(latency_ms=100.0, probation_seconds=60.0, probation_inferences=10, metrics_seconds=0.2)
-
-
-def commit(fleet: Fleet, device: Device, version: str = "1.0.0", **changes: Any) -> None:
-    """Bring the device to a committed release, which then is the stable one."""
-    release = fleet.release(version, **changes)
-    fleet.candidates = (fleet.candidate(release, rollout=f"r-{version}"),)
-    device.told()
-    device.waits_for("COMMITTED", version)
-    fleet.stable, fleet.candidates = release, ()
-    device.told()
 
 
 def runs_until_answered_by(model: Model, version: str) -> None:

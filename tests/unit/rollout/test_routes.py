@@ -30,7 +30,6 @@ from modelfleet.signer.statements import Approval
 FLOAT = "linux-cpu-float"
 main = click.Group("modelfleet", commands={found.name: found for found in COMMANDS if found.name})
 BODY = {"model": "digits", "version": "1.0.0", "slot": "detector", "groups": ["lab"]}
-QUICK = {"stages": [0.25, 1.0], "bake_seconds": 0, "soak_seconds": 0, "limits": {"probation_seconds": 1}}
 
 
 @pytest.fixture

@@ -17,41 +17,29 @@ from typing import Any
 import msgspec
 
 from modelfleet.agent_client.certificates import Credentials
-from modelfleet.agent_client.device import Device, StateChange
-from modelfleet.agent_client.documents import Documents
-from modelfleet.agent_client.errors import AgentError, StoppingError, TransferError
-from modelfleet.agent_client.floors import FloorStore
+from modelfleet.agent_client.device import StateChange, make_device
+from modelfleet.agent_client.errors import AgentError, StoppingError
 from modelfleet.agent_client.http_client import Deadlines, HttpClient
 from modelfleet.agent_client.identity import (
     load_identity,
     load_key,
     load_root_metadata,
 )
+from modelfleet.agent_client.intake import Inbox, Intake
 from modelfleet.agent_client.link import MqttLink
 from modelfleet.agent_client.model import OPENERS, Model, SessionOpener, open_model
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.poll import Poller
-from modelfleet.agent_client.protocol import (
-    HostStatus,
-    device_topic,
-    group_desired_topic,
-    host_topic,
-)
 from modelfleet.agent_client.reconcile import SlotWorker
 from modelfleet.agent_client.storage import Disk, locked
 from modelfleet.agent_client.transport import Client
-from modelfleet.agent_client.trust import Trust
 from modelfleet.agent_client.version import agent_version
 from modelfleet.agent_client.voice import BootStore, Voice
-from modelfleet.hardware_profiles.detect import detect
-from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.signer.desired import Assignment, Limits
 from modelfleet.signer.errors import FormatError, UntrustedError
-from modelfleet.signer.parse import parse_struct
 
 TICK_SECONDS = 0.2
 MAX_REFUSALS = 200
-RETRY_DOCUMENT_SECONDS = 5.0
 RETRY_START_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -90,14 +78,11 @@ class Agent:
         self._bootstrap = load_root_metadata(root)
         load_key(root)  # a folder without a key is refused here, before anything is written
         self._wake = threading.Event()
-        self._inbox: dict[str, bytes] = {}
-        self._inbox_lock = threading.Lock()
-        self._retry_at: dict[str, tuple[float, bytes]] = {}
+        self._inbox = Inbox()
         self._refusals: deque[dict[str, str]] = deque(maxlen=MAX_REFUSALS)
         self._workers: dict[str, SlotWorker] = {}
         self._metrics_at: dict[str, float] = {}
         self._boots: BootStore | None = None
-        self._group_topic = ""
         self._running = False
         self._stop = threading.Event()
         self._link: MqttLink | None = None
@@ -122,8 +107,7 @@ class Agent:
 
     def inbox(self, topic: str, payload: bytes) -> None:
         """Take in a message; of one topic only the newest waits. May be called from any thread."""
-        with self._inbox_lock:
-            self._inbox[topic] = payload
+        self._inbox.put(topic, payload)
         self._wake.set()
 
     def open_model(self, slot: str, **options: Any) -> Model:
@@ -144,7 +128,7 @@ class Agent:
             "running": self._running,
             "online": link is not None and link.connected,
             "certificate_expires_at": self._certificate_expiry(),
-            "slots": {slot: _slot_status(worker) for slot, worker in sorted(self._workers.items())},
+            "slots": {slot: worker.state.status() for slot, worker in sorted(self._workers.items())},
             "refusals": list(self._refusals),
         }
 
@@ -167,7 +151,18 @@ class Agent:
         self._credentials = Credentials(self._root, self.identity, self._disk, on_renewed=self._follow_credentials)
         self._voice = Voice(self.identity, self._boots, self._credentials.signer(), self._outbox)
         self._client = self._reach()
-        self._device = self._make_device()
+        self._device = make_device(
+            self._root,
+            self.identity,
+            bootstrap=self._bootstrap,
+            client=self._client,
+            disk=self._disk,
+            openers=self._openers,
+            clock=self._clock,
+            report=self._report,
+            refuse=self._refuse,
+            look=self._look,
+        )
         self._documents = self._device.documents
         self._link = MqttLink(
             self.identity,
@@ -177,16 +172,18 @@ class Agent:
             outbox=self._outbox,
             agent=agent_version(),
         )
+        self._intake = Intake(
+            self._inbox, self.identity, self._documents, self._link, obey=self._obey, refuse=self._refuse
+        )
         self._poller = Poller(
             self._client,
             self.identity.server,
-            deliver_assignment=lambda data: self._take(self._own_topic, data),
-            deliver_group=lambda data: self._take(self._group_topic, data),
+            deliver_assignment=self._intake.take_assignment,
+            deliver_group=self._intake.take_group,
             outbox=self._outbox,
             seconds=self._poll_seconds,
         )
-        self._own_topic = device_topic(self.identity.tenant, self.identity.device, "desired")
-        self._follow_group()
+        self._intake.follow_group()
         for slot in sorted(self._known_slots()):
             self._worker(slot).recover()
         self._running = True
@@ -226,44 +223,9 @@ class Agent:
         """Take in what has arrived (StoppingError: the agent is to end)."""
         if self._stop.is_set():
             raise StoppingError("asked to end")
-        with self._inbox_lock:
-            arrived, self._inbox = self._inbox, {}
-        now = time.monotonic()
-        for topic, (due, payload) in list(self._retry_at.items()):
-            if now >= due:
-                del self._retry_at[topic]
-                arrived.setdefault(topic, payload)
-        # The assignment first: it says which group's document is the device's own.
-        for topic in sorted(arrived, key=lambda topic: topic != self._own_topic):
-            self._take(topic, arrived[topic])
-
-    def _take(self, topic: str, payload: bytes) -> None:
-        if not payload:
-            return  # an emptied retained message changes nothing
-        self._retry_at.pop(topic, None)  # what came before it has had its time
-        try:
-            if topic == host_topic(self.identity.tenant):
-                self._take_host(payload)
-            elif topic == self._own_topic:
-                self._obey(self._documents.accept_assignment(payload))
-            elif topic == self._group_topic:
-                self._documents.accept_group(payload)
-        except UntrustedError as error:
-            self._refuse(error)
-        except TransferError as error:
-            log.info("device %s: a document waits for the trust metadata: %s", self.identity.device, error)
-            self._retry_at[topic] = (time.monotonic() + RETRY_DOCUMENT_SECONDS, payload)
-        except OSError as error:
-            # The broker will not send it again while the line stands.
-            log.warning("device %s: a document waits for the disk: %s", self.identity.device, error)
-            self._retry_at[topic] = (time.monotonic() + RETRY_DOCUMENT_SECONDS, payload)
-
-    def _take_host(self, payload: bytes) -> None:
-        assert self._link is not None
-        self._link.host_is(online=parse_struct(payload, HostStatus, max_bytes=1024).state == "online")
+        self._intake.look()
 
     def _obey(self, assignment: Assignment) -> None:
-        self._follow_group()
         assert self._boots is not None
         new = [request for request in assignment.requests if not self._boots.answered(request.id)]
         if not new:
@@ -283,14 +245,6 @@ class Agent:
             for worker in list(self._workers.values()):
                 act(worker)
         self._boots.answer([request.id for request in new])
-
-    def _follow_group(self) -> None:
-        group, profile = self._documents.steered_by()
-        topic = group_desired_topic(self.identity.tenant, group, profile)
-        if topic != self._group_topic:
-            assert self._link is not None
-            self._link.watch(topic, instead_of=self._group_topic or None)
-            self._group_topic = topic
 
     def _work(self) -> None:
         for slot in sorted(self._known_slots()):
@@ -334,41 +288,6 @@ class Agent:
         log.warning("device %s refuses: %s: %s", self.identity.device, said["kind"], said["message"])
         self._refusals.append(said)
 
-    def _make_device(self) -> Device:
-        floors = self._floors()
-        trust = Trust(
-            self._root / "trust",
-            bootstrap=self._bootstrap,
-            tenant=self.identity.tenant,
-            server=self.identity.server,
-            client=self._client,
-            floors=floors,
-            disk=self._disk,
-            clock=self._clock,
-        )
-        return Device(
-            root=self._root,
-            identity=self.identity,
-            disk=self._disk,
-            client=self._client,
-            trust=trust,
-            documents=Documents(
-                self._root / "desired", identity=self.identity, trust=trust, floors=floors, disk=self._disk
-            ),
-            openers=self._openers,
-            facts=detect(),
-            profiles=load_profiles(),
-            clock=self._clock,
-            report=self._report,
-            refuse=self._refuse,
-            look=self._look,
-        )
-
-    def _floors(self) -> FloorStore:
-        self._disk.make_folder(self._root / "trust")
-        copy = self._root / "floors.copy.json"  # outside `trust`: what removes that folder leaves the floors
-        return FloorStore(self._root / "trust" / "floors.json", self._disk, copy=copy)
-
     def _known_slots(self) -> set[str]:
         folder = self._root / "slots"
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
@@ -399,18 +318,3 @@ class Agent:
         if data != getattr(self, "_status", b""):
             self._status = data
             self._disk.write(self._root / "status.json", data)
-
-
-def _slot_status(worker: SlotWorker) -> dict[str, Any]:
-    record = worker.state.record
-    running = record.running.release if record.running is not None else None
-    return {
-        "state": record.state.value,
-        "model": running.model if running is not None else None,
-        "version": running.version if running is not None else None,
-        "active": worker.state.active,
-        "rollout": record.running.rollout if record.running is not None else "",
-        "goal": record.goal.release.version if record.goal is not None else None,
-        "error": msgspec.to_builtins(record.error) if record.error is not None else None,
-        "rejected": {digest: rejection.error.kind for digest, rejection in record.rejected.items()},
-    }

@@ -145,7 +145,7 @@ class OfflineAgent(Agent):
     def _take_documents(self) -> None:
         """Believe and keep the two documents (UntrustedError: they are not to be believed)."""
         own = assignment_name(self.identity.device)
-        self._obey(self._documents.accept_assignment(read_whole(self._bundle, own, MAX_ENVELOPE_BYTES)))
+        self._intake.accept_assignment(read_whole(self._bundle, own, MAX_ENVELOPE_BYTES))
         group = group_document_name(*self._documents.steered_by())
         self._documents.accept_group(read_whole(self._bundle, group, MAX_ENVELOPE_BYTES))
 

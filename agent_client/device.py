@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from modelfleet.agent_client.documents import Documents
+from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.model import SessionOpener
 from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
@@ -13,8 +14,9 @@ from modelfleet.agent_client.record import Goal
 from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.transport import Transport
 from modelfleet.agent_client.trust import Trust
+from modelfleet.hardware_profiles.detect import detect
 from modelfleet.hardware_profiles.facts import DeviceFacts
-from modelfleet.hardware_profiles.profile import HardwareProfile
+from modelfleet.hardware_profiles.profile import HardwareProfile, load_profiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +54,51 @@ class Device:
     report: Callable[[StateChange], None]
     refuse: Callable[[Exception], None]
     look: Callable[[], None]
+
+
+def make_device(
+    root: Path,
+    identity: Identity,
+    *,
+    bootstrap: bytes,
+    client: Transport,
+    disk: Disk,
+    openers: Mapping[str, SessionOpener],
+    clock: Callable[[], datetime],
+    report: Callable[[StateChange], None],
+    refuse: Callable[[Exception], None],
+    look: Callable[[], None],
+) -> Device:
+    """Return the device of an enrolled folder, with the trust, floors and documents that lie there.
+
+    Args:
+        bootstrap: the root metadata of its enrolment.
+    """
+    disk.make_folder(root / "trust")
+    copy = root / "floors.copy.json"  # outside `trust`: what removes that folder leaves the floors
+    floors = FloorStore(root / "trust" / "floors.json", disk, copy=copy)
+    trust = Trust(
+        root / "trust",
+        bootstrap=bootstrap,
+        tenant=identity.tenant,
+        server=identity.server,
+        client=client,
+        floors=floors,
+        disk=disk,
+        clock=clock,
+    )
+    return Device(
+        root=root,
+        identity=identity,
+        disk=disk,
+        client=client,
+        trust=trust,
+        documents=Documents(root / "desired", identity=identity, trust=trust, floors=floors, disk=disk),
+        openers=openers,
+        facts=detect(),
+        profiles=load_profiles(),
+        clock=clock,
+        report=report,
+        refuse=refuse,
+        look=look,
+    )

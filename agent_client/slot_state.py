@@ -7,6 +7,7 @@ import logging
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -57,6 +58,21 @@ class SlotState:
     def seconds_in_state(self) -> float:
         """How long the state has lasted in this process."""
         return time.monotonic() - self._entered
+
+    def status(self) -> dict[str, Any]:
+        """Return how the slot stands, as JSON values."""
+        record = self.record
+        running = record.running.release if record.running is not None else None
+        return {
+            "state": record.state.value,
+            "model": running.model if running is not None else None,
+            "version": running.version if running is not None else None,
+            "active": self.active,
+            "rollout": record.running.rollout if record.running is not None else "",
+            "goal": record.goal.release.version if record.goal is not None else None,
+            "error": msgspec.to_builtins(record.error) if record.error is not None else None,
+            "rejected": {digest: rejection.error.kind for digest, rejection in record.rejected.items()},
+        }
 
     def enter(self, event: Event, **changes: object) -> None:
         """Go to the next state: it is on the disk, and reported, when this returns.

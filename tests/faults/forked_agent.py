@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from modelfleet.agent_client import agent, documents, reconcile, slot_state
+from modelfleet.agent_client import agent, documents, intake, reconcile, slot_state
 
 REACHED, TOO_LATE, RAISED = 0, 3, 4
 TICK_SECONDS = 0.01
@@ -66,7 +66,7 @@ def import_all(modules: list[str]) -> None:
 def shorten_waits() -> None:
     """Poll at each turn, and try again at once: the order of the calls does then not depend on the clock."""
     agent.TICK_SECONDS = TICK_SECONDS
-    agent.RETRY_DOCUMENT_SECONDS = TICK_SECONDS
+    intake.RETRY_DOCUMENT_SECONDS = TICK_SECONDS
     agent.RETRY_START_SECONDS = TICK_SECONDS
     documents.REFRESH_PAUSE_SECONDS = TICK_SECONDS
     slot_state.FIRST_RETRY_SECONDS = TICK_SECONDS

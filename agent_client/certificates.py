@@ -18,7 +18,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import AttributeOID, NameOID
 
 from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError, StorageError
 from modelfleet.agent_client.http_answer import problem_detail
@@ -151,9 +151,7 @@ class Credentials:
         finally:
             client.close()
         answer = parse_struct(data, Renewed, max_bytes=MAX_ANSWER_BYTES)
-        found = parse_certificate(answer.certificate, self._url)
-        if found.public_key() != key.public_key() or common_name(found) != self._identity.device:
-            raise EnrolmentError(f"{self._url}: expected a certificate of this device's new key, got another one")
+        require_own(answer.certificate, key, self._identity.device, self._url)
         self._disk.write(ca_path(self._root), answer.ca.encode())
         self._disk.write(self._next_certificate, answer.certificate.encode())
 
@@ -213,10 +211,17 @@ class Credentials:
         return self._root / "next-certificate.pem"
 
 
-def signing_request(key: ec.EllipticCurvePrivateKey) -> str:
-    """Return a PKCS#10 request for the key, PEM; the name in it is the server's to give."""
+def signing_request(key: ec.EllipticCurvePrivateKey, *, challenge: str = "") -> str:
+    """Return a PKCS#10 request for the key, PEM; the name in it is the server's to give.
+
+    Args:
+        challenge: what the key signs besides (PKCS#9's challengePassword).
+    """
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "modelfleet device")])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    if challenge:
+        builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, challenge.encode())
+    request = builder.sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
 
@@ -228,7 +233,18 @@ def parse_certificate(pem: str, source: str) -> x509.Certificate:
         raise StorageError(f"{source}: expected a certificate in PEM, got {error}") from error
 
 
-def common_name(certificate: x509.Certificate) -> str:
+def require_own(pem: str, key: ec.EllipticCurvePrivateKey, device: str, source: str) -> None:
+    """Return if the certificate is this device's, for this key of it.
+
+    Raises:
+        EnrolmentError: `source` gave somebody else's, or another key's. StorageError: it gave none.
+    """
+    found = parse_certificate(pem, source)
+    if found.public_key() != key.public_key() or _common_name(found) != device:
+        raise EnrolmentError(f"{source}: expected a certificate of this device's key, got another one")
+
+
+def _common_name(certificate: x509.Certificate) -> str:
     """Return whose certificate it is: a device's id."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else ""

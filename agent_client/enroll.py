@@ -11,7 +11,7 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from modelfleet.agent_client.certificates import common_name, parse_certificate, signing_request
+from modelfleet.agent_client.certificates import parse_certificate, require_own, signing_request
 from modelfleet.agent_client.errors import EnrolmentError, HttpStatusError
 from modelfleet.agent_client.http_answer import problem_detail
 from modelfleet.agent_client.http_client import HttpClient
@@ -33,6 +33,7 @@ from modelfleet.agent_client.storage import Disk, encode_struct, locked
 from modelfleet.agent_client.version import agent_version
 from modelfleet.hardware_profiles.detect import detect, detect_serial, matching
 from modelfleet.hardware_profiles.profile import load_profiles
+from modelfleet.signer.confidential import enrolment_challenge
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.parse import parse_struct
 
@@ -114,10 +115,11 @@ def _public_pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def _ask(root: Path, server_url: str, claim_token: str, profile: str, serial: str | None) -> EnrolmentAnswer:
+    encryption_key = _public_pem(load_encryption_key(root))
     question = {
         "token": claim_token,
-        "csr": signing_request(load_key(root)),
-        "encryption_key": _public_pem(load_encryption_key(root)),
+        "csr": signing_request(load_key(root), challenge=enrolment_challenge(claim_token, encryption_key)),
+        "encryption_key": encryption_key,
         "profile": profile,
         "facts": msgspec.to_builtins(detect()),
         "agent": agent_version(),
@@ -150,14 +152,8 @@ def _keep(root: Path, disk: Disk, answer: EnrolmentAnswer) -> Identity:
     if not identity_path(root).exists():  # a device that comes back keeps the root that it trusts
         disk.write(root_metadata_path(root), answer.root.encode())
     if answer.certificate:
-        _require_own(root, answer)
+        require_own(answer.certificate, load_key(root), answer.device, answer.server)
         disk.write(ca_path(root), answer.ca.encode())
         disk.write(certificate_path(root), answer.certificate.encode())
     disk.write(identity_path(root), encode_struct(identity))  # last: now the device is enrolled
     return identity
-
-
-def _require_own(root: Path, answer: EnrolmentAnswer) -> None:
-    found = parse_certificate(answer.certificate, answer.server)
-    if found.public_key() != load_key(root).public_key() or common_name(found) != answer.device:
-        raise EnrolmentError(f"{answer.server}: expected a certificate of this device's key, got another one")

@@ -54,7 +54,13 @@ def fetch_file(ask: Ask, url: str, path: Path, *, sha256: str, length: int, on_p
 
 
 def receive(
-    arriving: Iterable[bytes], file: IO[bytes], received: Received, *, name: str, length: int, on_piece: OnPiece | None
+    arriving: Iterable[bytes],
+    file: IO[bytes],
+    received: Received,
+    *,
+    name: str,
+    length: int,
+    on_piece: OnPiece | None = None,
 ) -> None:
     """Write what arrives, counted and hashed; it is on the disk afterwards (DigestError: more than `length` bytes)."""
     for piece in arriving:
@@ -66,7 +72,7 @@ def receive(
         if on_piece is not None:
             on_piece(len(piece))
     file.flush()
-    os.fsync(file.fileno())
+    os.fsync(file.fileno())  # before a rename: else the name may point at an empty file
 
 
 @contextlib.contextmanager

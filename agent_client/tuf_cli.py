@@ -5,7 +5,6 @@ It runs `TufClient` over `HttpClient`, `Disk` and `FloorStore`, as the agent doe
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from urllib.parse import quote
 import click
 
 from modelfleet.agent_client.errors import AgentError, NotEnrolledError, TransferError
+from modelfleet.agent_client.fetch import Received, receive
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.http_client import HttpClient
 from modelfleet.agent_client.storage import Disk
@@ -209,8 +209,6 @@ def _download(http: HttpClient, url: str, target: TargetFile, path: Path) -> Non
             _receive(http, url, target, file)
             file.seek(0)
             require_target(target, file)
-            file.flush()
-            os.fsync(file.fileno())  # fsync before rename: else the name may point at an empty file
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)
@@ -218,14 +216,11 @@ def _download(http: HttpClient, url: str, target: TargetFile, path: Path) -> Non
 
 
 def _receive(http: HttpClient, url: str, target: TargetFile, file: IO[bytes]) -> None:
-    received = 0
-    for piece in http.stream(url, seconds=http.deadlines.for_length(target.length)):
-        received += len(piece)
-        if received > target.length:
-            raise DigestError(f"{target.path[:200]}: expected {target.length} bytes, got more")
-        file.write(piece)
-    if received < target.length:
-        raise TransferError(f"{target.path[:200]}: expected {target.length} bytes, got {received}")
+    name, received = target.path[:200], Received()
+    arriving = http.stream(url, seconds=http.deadlines.for_length(target.length))
+    receive(arriving, file, received, name=name, length=target.length)
+    if received.length < target.length:
+        raise TransferError(f"{name}: expected {target.length} bytes, got {received.length}")
 
 
 def run(arguments: list[str] | None = None) -> int:

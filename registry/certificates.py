@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import AttributeOID
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -31,11 +32,12 @@ SOONEST_RENEWAL = timedelta(minutes=1)
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceKey:
-    """A P-256 public key: its PEM, the SHA-256 of its DER, and itself."""
+    """A P-256 public key: its PEM, the SHA-256 of its DER, and itself; `challenge` is what its request says besides."""
 
     pem: str
     sha256: str
     public: ec.EllipticCurvePublicKey
+    challenge: str = ""
 
 
 def parse_csr(pem: str) -> DeviceKey:
@@ -51,6 +53,7 @@ def parse_csr(pem: str) -> DeviceKey:
         request = x509.load_pem_x509_csr(data)
         public = request.public_key()
         signed = request.is_signature_valid
+        challenge = _challenge(request)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise CsrError(f"csr: expected a PKCS#10 request in PEM: {error}") from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
@@ -59,7 +62,15 @@ def parse_csr(pem: str) -> DeviceKey:
         raise CsrError("csr: expected to be signed by its own key, it is not")
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     text = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-    return DeviceKey(pem=text, sha256=hashlib.sha256(der).hexdigest(), public=public)
+    return DeviceKey(pem=text, sha256=hashlib.sha256(der).hexdigest(), public=public, challenge=challenge)
+
+
+def _challenge(request: x509.CertificateSigningRequest) -> str:
+    try:
+        found = request.attributes.get_attribute_for_oid(AttributeOID.CHALLENGE_PASSWORD)
+    except x509.AttributeNotFound:
+        return ""
+    return found.value.decode("ascii", "replace")
 
 
 def issue(session: Session, ca: FleetCa, device: Device, key: DeviceKey, now: datetime) -> DeviceCertificate:

@@ -25,6 +25,7 @@ from modelfleet.registry.claims import require_serial, take_use
 from modelfleet.registry.context import Registry
 from modelfleet.registry.errors import BadInputError, ConflictError
 from modelfleet.registry.tables import Device, DeviceCertificate
+from modelfleet.signer.confidential import enrolment_challenge
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.keys import public_key_of_pem
 from modelfleet.signer.metadata import root_files
@@ -140,8 +141,9 @@ def _one_device(registry: Registry, asked: Enrolment, key: DeviceKey, claim: str
             device = known
         else:
             group = take_use(session, registry.tenant, claim, asked.serial, now)
+            _require_first(session, claim, asked.serial, known)
             if known is not None:
-                device = _come_back(session, known, asked, claim, now)
+                device = _come_back(session, known, asked, key, claim, now)
             else:
                 device = _new_device(session, registry.tenant, asked, key, claim, group, now)
             certificate = issue(session, registry.ca, device, key, now).certificate
@@ -174,8 +176,6 @@ def _present_certificate(session: Session, device: Device, key: DeviceKey, claim
 def _new_device(
     session: Session, tenant: str, asked: Enrolment, key: DeviceKey, claim: str, group: str, now: datetime
 ) -> Device:
-    if asked.serial is not None and _came_before(session, claim, asked.serial):
-        raise ConflictError(f"serial number {asked.serial!r} has enrolled with this claim token: ask for a new token")
     device = Device(
         id=str(uuid.uuid4()),
         tenant=tenant,
@@ -196,18 +196,35 @@ def _new_device(
     return device
 
 
-def _came_before(session: Session, claim: str, serial: str) -> bool:
+def _require_first(session: Session, claim: str, serial: str | None, known: Device | None) -> None:
+    if serial is not None and _came_before(session, claim, serial, known):
+        raise ConflictError(f"serial number {serial!r} has enrolled with this claim token: ask for a new token")
+
+
+def _came_before(session: Session, claim: str, serial: str, known: Device | None) -> bool:
     query = select(Device.id).where(Device.claim_sha256 == claim, Device.serial == serial)
-    return session.scalars(query).first() is not None
+    return any(device != (known.id if known is not None else "") for device in session.scalars(query))
 
 
-def _come_back(session: Session, device: Device, asked: Enrolment, claim: str, now: datetime) -> Device:
+def _come_back(session: Session, device: Device, asked: Enrolment, key: DeviceKey, claim: str, now: datetime) -> Device:
     """Take the device in again under a new token: it stays in its group, and keeps what it is."""
+    _require_vouched(device, asked, key)
     device.claim_sha256, device.serial = claim, asked.serial
     device.agent_version = asked.agent
     device.encryption_key = asked.encryption_key or device.encryption_key
     _audit(session, device, "device.enroll-again", now)
     return device
+
+
+def _require_vouched(device: Device, asked: Enrolment, key: DeviceKey) -> None:
+    """Refuse an encryption key that the device's own key has not signed: a request can be recorded and sent again."""
+    if asked.encryption_key is None or asked.encryption_key == device.encryption_key:
+        return
+    if key.challenge != enrolment_challenge(asked.token, asked.encryption_key):
+        raise ConflictError(
+            "encryption_key: expected the one that the device has, or one that its request names, got another:"
+            " enrol again with an agent of this version"
+        )
 
 
 def _audit(session: Session, device: Device, action: str, now: datetime) -> None:

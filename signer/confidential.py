@@ -99,5 +99,10 @@ def unwrap_key(
     return data_key
 
 
+def enrolment_challenge(claim_token: str, encryption_key: str) -> str:
+    """Return what a device's key signs at enrolment beside itself: the encryption key (PEM), for this claim token alone."""
+    return sha256_of(msgspec.json.encode(["modelfleet/enrolment/v1", claim_token, encryption_key]))
+
+
 def _key_context(tenant: str, device: str, manifest_sha256: str) -> bytes:
     return msgspec.json.encode(["modelfleet/data-key/v1", tenant, device, manifest_sha256])

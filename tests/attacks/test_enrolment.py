@@ -28,6 +28,7 @@ from modelfleet.registry.certificates import accepts
 from modelfleet.registry.claims import make_claim_token
 from modelfleet.registry.replay import ReplayCache
 from modelfleet.registry.tables import Device, DeviceCertificate
+from modelfleet.signer.confidential import enrolment_challenge
 from tests.unit.registry.conftest import Fleet
 
 FACTS = detect().to_dict()
@@ -44,6 +45,10 @@ def fleet(tmp_path: Path, template: Path) -> Iterator[Fleet]:
 
 def key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def public_pem(own: ec.EllipticCurvePrivateKey) -> str:
+    return own.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def claim(fleet: Fleet, **asked: Any) -> str:
@@ -276,6 +281,25 @@ def test_an_overheard_token_gets_somebody_a_certificate(device: Enrolled) -> Non
     assert device.renews(thief, device.token()).status_code == 403
     assert device.renews(thief, device.token(csr)).status_code == 403
     assert device.renews(csr, device.token(csr)).status_code == 200
+
+
+def test_a_recorded_request_gives_a_device_somebody_elses_encryption_key(fleet: Fleet, device: Enrolled) -> None:
+    """Whoever overheard it has a request that the device's key has signed, and may have a claim token too."""
+    recorded, thief, token = signing_request(device.key), public_pem(key()), claim(fleet)
+    assert enrols(fleet, token, csr=recorded, encryption_key=thief).status_code == 409
+    own, before = public_pem(key()), claim(fleet)
+    vouched = signing_request(device.key, challenge=enrolment_challenge(before, own))
+    assert enrols(fleet, before, csr=vouched, encryption_key=own).json()["device"] == device.id
+    assert enrols(fleet, token, csr=vouched, encryption_key=thief).status_code == 409
+    with fleet.sessions() as session:
+        assert session.get_one(Device, device.id).encryption_key == own
+
+
+def test_a_device_that_comes_back_takes_a_listed_serial_number_again(fleet: Fleet, device: Enrolled) -> None:
+    token = claim(fleet, serials=["A-1", "A-2"], uses=9)
+    assert enrols(fleet, token, serial="A-1").status_code == 200
+    assert enrols(fleet, token, device.key, serial="A-1").status_code == 409
+    assert enrols(fleet, token, device.key, serial="A-2").json()["device"] == device.id
 
 
 def test_a_device_asks_for_a_certificate_of_another_ones_key(fleet: Fleet, device: Enrolled) -> None:

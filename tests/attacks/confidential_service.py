@@ -4,8 +4,7 @@ The same model is published twice, as `ui/secret` (confidential) and as `ui/open
 bytes is what the first must not show.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from tests.unit.agent_client.fleet import Device, now
 from tests.unit.agent_client.fleet import Fleet as AgentFleet
 from tests.unit.registry.conftest import CARD, Fleet, serve
 from tests.unit.registry.samples import golden_of, small_model
+from tests.waiting import until
 
 SECRET, OPEN, PROFILE, SLOT = "ui/secret", "ui/open", "linux-cpu-float", "classifier"
 PLAN: dict[str, Any] = {"stages": [1.0], "limits": {"probation_seconds": 0, "metrics_seconds": 1}}
@@ -150,19 +150,9 @@ def confidential_fleet(folder: Path, template: Path) -> Iterator[ConfidentialFle
             running.callback(device.stop)
             made.roll_out(model, group)
         for device in made.agents.values():
-            wait_until(lambda device=device: device.slot["state"] == "COMMITTED", device.agent.status)
+            until(lambda device=device: device.slot["state"] == "COMMITTED", 20.0, shown=device.agent.status)
         made.known = _runs(made)
         yield made
-
-
-def wait_until(holds: Callable[[], bool], shown: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Return once it holds."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if holds():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {shown()}")
 
 
 def shows(run: bytes, folder: Path) -> list[str]:

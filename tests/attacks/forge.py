@@ -22,6 +22,7 @@ from modelfleet.signer.metadata import (
     sign_metadata,
 )
 from modelfleet.signer.trust import bin_of
+from tests.unit.agent_client.bundles import manifest_bytes
 from tests.unit.agent_client.fleet import Fleet, now
 
 KINDS: dict[str, Any] = {"root": Root, "timestamp": Timestamp, "snapshot": Snapshot}
@@ -120,5 +121,4 @@ class Forger:
 
 def manifest_of(fleet: Fleet, release: Release) -> Manifest:
     """Return the manifest that is served for a release."""
-    path = next(fleet.keys.targets_dir.rglob(f"{release.sha256}.*"))
-    return parse_manifest(path.read_bytes())
+    return parse_manifest(manifest_bytes(fleet, release))

@@ -42,13 +42,13 @@ from tests.attacks.confidential_service import (
     ConfidentialFleet,
     confidential_fleet,
     shows,
-    wait_until,
 )
 from tests.attacks.forge import manifest_of
 from tests.attacks.vault import SEGMENTS, Vault, context_of, sealed
 from tests.servers import program
 from tests.unit.agent_client.fleet import SLOT, Device, Fleet, make_device, now
 from tests.unit.signer import samples
+from tests.waiting import until
 
 KEY, CONTEXT = bytes(range(32)), context_of("model.onnx", version="1.0.0")
 IMAGE = {"image": np.ones((1, 4), dtype=np.float32)}
@@ -313,7 +313,7 @@ def test_the_wrapped_key_rots_on_the_disk(fleet: Fleet, device: Device) -> None:
         open_model(SLOT, root=device.root)
     device.start()
     device.told()
-    wait_until(lambda: len(vault.asked) == 2, device.agent.status)
+    until(lambda: len(vault.asked) == 2, 20.0, shown=device.agent.status)
     device.waits_for("PROBATION", "1.0.0")
     assert runs(device) == "1.0.0"
 

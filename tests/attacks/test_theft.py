@@ -3,7 +3,6 @@
 import base64
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +27,7 @@ from tests.attacks.forge import nothing, take_over
 from tests.attacks.machine import Machine
 from tests.attacks.thief import Thief, offline, steal
 from tests.unit.agent_client.fleet import PROFILE, make_device, now
+from tests.waiting import until
 
 
 def test_the_thief_holds_every_key_of_the_server_and_none_of_the_people(thief: Thief) -> None:
@@ -102,7 +102,7 @@ def test_the_whole_server_against_a_running_agent(thief: Thief, tmp_path: Path) 
         fleet.candidates = (fleet.candidate(forged, rollout=f"r{count}"),)
         device.told()
         device.waits_for("REJECTED")
-        waits_until(lambda count=count: len(refusals(device)) >= count)
+        until(lambda count=count: len(refusals(device)) >= count)
     assert set(refusals(device)) == {"ApprovalError"}
     assert device.slot["version"] is None
     real = sign_approval(thief.approval(release), thief.person("anna"))
@@ -114,13 +114,6 @@ def test_the_whole_server_against_a_running_agent(thief: Thief, tmp_path: Path) 
 
 def refusals(device: Any) -> list[str]:
     return [refusal["kind"] for refusal in device.agent.status()["refusals"]]
-
-
-def waits_until(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def two(policy: TrustPolicy) -> TrustPolicy:

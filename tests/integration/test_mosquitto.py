@@ -1,8 +1,7 @@
 """The fleet over a real mosquitto, by certificates: an agent that installs and reports; the whole service and a device of it."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,13 +32,7 @@ from modelfleet.signer.sign import sign_assignment, sign_group
 from tests.mosquitto import SharedBroker, shared_broker, start
 from tests.servers import free_port
 from tests.unit.agent_client.fleet import GROUP, PROFILE, TENANT, Device, make_fleet, unsigned
-
-
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it did not come about in time"
-        time.sleep(0.05)
+from tests.waiting import until
 
 
 @pytest.fixture

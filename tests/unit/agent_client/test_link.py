@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from modelfleet.rollout.broker import Message, PahoBroker
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.signer.sign import sign_assignment, sign_group
 from tests.unit.agent_client.fleet import GROUP, PROFILE, TENANT, Device, Fleet, make_device
+from tests.waiting import until
 
 
 class Line:
@@ -60,13 +61,6 @@ class Line:
         """The broker goes away."""
         self.gone = True
         self.broker.stop()
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it did not come about in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture

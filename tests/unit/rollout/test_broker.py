@@ -8,6 +8,7 @@ import pytest
 from modelfleet.rollout.broker import MemoryBroker, Message, PahoBroker, Will, matches
 from modelfleet.rollout.errors import BrokerError
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -63,14 +64,6 @@ def test_a_url_that_is_no_brokers_is_refused(url):
         PahoBroker(url, "c")
 
 
-def wait_for(true: object) -> None:
-    for _ in range(200):
-        if true():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited 10 s in vain")
-
-
 @pytest.fixture
 def embedded():
     brokers: list[EmbeddedBroker] = []
@@ -101,7 +94,7 @@ def test_over_a_real_broker_messages_arrive_and_retained_ones_stay(embedded):
     try:
         assert connected.wait(10)
         assert broker.publish("mf/v1/acme/d/1/report", b"hello", retain=True)
-        wait_for(lambda: found == [("mf/v1/acme/d/1/report", b"hello")])
+        until(lambda: found == [("mf/v1/acme/d/1/report", b"hello")])
     finally:
         broker.close()
 
@@ -167,10 +160,10 @@ def test_a_pulled_cable_is_plugged_in_again_with_all_subscriptions(embedded):
     broker.subscribe("mf/v1/acme/d/+/report", take)
     broker.connect(on_connected=lambda: connections.append(time.monotonic()))
     try:
-        wait_for(lambda: len(connections) == 1)
+        until(lambda: len(connections) == 1)
         cable.pull()
-        wait_for(lambda: len(connections) == 2)
-        wait_for(lambda: broker.publish("mf/v1/acme/d/1/report", b"again") and found)
+        until(lambda: len(connections) == 2)
+        until(lambda: broker.publish("mf/v1/acme/d/1/report", b"again") and found)
     finally:
         broker.close()
         cable.close()

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.exceptions import UnverifiedSignatureError
 
 from modelfleet.signer.errors import FormatError, ScopeError, SignatureError, UnknownKeyError
-from modelfleet.signer.keys import Key, Signature, Signer
+from modelfleet.signer.keys import Key, Signature, Signer, p256_of_pem
 from modelfleet.signer.merkle import HASH_BYTES, MAX_PROOF_HASHES, leaf_hash, verify_inclusion
 
 MAX_NOTE_BYTES: Final = 64 * 1024
@@ -92,8 +92,7 @@ def verify_checkpoint(note: str | bytes, key: Key, *, origin: str | None = None)
 
 def note_key_id(key: Key) -> bytes:
     """Return the four bytes by which a signed note names the key."""
-    pem = str(key.keyval["public"]).encode()
-    der = load_pem_public_key(pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    der = p256_of_pem(str(key.keyval["public"])).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).digest()[:4]
 
 

@@ -17,7 +17,8 @@ async def constant() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def serve() -> None:
+async def serve(app: FastAPI) -> None:
+    """Serve on a free port, which is printed first."""
     # uvicorn opens the port itself, as by default: then asyncio sets TCP_NODELAY on every connection.
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
     serving = asyncio.create_task(server.serve())
@@ -28,4 +29,4 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(app))

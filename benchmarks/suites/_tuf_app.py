@@ -8,23 +8,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import uvicorn
 from fastapi import FastAPI
 
+from modelfleet.benchmarks.suites._bare_app import serve
 from modelfleet.registry.routes_blobs import router
 
 
-async def serve(trust_dir: Path, tenant: str) -> None:
+def app_of(trust_dir: Path, tenant: str) -> FastAPI:
+    """Return an app of that route over the folder."""
     app = FastAPI()
     app.include_router(router)
     app.state.registry = SimpleNamespace(trust_dir=trust_dir, tenant=tenant)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
-    await serving
+    return app
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(serve(app_of(Path(sys.argv[1]), sys.argv[2])))

@@ -41,7 +41,7 @@ def list_audit(
     user: AuditReader,
     subject: str | None = None,
     action: str | None = None,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Place = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
 ) -> AuditPage:
     """List the audit trail in order."""
@@ -76,7 +76,7 @@ def export_records(
 def prove_inclusion(
     request: Request,
     user: AuditReader,  # noqa: ARG001
-    record: Annotated[int, Query(alias="id", ge=1)],
+    record: Annotated[Place, Query(alias="id")],
 ) -> PlainTextResponse:
     """Answer the record with this id, and the proof that a checkpoint covers it: C2SP tlog-proof."""
     inclusion = registry_of(request).audit_log.inclusion(record, datetime.now(UTC))

@@ -18,13 +18,14 @@ from modelfleet.registry.small_body import Body
 from modelfleet.rollout.bundle import BundleRequest, prepare
 from modelfleet.rollout.bundle_archive import write_archive
 from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.routes import BoundedBodyRoute
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
 
 MAX_REPORTS = 200
 
 add_problem(OfflineRefusedError, 422, "Not allowed in a bundle")
 
-router = APIRouter(prefix="/v1/bundles", tags=["bundles"])
+router = APIRouter(prefix="/v1/bundles", tags=["bundles"], route_class=BoundedBodyRoute)
 
 Maker = Annotated[UserIdentity, Depends(require(Permission.BUNDLES_WRITE))]
 

@@ -19,7 +19,7 @@ from modelfleet.signer.offline import Index, encode_index
 from modelfleet.signer.parse import parse_json
 
 MAX_REPORTS_BYTES = 256 * 1024 * 1024
-REPORTS_A_REQUEST = 100
+REPORTS_A_REQUEST = 25  # of the longest ones, what the service takes in one request
 
 
 class _BundleGroup(click.Group):

@@ -14,6 +14,7 @@ from modelfleet.agent_client.identity import device_token, key_path, load_key
 from modelfleet.agent_client.protocol import DeviceState, Report
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.broker import MemoryBroker
+from modelfleet.rollout.bundle_routes import router as bundle_router
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.routes import router
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot
@@ -82,6 +83,7 @@ def running_service(folder: Path, template: Path) -> Iterator[Service]:
     hub = MemoryBroker()
     controller = Controller(registry.registry, hub.client(), load_signer(registry.paths.director_key), now)
     registry.app.include_router(router)
+    registry.app.include_router(bundle_router)
     registry.app.state.controller = controller
     controller.start()
     try:

@@ -147,6 +147,7 @@ ROUTES = {
     "draft a rollout": "/v1/rollouts",
     "approve": "/v1/rollouts/none/approvals",
     "report": "/v1/device/messages",
+    "carried reports": "/v1/bundles/reports",
     "publish": "/v1/versions",
     "no route": "/v1/none",
 }

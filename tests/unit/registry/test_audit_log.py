@@ -367,4 +367,7 @@ def test_the_api_answers_standard_formats(fleet) -> None:
     assert verify_export(answer.content.splitlines(keepends=True), key).start == 1
     assert admin.get("/v1/audit/records", params={"from": size + 1}).status_code == 404
     assert admin.get("/v1/audit/proof/inclusion", params={"id": 10**6}).status_code == 404
+    for path, name in (("", "after"), ("/proof/inclusion", "id"), ("/proof/consistency", "from"), ("/records", "to")):
+        beyond = {"from": 0, name: 2**64}  # what no database column holds
+        assert admin.get(f"/v1/audit{path}", params=beyond).status_code == 422
     assert admin.get("/v1/audit").json()["records"][0]["log_index"] == 0

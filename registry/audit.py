@@ -1,10 +1,9 @@
 """The audit trail: one record per decision or change of state, appended and never changed.
 
-Each record keeps RFC 6962's leaf hash (section 2.1: SHA-256 of 0x00 and the entry) of its canonical JSON, so that the
-Merkle log of a later version can be built over what is already there, and a changed row is found.
+Each record keeps RFC 6962's leaf hash (section 2.1: SHA-256 of 0x00 and the entry) of its canonical JSON, over which
+`audit_log` builds the Merkle log, and by which a changed row is found.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from modelfleet.registry.errors import AuditError
 from modelfleet.registry.tables import AuditRecord
+from modelfleet.signer.merkle import leaf_hash
 
 
 def append(
@@ -77,7 +77,7 @@ def altered(session: Session, tenant: str) -> list[int]:
 
 def leaf_sha256(record: AuditRecord) -> str:
     """Return RFC 6962's leaf hash of the record, hexadecimal."""
-    return hashlib.sha256(b"\x00" + canonical(record)).hexdigest()
+    return leaf_hash(canonical(record)).hex()
 
 
 def canonical(record: AuditRecord) -> bytes:

@@ -12,9 +12,10 @@ from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.kek import FileKek
 from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.service.errors import ServiceError, SettingsError
-from modelfleet.service.keep_audit import make_audit_key, write_public
+from modelfleet.service.keep_audit import make_audit_key
 from modelfleet.service.settings import Settings
 from modelfleet.signer.ceremony import CeremonyPlan, hold_ceremony
+from modelfleet.signer.keys import write_public
 from modelfleet.signer.passphrase import Secrets, ask_passphrase
 
 
@@ -70,7 +71,7 @@ def initialise(
         create_ca(settings.ca_folder, settings.tenant, now)
         make_audit_key(data)
         FileKek(settings.kek_file).make()
-        write_public(data / "releases.pub", paths.releases_key)
+        write_public(data / "releases.pub", paths.releases_key, secrets)
         tokens = _make_users(settings, users, now)
     except BaseException:
         _empty(data)

@@ -16,8 +16,7 @@ from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import AuditRecord
 from modelfleet.service.settings import Settings
-from modelfleet.signer.files import write_durably
-from modelfleet.signer.keys import generate_key, load_signer, public_key, public_key_of_pem
+from modelfleet.signer.keys import generate_key, load_signer, public_key_of_pem, write_public
 from modelfleet.signer.metadata import root_files
 from modelfleet.signer.names import sha256_of
 
@@ -41,11 +40,6 @@ def make_audit_key(data: Path) -> str:
     if not private.exists():
         write_public(data / "audit.pub", generate_key(private))
     return f"file:{private}"
-
-
-def write_public(path: Path, uri: str) -> None:
-    """Write the public half of a key as PEM."""
-    write_durably(path, public_key(uri).keyval["public"].encode())
 
 
 def keep_audit(registry: Registry, now: datetime) -> None:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib import signer as securesystemslib_signer
 
 from modelfleet.signer.errors import FormatError, KeyUriError
+from modelfleet.signer.files import write_durably
 from modelfleet.signer.key_file import load_file, make_file
 from modelfleet.signer.key_kms import load_kms, make_kms
 from modelfleet.signer.key_token import load_token, make_token
@@ -78,6 +79,11 @@ def public_key(uri: str, secrets: Secrets = ask_passphrase) -> PublicKey:
     if scheme == "file" and (found := _public_file(Path(rest))) is not None:
         return from_sslib(found)
     return from_sslib(load_signer(uri, secrets).public_key)
+
+
+def write_public(path: Path, uri: str, secrets: Secrets = ask_passphrase) -> None:
+    """Write the public half of the key named by `uri` to a file, as PEM; raises as `public_key`."""
+    write_durably(path, public_key(uri, secrets).keyval["public"].encode())
 
 
 def key_id(key: PublicKey) -> str:

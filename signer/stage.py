@@ -22,7 +22,7 @@ from modelfleet.signer.change import (
 from modelfleet.signer.errors import KeyUriError, PlanError, ReplayError, SignerUnavailableError
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.key_book import CeremonyResult, located, read_book, resolved, write_book
-from modelfleet.signer.keys import load_signer, public_key
+from modelfleet.signer.keys import load_signer, write_public
 from modelfleet.signer.passphrase import Secrets, ask_passphrase
 from modelfleet.signer.rekey import Rekey, rekey_here
 
@@ -136,7 +136,7 @@ def _tell_isvs(paths: CeremonyResult, after: CeremonyResult, secrets: Secrets) -
     """Keep `releases.pub`, which those who check OpenSSF bundles are given, in step with the key."""
     path = paths.data_dir / "releases.pub"
     if path.exists() and paths.releases_key != after.releases_key:
-        write_durably(path, public_key(after.releases_key, secrets).keyval["public"].encode())
+        write_public(path, after.releases_key, secrets)
 
 
 def _require_current(change: Change, targets: bytes, root: bytes) -> None:

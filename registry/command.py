@@ -38,7 +38,8 @@ class ListByDefault(click.Group):
 def api_options(command: Callable[..., R]) -> Callable[..., R]:
     """Give a command `--url`, `--token` and `--json`; it is called with `client: ApiClient` and `as_json: bool`.
 
-    Errors of the client, the registry and the signer end the program with their exit status and one clear message.
+    Errors of the client, the registry, the signer and of files end the program with their exit status and one clear
+    message.
     """
 
     @click.option("--url", envvar="MODELFLEET_URL", default=DEFAULT_URL, show_default=True, help="The server.")
@@ -50,6 +51,10 @@ def api_options(command: Callable[..., R]) -> Callable[..., R]:
             return command(*args, client=ApiClient(url, token), as_json=as_json, **kwargs)
         except (ClientError, RegistryError, SignerError) as error:
             end_with(error, as_json)
+        except OSError as error:
+            if error.filename is None:  # not about a file that was named, such as a pipe that closed
+                raise
+            end_with(ClientError(f"{error.filename}: {error.strerror}"), as_json)
 
     return with_client
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import end_with, show
@@ -114,7 +115,11 @@ def init(
 
 @keys.command()
 @data_options
-@click.option("--url", envvar="MODELFLEET_URL", help="Ask this server in place of the data folder (MODELFLEET_URL).")
+@click.option(
+    "--url",
+    envvar="MODELFLEET_URL",
+    help="Ask this server in place of the data folder (MODELFLEET_URL, unless --data is given).",
+)
 @click.option("--token", envvar="MODELFLEET_TOKEN", help="API token; better in MODELFLEET_TOKEN than here.")
 @json_option
 @guarded
@@ -123,6 +128,10 @@ def status(data: Path, tenant: str, url: str | None, token: str | None, as_json:
 
     Example: modelfleet keys status --data ./fleet --tenant acme
     """
+    # A fleet named on the command line counts before a server named in the environment.
+    source = click.get_current_context().get_parameter_source
+    if source("url") is ParameterSource.ENVIRONMENT and source("data") is ParameterSource.COMMANDLINE:
+        url = None
     try:
         found = ApiClient(url, token).get("/v1/trust/status") if url else local_status(data, tenant)
     except ClientError as error:

@@ -316,6 +316,12 @@ def test_a_tampered_export_ends_with_the_status_for_untrusted(fleet, modelfleet)
     )
 
 
+def test_a_file_that_cannot_be_written_is_named(modelfleet) -> None:
+    for words in (("export", "nowhere/trail"), ("checkpoint", "--out", "nowhere/trail")):
+        found = modelfleet(*words)
+        assert (found.exit_code, found.stderr) == (1, "Error: nowhere/trail: No such file or directory\n")
+
+
 def test_one_record_is_proved_in_one_file(modelfleet) -> None:
     assert modelfleet("prove", "1", "--out", "one.tlog-proof").exit_code == 0
     found = modelfleet("verify", "one.tlog-proof", "--key", "audit.pub", offline=True)

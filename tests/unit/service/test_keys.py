@@ -167,6 +167,12 @@ def test_status_warns_by_its_exit_status(keys: Keys, tmp_path: Path, passphrase:
     assert json.loads(keys("status", *at(tmp_path), "--json").stdout)["level"] == "ok"
 
 
+def test_status_of_a_folder_that_is_named_asks_no_server(keys: Keys, tmp_path: Path) -> None:
+    elsewhere = {"MODELFLEET_URL": "http://127.0.0.1:1"}
+    assert "file:offline/root-1.pem" in keys("status", *at(tmp_path), env=elsewhere).stdout
+    keys("status", *at(tmp_path), "--url", "http://127.0.0.1:1", rc=4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "rc", "says"),
     [

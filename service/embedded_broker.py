@@ -53,7 +53,7 @@ class BrokerTls:
 
 @dataclass(kw_only=True)
 class _Connection:
-    """One client's line: whose certificate it showed (name and serial), and as whom it was let in."""
+    """One client's line: whose certificate it showed (name and serial), and as whom it asks or was let in."""
 
     writer: asyncio.StreamWriter
     name: str = ""
@@ -132,7 +132,8 @@ class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
         """Whether the connection is who it says it is."""
         session.is_anonymous = False
         connection, username = _CONNECTION.get(), session.username or ""
-        accepted = await asyncio.to_thread(
+        connection.username = username  # before it is looked at: who is revoked meanwhile is found, and cut off
+        return await asyncio.to_thread(
             self._access.authenticates,
             username,
             session.client_id or "",
@@ -140,9 +141,6 @@ class FleetPlugin(BaseAuthPlugin, BaseTopicPlugin):
             session.will_topic,
             connection,
         )
-        if accepted:
-            connection.username = username
-        return accepted
 
     async def topic_filtering(
         self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None

@@ -1,5 +1,6 @@
 """The embedded broker lets a device speak for itself only. Real amqtt, real paho clients."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -154,3 +155,39 @@ def test_a_taken_port_is_an_error_that_names_it(broker: EmbeddedBroker) -> None:
     second = EmbeddedBroker("acme", lambda _device, _token: True, port=port)
     with pytest.raises(BrokerStartError, match=str(port)):
         second.start()
+
+
+def test_a_device_that_is_revoked_while_it_is_let_in_gets_no_connection() -> None:
+    """Its certificate was still good when it was looked at; the revocation finds a connection that bears no name yet."""
+    told: list[EmbeddedBroker] = []
+
+    def revoked_meanwhile(device: str, _token: str) -> bool:
+        for broker in told:
+            broker.disconnect(device)
+        time.sleep(0.3)
+        return True
+
+    broker = EmbeddedBroker("acme", revoked_meanwhile)
+    broker.start()
+    try:
+        assert b"\x20\x02\x00\x00" in answer_to_connect(broker)
+        told.append(broker)
+        assert answer_to_connect(broker) == b""
+    finally:
+        broker.stop()
+
+
+def answer_to_connect(broker: EmbeddedBroker) -> bytes:
+    """Connect as the device, and return what comes until the other side closes or says nothing more."""
+
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(2, "big") + value.encode()
+
+    body = text("MQTT") + b"\x04\xc2\x00\x3c" + text(DEVICE) + text(DEVICE) + text(TOKEN)
+    host, port = broker.url.removeprefix("mqtt://").split(":")
+    with socket.create_connection((host, int(port)), timeout=2) as line:
+        line.sendall(b"\x10" + bytes([len(body)]) + body)
+        try:
+            return line.recv(4)
+        except ConnectionResetError:
+            return b""

@@ -42,14 +42,6 @@ def version_of(session: Session, tenant: str, model: str, version: str) -> Versi
     return found
 
 
-def latest(session: Session, tenant: str, model: str, *, channel: str = "stable") -> Version | None:
-    """Return the READY version of the channel that was published last, or None."""
-    query = select(Version).where(
-        Version.tenant == tenant, Version.model == model, Version.channel == channel, Version.state == READY
-    )
-    return session.scalars(query.order_by(Version.counter.desc()).limit(1)).one_or_none()
-
-
 def variants(
     session: Session,
     tenant: str,

@@ -36,7 +36,6 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=SHA256_PATTERN)]
 SemVer = Annotated[str, msgspec.Meta(pattern=VERSION_PATTERN, max_length=64)]
 """SemVer 2.0.0 without build metadata."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
 def sha256_of(data: bytes) -> str:

@@ -96,9 +96,12 @@ def _fetch(url: str, path: str, as_json: bool) -> bytes:
 def _require_list(data: bytes, believed: Path | None) -> None:
     """Refuse what is no revocation list that is good now, and one that another CA signed (FleetCaError)."""
     try:
-        found = x509.load_pem_x509_crl(data)
         issuer = x509.load_pem_x509_certificate(believed.read_bytes()).public_key() if believed is not None else None
     except (OSError, ValueError) as error:
+        raise FleetCaError(f"expected a certificate in PEM at {believed}: {error}") from error
+    try:
+        found = x509.load_pem_x509_crl(data)
+    except ValueError as error:
         raise FleetCaError(f"expected a revocation list in PEM: {error}") from error
     if issuer is not None and not (isinstance(issuer, ec.EllipticCurvePublicKey) and found.is_signature_valid(issuer)):
         raise FleetCaError(f"expected a revocation list signed by {believed}, got one by another key")

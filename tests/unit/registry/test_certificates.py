@@ -141,6 +141,8 @@ def test_the_commands_fetch_certificate_and_list(fleet: Fleet, tmp_path: Path) -
         before = crl.read_bytes()
         other = tmp_path / "other.pem"
         other.write_text(create_ca(tmp_path / "other", "acme", NOW).pem)
+        no_ca = run(main, ["ca", "crl", "--ca", str(crl), "--out", str(crl)], env=environment)
+        assert (no_ca.exit_code, f"expected a certificate in PEM at {crl}" in no_ca.stderr) == (1, True)
         refused = run(main, ["ca", "crl", "--ca", str(other), "--out", str(crl)], env=environment)
         assert refused.exit_code == 1 and "by another key" in refused.output
         assert crl.read_bytes() == before

@@ -384,7 +384,9 @@ def test_believes_a_new_director_after_one_refresh(fleet: Fleet, device: Device,
 
 
 def test_sends_cumulative_counters_of_the_application(fleet: Fleet, device: Device) -> None:
-    commit(fleet, device)
+    fleet.candidates = (fleet.candidate(fleet.release("1.0.0"), limits=QUICK),)  # it stays: its interval is a short one
+    device.told()
+    device.waits_for("COMMITTED", "1.0.0")
     model = open_model(SLOT, root=device.root)
     for number in range(20):
         model.run({"image": IMAGE})
@@ -397,8 +399,6 @@ def test_sends_cumulative_counters_of_the_application(fleet: Fleet, device: Devi
     while counted.get("n") != 20 and time.monotonic() < until:
         found = [data for name, data in list(fleet.server.messages) if name == topic]
         counted = json.loads(found[-1]) if found else {}
-        fleet.candidates = (fleet.candidate(fleet.stable, limits=QUICK),) if fleet.stable else ()
-        device.told()
         time.sleep(0.1)
     assert (counted["n"], counted["errors"]) == (20, 3)
     assert sum(counted["latency"]) == 20

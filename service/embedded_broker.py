@@ -253,6 +253,8 @@ class EmbeddedBroker:
             self._connections[id(connection)] = connection
             try:
                 await broker.stream_connected(reader, writer, listener_name="default")
+            except ConnectionError as error:  # a client that went without a word, which is no error of the broker's
+                log.debug("a connection ended: %s", error)
             finally:
                 del self._connections[id(connection)]
                 writer.transport.abort()

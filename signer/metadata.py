@@ -22,7 +22,7 @@ from modelfleet.signer.errors import DigestError, FormatError, SignatureError
 from modelfleet.signer.keys import Key, Signer
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.parse import parse_json
-from modelfleet.signer.unknown_keys import admit_unknown_keys
+from modelfleet.signer.unknown_keys import unknown_keys_admitted
 
 Delegations = tuf_metadata.Delegations
 Metadata = tuf_metadata.Metadata
@@ -47,9 +47,10 @@ def parse_metadata(data: bytes, kind: type[RoleT], *, max_bytes: int = MAX_METAD
     Raises:
         FormatError: not strict JSON, longer than `max_bytes`, or not metadata of that role.
     """
-    admit_unknown_keys(parse_json(data, max_bytes=max_bytes))
+    value = parse_json(data, max_bytes=max_bytes)
     try:
-        found = Metadata[RoleT].from_bytes(data)
+        with unknown_keys_admitted(value):
+            found = Metadata[RoleT].from_bytes(data)
     except (DeserializationError, RepositoryError) as error:
         raise FormatError(f"not TUF metadata: {error}") from error
     if found.signed.type != kind.type:

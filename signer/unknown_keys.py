@@ -4,6 +4,9 @@ TUF lets a repository name keys of a coming kind beside those that today's clien
 whole file for one of them; here such a key is kept, so that the signed bytes stay what they were, and never counts.
 """
 
+import contextlib
+import threading
+from collections.abc import Generator
 from typing import Any
 
 from securesystemslib.exceptions import UnverifiedSignatureError
@@ -11,11 +14,10 @@ from securesystemslib.signer import KEY_FOR_TYPE_AND_SCHEME  # pyright: ignore[r
 
 from modelfleet.signer.keys import Key, Signature
 
-MAX_KINDS = 64
-"""Kinds that may be learned; what comes after them is refused, as python-tuf does."""
 MAX_NAME_CHARACTERS = 64
 
-_learned: set[tuple[str, str]] = set()
+_table = threading.RLock()
+"""Held while python-tuf's table of kinds is longer than it was."""
 
 
 class UnknownKey(Key):
@@ -39,18 +41,29 @@ class UnknownKey(Key):
         )
 
 
-def admit_unknown_keys(metadata: object) -> None:
-    """Make python-tuf keep the keys of unknown kinds that `metadata`, an already parsed JSON value, names."""
+@contextlib.contextmanager
+def unknown_keys_admitted(metadata: object) -> Generator[None]:
+    """Make python-tuf keep the keys of unknown kinds that `metadata`, an already parsed JSON value, names, in this block.
+
+    Nothing stays behind: what a stranger sends must not use up what the repository's own metadata needs.
+    """
+    with _table:
+        kinds = _unknown_kinds(metadata)
+        KEY_FOR_TYPE_AND_SCHEME.update(dict.fromkeys(kinds, UnknownKey))
+        try:
+            yield
+        finally:
+            for kind in kinds:
+                del KEY_FOR_TYPE_AND_SCHEME[kind]
+
+
+def _unknown_kinds(metadata: object) -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
     for key in _keys(metadata):
-        kind = (key.get("keytype"), key.get("scheme"))
-        keytype, scheme = kind
-        if not isinstance(keytype, str) or not isinstance(scheme, str):
-            continue
-        if (keytype, scheme) in KEY_FOR_TYPE_AND_SCHEME or len(_learned) >= MAX_KINDS:
-            continue
-        if max(len(keytype), len(scheme)) <= MAX_NAME_CHARACTERS:
-            _learned.add((keytype, scheme))
-            KEY_FOR_TYPE_AND_SCHEME[keytype, scheme] = UnknownKey
+        keytype, scheme = key.get("keytype"), key.get("scheme")
+        if isinstance(keytype, str) and isinstance(scheme, str):
+            found.add((keytype, scheme))
+    return {kind for kind in found if max(map(len, kind)) <= MAX_NAME_CHARACTERS} - KEY_FOR_TYPE_AND_SCHEME.keys()
 
 
 def _keys(metadata: object) -> list[dict[str, object]]:

@@ -1,5 +1,6 @@
 """The attacks of the TUF specification (section 1.5.2) by who holds some of a repository's keys, on the agent's client."""
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from securesystemslib.signer import KEY_FOR_TYPE_AND_SCHEME  # pyright: ignore[reportPrivateImportUsage]
 
 from modelfleet.agent_client.errors import MetadataRefusedError
 from modelfleet.signer.desired import Release
@@ -19,7 +21,7 @@ from modelfleet.signer.errors import (
 )
 from modelfleet.signer.keys import CryptoSigner
 from modelfleet.signer.manifest import Manifest, ManifestFile, encode_manifest
-from modelfleet.signer.metadata import TargetFile, Targets
+from modelfleet.signer.metadata import Root, TargetFile, Targets, parse_metadata
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.sign import sign_gate, sign_source
 from tests.attacks.forge import Forger, manifest_of, nothing, take_over
@@ -352,3 +354,19 @@ def test_rollback_to_a_root_with_a_key_that_was_revoked_since(machine: Machine, 
     forger.renew("timestamp", signers=old)
     with pytest.raises(SignatureError):
         machine.trust.refresh()
+
+
+def test_a_mirror_uses_up_the_kinds_of_keys_that_can_be_learned(fleet: Fleet) -> None:
+    """Metadata that nobody signed leaves nothing behind: keys of a coming kind are admitted as before."""
+
+    def with_kinds(*kinds: str) -> bytes:
+        root = json.loads(fleet.keys.root_json.read_bytes())
+        for kind in kinds:
+            root["signed"]["keys"][kind] = {"keytype": kind, "scheme": "s", "keyval": {"public": ""}}
+        return json.dumps(root).encode()
+
+    parse_metadata(with_kinds("coming-1"), Root)
+    for first in range(0, 300, 60):
+        parse_metadata(with_kinds(*(f"junk-{number}" for number in range(first, first + 60))), Root)
+    assert "coming-2" in parse_metadata(with_kinds("coming-2"), Root).signed.keys
+    assert not [kind for kind in KEY_FOR_TYPE_AND_SCHEME if kind[1] == "s"]

@@ -34,19 +34,24 @@ URL_CHARACTERS = "/%:@!$&'()*+,;=-._~"  # a target path is a URL already (TUF 4.
 class Options:
     """What stands before the command's name."""
 
-    metadata_dir: Path
+    given_metadata_dir: Path | None
     metadata_url: str
     target_names: tuple[str, ...]
     target_dir: Path | None
     target_base_url: str
     clock_floor: bool
 
+    @property
+    def metadata_dir(self) -> Path:
+        """The folder of what is trusted (UsageError: it was not given; `COMMAND --help` does without it)."""
+        if self.given_metadata_dir is None:
+            raise click.UsageError("expected --metadata-dir before the command")
+        return self.given_metadata_dir
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(agent_version(), prog_name="modelfleet-tuf-client")
-@click.option(
-    "--metadata-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="What is trusted."
-)
+@click.option("--metadata-dir", type=click.Path(file_okay=False, path_type=Path), help="What is trusted.  [required]")
 @click.option("--metadata-url", default="", help="Where the repository's metadata lies.")
 @click.option("--target-name", "target_names", multiple=True, help="A target's path; may be given again.")
 @click.option("--target-dir", type=click.Path(file_okay=False, path_type=Path), help="Where targets are put.")
@@ -61,7 +66,7 @@ class Options:
 @click.pass_context
 def cli(
     context: click.Context,
-    metadata_dir: Path,
+    metadata_dir: Path | None,
     metadata_url: str,
     target_names: tuple[str, ...],
     target_dir: Path | None,
@@ -78,7 +83,7 @@ def cli(
         --target-name trust/policy.json --target-dir . --target-base-url https://fleet.example/tuf/acme/targets download
     """  # noqa: D301 - click's own mark for "do not reflow"
     context.obj = Options(
-        metadata_dir=metadata_dir,
+        given_metadata_dir=metadata_dir,
         metadata_url=metadata_url,
         target_names=target_names,
         target_dir=target_dir,

@@ -229,7 +229,7 @@ _CREDENTIALS: Sequence[object] = (current_user, current_device, user_or_device)
 
 def _credentials(bearer: HTTPAuthorizationCredentials | None) -> str:
     if bearer is None:
-        raise UnauthenticatedError("expected an Authorization header with a bearer token, got none")
+        raise UnauthenticatedError("expected a bearer token (MODELFLEET_TOKEN, --token), got no Authorization header")
     return bearer.credentials
 
 

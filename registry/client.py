@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import urllib3
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry, Timeout
 
 from modelfleet.registry.errors import ApiError, ServerUnreachableError
@@ -88,7 +88,7 @@ class ApiClient:
                 "GET", self._url + path, headers=self._headers, fields=fields, preload_content=False, retries=retries
             )
         except (HTTPError, OSError) as error:
-            raise ServerUnreachableError(f"{self._url} did not answer: {error}") from error
+            raise ServerUnreachableError(f"{self._url} did not answer: {_reason(error)}") from error
         try:
             if not 200 <= answer.status < 300:
                 _parse(answer.status, answer.data)
@@ -118,8 +118,14 @@ class ApiClient:
         try:
             answer = self._pool.request(method, self._url + path, headers=sent, **kind)
         except (HTTPError, OSError) as error:
-            raise ServerUnreachableError(f"{self._url} did not answer: {error}") from error
+            raise ServerUnreachableError(f"{self._url} did not answer: {_reason(error)}") from error
         return _parse(answer.status, answer.data)
+
+
+def _reason(error: Exception) -> str:
+    """Return what happened, without the library's account of how often it tried."""
+    cause = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
+    return str(cause).rpartition("): ")[2] or type(cause).__name__
 
 
 def _parse(status: int, data: bytes) -> Any:

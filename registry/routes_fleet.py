@@ -46,7 +46,7 @@ class EnrolmentRequest(Body):
     csr: str = Field(max_length=8192)
     profile: str = Field(max_length=64)
     facts: dict[str, Any]
-    agent: str = Field(max_length=64)
+    agent: str = Field(max_length=64, pattern=r"^[ -~]*$")
     encryption_key: str | None = Field(default=None, max_length=1024)
     serial: str | None = Field(default=None, max_length=256)
 

@@ -107,7 +107,9 @@ class _Carried(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _bar(length: int) -> Any:
-    return click.progressbar(length=length, label="bundle", file=sys.stderr, update_min_steps=max(1, length // 100))
+    steps = max(1, length // 100)
+    hidden = not sys.stderr.isatty()
+    return click.progressbar(length=length, label="bundle", file=sys.stderr, update_min_steps=steps, hidden=hidden)
 
 
 def _tell(out: Path, index: Index, length: int, as_json: bool) -> None:

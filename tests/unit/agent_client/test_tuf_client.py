@@ -854,3 +854,9 @@ def test_another_repositorys_metadata_is_refused(client: Client, repository: Rep
         client.library().refresh()
     repository.published = honest
     client.library().refresh()
+
+
+@pytest.mark.parametrize("command", ["init", "refresh", "download"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuf_cli.run([command, "--help"]) == 0
+    assert "Example:" in capsys.readouterr().out

@@ -210,7 +210,7 @@ def export(output: Path, data: Path, tenant: str, as_json: bool) -> None:
     help="Your own copy of root.json, so that you need not believe the file's.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write here, not over FILE.")
-@click.option("--yes", is_flag=True, help="Do not ask before signing.")
+@click.option("--yes", is_flag=True, help="Do not ask before signing; needs --root.")
 @passphrase_option
 @json_option
 @guarded
@@ -227,6 +227,8 @@ def sign(
 
     Example: modelfleet keys sign /media/stick/change.json --key file:/media/safe/root-2.pem --root root.json
     """
+    if yes and root is None:
+        raise click.UsageError("--yes needs --root: nobody else would hold the change against what is published")
     change = parse_change(file.read_bytes())
     for line in describe_change(change, trusted=root.read_bytes() if root else None):
         click.echo(line, err=True)

@@ -120,6 +120,7 @@ def test_nothing_is_signed_without_a_yes_or_under_another_root(keys: Keys, tmp_p
     keys("sign", str(stick), *key, "--root", str(tmp_path / "fleet" / "root.json"), rc=1)
     other.write_bytes((tmp_path / "fleet" / "root.json").read_bytes() + b" ")
     keys("sign", str(stick), *key, "--root", str(other), "--yes", rc=3)
+    keys("sign", str(stick), *key, "--yes", rc=2)  # held against nothing, seen by nobody
     assert stick.read_bytes() == before
     keys("discard", *at(tmp_path))
     keys("renew", "targets", *at(tmp_path))

@@ -37,6 +37,7 @@ from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.keys import generate_key, load_signer
 from modelfleet.signer.statements import SOURCE_PAYLOAD_TYPE
 from tests.unit.registry.samples import golden_of, small_model
+from tests.waiting import until
 
 TENANT = "acme"
 USERS = {role.value: role for role in Role}
@@ -158,6 +159,10 @@ class Fleet:
         work = self.registry.work_dir
         left = len([path for path in work.rglob("*") if path.is_file()]) if work.exists() else 0
         return versions, variants, len([path for path in self.blobs.rglob("*") if path.is_file()]), left
+
+    def comes_to_store(self, *expected: int) -> None:
+        """Return once `stored()` is that: a server removes an upload's folder after it has answered."""
+        until(lambda: self.stored() == expected, shown=self.stored)
 
 
 @pytest.fixture(scope="session")

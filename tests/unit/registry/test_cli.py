@@ -71,7 +71,7 @@ def test_publishes_and_says_what_was_made(fleet, modelfleet, files: list[str]) -
     again = modelfleet("publish", *files, role="publisher")
     assert again.exit_code == 0
     assert "ui/shapes" in again.stdout
-    assert fleet.stored() == (1, 0, 4, 0)
+    fleet.comes_to_store(1, 0, 4, 0)
 
 
 @pytest.mark.parametrize(("state", "status"), [("READY", 0), ("FAILED", 1)])
@@ -118,7 +118,7 @@ def test_a_refused_upload_says_why(fleet, modelfleet, files: list[str], tmp_path
     done = modelfleet("publish", *files, role="publisher")
     assert done.exit_code == 1
     assert "422" in done.stderr
-    assert fleet.stored() == (0, 0, 0, 0)
+    fleet.comes_to_store(0, 0, 0, 0)
 
 
 def test_a_key_that_nobody_trusts_ends_with_3(fleet, modelfleet, files: list[str], tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_key_that_nobody_trusts_ends_with_3(fleet, modelfleet, files: list[str
     done = modelfleet("publish", *files[:-1], stranger, "--json", role="publisher")
     assert done.exit_code == 3
     assert json.loads(done.stderr)["type"] == "urn:modelfleet:problem:untrusted:unknown-key"
-    assert fleet.stored() == (0, 0, 0, 0)
+    fleet.comes_to_store(0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("key", ["file:/nowhere.pem", "vault:x", "nothing"])

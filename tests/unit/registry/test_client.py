@@ -26,7 +26,7 @@ def test_uploads_files_as_they_are(fleet, served: str, tmp_path: Path) -> None:
     client = ApiClient(served, fleet.tokens["publisher"])
     version = client.upload("/v1/versions", {**parts, "model": model})
     assert (version["version"], version["source_length"]) == ("1.0.0", model.stat().st_size)
-    assert fleet.stored() == (1, 0, 4, 0)
+    fleet.comes_to_store(1, 0, 4, 0)
 
 
 def test_a_refusal_says_what_the_server_said(fleet, served: str) -> None:
@@ -116,4 +116,4 @@ def test_an_upload_that_is_too_large_is_told_as_such(make_fleet, tmp_path: Path)
         with serve(fleet.app) as url, pytest.raises(ApiError, match="413") as caught:
             ApiClient(url, fleet.tokens["publisher"]).upload("/v1/versions", {"model": model, "card": b"x"})
         assert caught.value.status == 413
-    assert fleet.stored() == (0, 0, 0, 0)
+    fleet.comes_to_store(0, 0, 0, 0)

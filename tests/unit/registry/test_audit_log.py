@@ -29,6 +29,7 @@ from modelfleet.signer.errors import FormatError
 from modelfleet.signer.keys import CryptoSigner
 from modelfleet.signer.merkle import verify_consistency
 from tests.servers import free_port, program, running
+from tests.waiting import until
 
 TENANT = "acme"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -223,7 +224,9 @@ def postgresql() -> Iterator[str]:
     subprocess.run(made, check=True, capture_output=True, cwd=folder)
     port = free_port()
     server = [*as_user, program("postgres"), "-D", str(folder / "data"), "-p", str(port), "-k", str(folder), "-F"]
+    ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
     with running(server, log=folder.parent / f"{folder.name}.log", ports=[port]):
+        until(lambda: subprocess.run(ready).returncode == 0)  # its port answers before it takes connections
         yield f"postgresql+psycopg://test@127.0.0.1:{port}/postgres"
     shutil.rmtree(folder)
     (folder.parent / f"{folder.name}.log").unlink()

@@ -12,7 +12,8 @@ MEASURED = {"device_counters", "device_trials", "device_slots", "health_samples"
 """What devices measure and say along the way; what they sign at the end is a record."""
 LOG = {"audit_heads", "audit_tiles", "audit_checkpoints", "alembic_version"}
 BOOKKEEPING = (
-    ("devices", "SET online="),  # presence, agent version
+    ("devices", "SET online="),  # presence
+    ("devices", "SET agent_version=?, online="),
     ("desired_documents", "SET published_seq="),  # what the broker was handed; the issue is a record
     ("audit_records", "SET log_index="),
 )

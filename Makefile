@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := --extra server --extra postgres --extra s3 --extra pkcs11 --extra awskms --extra onnxruntime
+EXTRAS := --extra server --extra postgres --extra s3 --extra pkcs11 --extra awskms --extra onnxruntime --extra converters
 STAMP := $(VENV)/.synced
 # Folders of tests that do not mind a neighbour; the others load both cores by themselves.
 PARALLEL := tests/unit tests/contracts tests/attacks tests/fuzz tests/integration
@@ -27,10 +27,12 @@ $(UV):
 	@echo "setting up: uv"
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .uv 'uv==0.13.8'
 
-$(STAMP): $(UV) pyproject.toml uv.lock
+$(STAMP): $(UV) pyproject.toml uv.lock converters/tflite/onnx2tf.txt
 	@echo "setting up: .venv from uv.lock (about a minute the first time)"
 	@test -x $(BIN)/python || $(UV) venv --quiet --no-project --python $(PYTHON) $(VENV)
 	@$(UV) sync --quiet --locked $(EXTRAS)
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --root-user-action=ignore \
+		--no-deps --ignore-requires-python --require-hashes -r converters/tflite/onnx2tf.txt
 	@touch $@
 
 demo: $(STAMP)   ## run the main job on this machine; ARGS=--serve leaves the service running

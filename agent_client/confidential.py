@@ -16,7 +16,8 @@ from typing import Final
 
 from modelfleet.agent_client.errors import ModelError, StorageError
 from modelfleet.agent_client.identity import encryption_key_path, load_encryption_key, load_identity
-from modelfleet.benchmarks.session import BYTES_OPENERS, Session
+from modelfleet.benchmarks.runtimes.table import BYTES_OPENERS
+from modelfleet.benchmarks.session import Session
 from modelfleet.signer.confidential import file_context, parse_wrapped_key, unwrap_key
 from modelfleet.signer.errors import DigestError, FormatError
 from modelfleet.signer.manifest import Manifest

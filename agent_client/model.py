@@ -22,7 +22,7 @@ from modelfleet.agent_client.confidential import open_variant
 from modelfleet.agent_client.counters import Counters, Counts, Inference
 from modelfleet.agent_client.errors import ModelError, NoModelError
 from modelfleet.agent_client.slots import POINTER_NAME, Pointer, read_pointer, slot_folder, verify_directory
-from modelfleet.benchmarks.session import OPENERS as RUNTIME_OPENERS
+from modelfleet.benchmarks.runtimes.table import OPENERS as RUNTIME_OPENERS
 from modelfleet.benchmarks.session import Inputs, Outputs, Session, shape_fits
 from modelfleet.signer.errors import DigestError
 from modelfleet.signer.manifest import Manifest, Tensor

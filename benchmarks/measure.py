@@ -14,15 +14,8 @@ import numpy as np
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.golden import GoldenSet, accuracy, load_golden, mismatch_share, require_golden_fits
 from modelfleet.benchmarks.memory import MemoryPeak
-from modelfleet.benchmarks.session import (
-    OPENERS,
-    Outputs,
-    Session,
-    SessionFactory,
-    SessionOpener,
-    open_session,
-    require_outputs,
-)
+from modelfleet.benchmarks.runtimes.table import OPENERS, open_session
+from modelfleet.benchmarks.session import Outputs, Session, SessionFactory, SessionOpener, require_outputs
 from modelfleet.signer.manifest import Tolerance
 
 WARM_UP = 5

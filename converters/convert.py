@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.benchmarks.golden import load_golden, require_golden_fits
-from modelfleet.benchmarks.session import OnnxRuntimeSession
+from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import write_model
 from modelfleet.converters.normalise import normalise

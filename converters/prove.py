@@ -12,7 +12,8 @@ import msgspec
 
 from modelfleet.benchmarks.golden import GoldenSet, load_golden, mismatch_share, save_golden
 from modelfleet.benchmarks.measure import answers, measure
-from modelfleet.benchmarks.session import OnnxRuntimeSession, Outputs, Session
+from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
+from modelfleet.benchmarks.session import Outputs, Session
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import places, read_model
 from modelfleet.converters.parity import Parity, parity, scaled_tolerance

@@ -5,7 +5,7 @@ from typing import Final
 
 from modelfleet.converters.converter import Converter
 from modelfleet.converters.errors import ConversionError
-from modelfleet.converters.to_onnxruntime import ToOnnxRuntime
+from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
 from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
 
 CONVERTERS: Final[Mapping[Runtime, Converter]] = {Runtime.ONNXRUNTIME: ToOnnxRuntime()}

@@ -25,12 +25,26 @@ class Runtime(enum.StrEnum):
     """What executes a variant on the device; a converter and a session opener exist for each."""
 
     ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_GPU = "onnxruntime-gpu"
+    ONNXRUNTIME_WEB = "onnxruntime-web"
+    LITERT = "litert"
+    COREML = "coreml"
+    MLX = "mlx"
+    TENSORRT_RTX = "tensorrt-rtx"
+    TENSORRT = "tensorrt"
 
 
 RUNTIME_DISTRIBUTIONS: Final[Mapping[Runtime, tuple[str, ...]]] = {
     Runtime.ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu"),
+    Runtime.ONNXRUNTIME_GPU: ("onnxruntime-gpu",),
+    Runtime.ONNXRUNTIME_WEB: (),
+    Runtime.LITERT: ("ai-edge-litert", "tflite-runtime"),
+    Runtime.COREML: ("coremltools",),
+    Runtime.MLX: ("mlx",),
+    Runtime.TENSORRT_RTX: ("tensorrt-rtx",),
+    Runtime.TENSORRT: ("tensorrt",),
 }
-"""The Python distributions, any of which provides a runtime."""
+"""The Python distributions, any of which provides a runtime; none: it runs in another language (a browser's)."""
 
 
 class Precision(enum.StrEnum):
@@ -39,6 +53,25 @@ class Precision(enum.StrEnum):
     FLOAT = "float"
     FP16 = "fp16"
     INT8 = "int8"
+    """Weights and activations in 8 bits, ranges of activations calibrated ahead (static)."""
+    INT8_DYNAMIC = "int8-dynamic"
+    """Weights in 8 bits, ranges of activations found at every inference."""
+    INT8_WEIGHTS = "int8-weights"
+    """Weights in 8 bits, computed in float."""
+    INT6_WEIGHTS = "int6-weights"
+    INT5_WEIGHTS = "int5-weights"
+    INT4_WEIGHTS = "int4-weights"
+    """Weights in 4 bits in blocks with a scale each, computed in float; likewise those of 6, 5, 3 and 2."""
+    INT3_WEIGHTS = "int3-weights"
+    INT2_WEIGHTS = "int2-weights"
+    PALETTE8 = "palette-8"
+    """Weights as indices of 8 bits into a table per tensor (k-means); likewise those of 6 and 4."""
+    PALETTE6 = "palette-6"
+    PALETTE4 = "palette-4"
+    PRUNED = "pruned"
+    """Channels that matter least removed, the rest in float."""
+    PRUNED_INT8 = "pruned-int8"
+    PRUNED_INT4 = "pruned-int4"
 
 
 class Batch(enum.StrEnum):

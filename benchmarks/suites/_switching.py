@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from modelfleet.agent_client.slots import Pointer, SlotStore, slot_folder
 from modelfleet.agent_client.storage import Disk
-from modelfleet.benchmarks.session import open_onnxruntime
+from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
 from modelfleet.benchmarks.suites._report import seconds_of
 from modelfleet.signer.manifest import Manifest, ManifestFile, ManifestLimits, Tolerance, encode_manifest
 from modelfleet.signer.names import sha256_of

@@ -18,7 +18,8 @@ from onnx import numpy_helper
 
 from modelfleet.benchmarks.golden import GoldenSet, accuracy, load_golden, predictions, save_golden
 from modelfleet.benchmarks.measure import answers
-from modelfleet.benchmarks.session import Array, Session, open_onnxruntime
+from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
+from modelfleet.benchmarks.session import Array, Session
 from modelfleet.benchmarks.suites._report import Pair, Target, alternate, bar, percentile, seconds_of, show, verdict
 from modelfleet.converters.convert import convert
 from modelfleet.converters.graphs import read_model

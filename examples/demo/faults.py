@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modelfleet.benchmarks.session import Inputs, Outputs, Session, Tensor, open_onnxruntime
+from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
+from modelfleet.benchmarks.session import Inputs, Outputs, Session, Tensor
 
 
 class BrokenKernel:

@@ -17,7 +17,8 @@ from modelfleet.agent_client.agent import Agent
 from modelfleet.agent_client.errors import LockedError
 from modelfleet.agent_client.identity import key_path
 from modelfleet.agent_client.protocol import MAX_CLASSES, device_topic
-from modelfleet.benchmarks.session import OPENERS, Session
+from modelfleet.benchmarks.runtimes.table import OPENERS
+from modelfleet.benchmarks.session import Session
 from modelfleet.signer.ceremony import update_policy
 from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE, Limits, Request
 from modelfleet.signer.dsse import sign_envelope

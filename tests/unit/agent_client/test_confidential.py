@@ -14,7 +14,7 @@ from modelfleet.agent_client.identity import encryption_key_path
 from modelfleet.agent_client.model import open_model
 from modelfleet.agent_client.slots import verify_directory
 from modelfleet.agent_client.storage import Disk
-from modelfleet.benchmarks.session import open_onnxruntime
+from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
 from modelfleet.signer.errors import DigestError
 from tests.attacks.vault import Vault
 from tests.unit.agent_client.fleet import SLOT, Device, Fleet, linear_model, make_device, sha256_file

@@ -14,7 +14,7 @@ from modelfleet.agent_client.counters import FLUSHER, read_counts
 from modelfleet.agent_client.model import PAUSE_SECONDS
 from modelfleet.agent_client.slots import SlotStore, slot_folder
 from modelfleet.agent_client.storage import Disk
-from modelfleet.benchmarks.session import OPENERS
+from modelfleet.benchmarks.runtimes.table import OPENERS
 from tests.unit.agent_client.fleet import golden_of, linear_model
 from tests.unit.agent_client.test_slots import put, variant
 

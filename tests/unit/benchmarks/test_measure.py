@@ -11,7 +11,9 @@ from modelfleet.benchmarks.errors import GoldenSetError, MeasureError, RuntimeMi
 from modelfleet.benchmarks.golden import GoldenSet, load_golden
 from modelfleet.benchmarks.measure import answers, measure, measure_file
 from modelfleet.benchmarks.memory import MemoryPeak
-from modelfleet.benchmarks.session import Outputs, Session, open_onnxruntime, open_session, require_outputs
+from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
+from modelfleet.benchmarks.runtimes.table import open_session
+from modelfleet.benchmarks.session import Outputs, Session, require_outputs
 from modelfleet.signer.manifest import Tensor, Tolerance
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"

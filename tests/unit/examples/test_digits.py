@@ -10,7 +10,7 @@ import pytest
 
 from modelfleet.benchmarks.golden import GoldenSet, load_golden, require_golden_fits
 from modelfleet.benchmarks.measure import answers
-from modelfleet.benchmarks.session import OnnxRuntimeSession
+from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.converters.build import BuildRequest, run_build
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.policies.gates import parse_evidence

@@ -13,7 +13,8 @@ from typing import Any, Final
 from onnx import ModelProto, TensorProto
 
 from modelfleet.benchmarks.golden import GoldenSet
-from modelfleet.benchmarks.session import Session, open_onnxruntime
+from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
+from modelfleet.benchmarks.session import Session
 from modelfleet.converters.calibrate import CalibrationReader
 from modelfleet.converters.converter import Converted
 from modelfleet.converters.errors import ConversionError
@@ -28,7 +29,13 @@ class ToOnnxRuntime:
     """Converts for `Runtime.ONNXRUNTIME`."""
 
     def convert(
-        self, model_path: Path, out_dir: Path, precision: Precision, calibration: GoldenSet, profile: HardwareProfile
+        self,
+        model_path: Path,
+        out_dir: Path,
+        precision: Precision,
+        calibration: GoldenSet,
+        profile: HardwareProfile,
+        keep_float: frozenset[str] = frozenset(),
     ) -> Converted:
         """Write `model.onnx` of the precision into `out_dir` (as `Converter.convert`)."""
         entry = out_dir / ENTRY
@@ -38,7 +45,7 @@ class ToOnnxRuntime:
             elif precision is Precision.FP16:
                 _to_fp16(model_path, entry)
             else:
-                _to_int8(model_path, entry, calibration)
+                _to_int8(model_path, entry, calibration, keep_float)
         except (MemoryError, OSError):
             raise
         except Exception as error:  # the libraries raise whatever they meet
@@ -59,7 +66,7 @@ def _to_fp16(model_path: Path, entry: Path) -> None:
     write_model(converted, entry)
 
 
-def _to_int8(model_path: Path, entry: Path, calibration: GoldenSet) -> None:
+def _to_int8(model_path: Path, entry: Path, calibration: GoldenSet, keep_float: frozenset[str]) -> None:
     from onnxruntime import quantization as _quantization
 
     quantization: Any = _quantization  # untyped
@@ -76,6 +83,7 @@ def _to_int8(model_path: Path, entry: Path, calibration: GoldenSet) -> None:
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         calibrate_method=quantization.CalibrationMethod.MinMax,
+        nodes_to_exclude=sorted(keep_float),
     )
 
 

@@ -8,11 +8,11 @@ from onnx import TensorProto, numpy_helper
 
 from modelfleet.benchmarks.golden import GoldenSet, load_golden
 from modelfleet.benchmarks.measure import answers
-from modelfleet.benchmarks.session import open_onnxruntime
+from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import places, read_model
+from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
 from modelfleet.converters.table import CONVERTERS, converter_for
-from modelfleet.converters.to_onnxruntime import ToOnnxRuntime
 from modelfleet.hardware_profiles.profile import Precision, Runtime
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"

@@ -1,0 +1,1 @@
+"""ONNX -> ONNX Runtime Web, proved in Node."""

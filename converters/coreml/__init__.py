@@ -1,0 +1,1 @@
+"""ONNX -> MIL -> CoreML `.mlpackage`."""

@@ -1,0 +1,1 @@
+"""ONNX -> MLX graph and safetensors."""

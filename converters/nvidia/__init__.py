@@ -1,0 +1,1 @@
+"""ONNX -> TensorRT-RTX engines, TensorRT build recipes, ONNX Runtime on CUDA."""

@@ -1,0 +1,1 @@
+"""ONNX -> TFLite for LiteRT."""

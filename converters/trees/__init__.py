@@ -1,0 +1,1 @@
+"""`ai.onnx.ml` operators lowered to standard tensor operators."""

@@ -15,7 +15,7 @@ from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
 from modelfleet.converters.table import CONVERTERS, converter_for
 from modelfleet.hardware_profiles.profile import Precision, Runtime
 
-DIGITS = Path(__file__).parents[3] / "examples" / "digits"
+DIGITS = Path(__file__).parents[4] / "examples" / "digits"
 
 
 def convert(source: Path, out: Path, precision: Precision, golden: GoldenSet, profiles) -> Path:

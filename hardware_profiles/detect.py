@@ -30,11 +30,12 @@ def detect(root: Path = Path("/")) -> DeviceFacts:
     """
     return DeviceFacts(
         arch=normalised_arch(platform.machine()),
-        os=platform.system().lower(),
+        os=normalised_os(platform.system(), os.environ),
         memory_bytes=_memory_bytes(root),
         cores=_cores(),
         cpu_model=_cpu_model(root),
         board=_board(root),
+        gpu=_gpu(root),
         runtimes=installed_runtimes(),
     )
 
@@ -59,6 +60,19 @@ def normalised_arch(machine: str) -> str:
     """Return one name per instruction set: `x86_64`, `aarch64`; others as the kernel names them, in lower case."""
     machine = machine.lower()
     return _ARCH.get(machine, machine)
+
+
+def normalised_os(system: str, environment: Mapping[str, str]) -> str:
+    """Return one name per system: `linux`, `darwin`, `android`, `ios`; others in lower case.
+
+    Args:
+        system: as `platform.system` says it.
+        environment: Android's shells set ANDROID_ROOT; there Python before 3.13 calls the system Linux.
+    """
+    system = system.lower()
+    if system == "linux" and environment.get("ANDROID_ROOT"):
+        return "android"
+    return "ios" if system == "ipados" else system
 
 
 def installed_runtimes() -> dict[str, str]:
@@ -86,6 +100,7 @@ def mismatches(profile: HardwareProfile, facts: DeviceFacts) -> list[str]:
         ),
         "cores": (facts.cores >= requires.cores, f">= {requires.cores}", facts.cores),
         "board": (requires.board in facts.board, f"a {requires.board!r}", repr(facts.board)),
+        "gpu": (requires.gpu in facts.gpu, f"a {requires.gpu!r}", repr(facts.gpu)),
         "runtime": (
             _has_runtime(profile.runtime, requires.runtime_version, facts),
             f"{profile.runtime} {requires.runtime_version}".rstrip(),
@@ -126,6 +141,15 @@ def _cpu_model(root: Path) -> str:
 def _board(root: Path) -> str:
     # Device trees hold C strings: the name ends with a NUL.
     return _read(root / "proc/device-tree/model").rstrip("\x00").strip()[:256]
+
+
+def _gpu(root: Path) -> str:
+    # NVIDIA's kernel driver says "Model: \t\t NVIDIA H100"; one file a GPU, and the first stands for all.
+    for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
+        found = re.search(r"^Model:\s*(.+)$", _read(path), re.MULTILINE)
+        if found:
+            return found[1].strip()[:256]
+    return ""
 
 
 def _read(path: Path) -> str:

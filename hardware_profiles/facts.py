@@ -14,8 +14,8 @@ _Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFacts:
-    """A machine: instruction set and system (normalised, lower case), total memory in bytes, usable cores, processor and
-    board by their makers' names ("" where unknown), and installed runtimes with their versions.
+    """A machine: instruction set and system (normalised, lower case), total memory in bytes, usable cores, processor,
+    board and GPU by their makers' names ("" where unknown), and installed runtimes with their versions.
     """  # noqa: D205
 
     arch: _Text
@@ -24,6 +24,7 @@ class DeviceFacts:
     cores: _Whole
     cpu_model: _Text = ""
     board: _Text = ""
+    gpu: _Text = ""
     runtimes: Annotated[Mapping[_Text, _Text], msgspec.Meta(max_length=64)] = field(default_factory=dict[str, str])
 
     def to_dict(self) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """The schema of a hardware profile: TOML in, frozen dataclasses out.
 
-A profile says which devices it is for (`requires`), what may be built for them (`runtime`, `precisions`, `batch`), how far a
-variant's answers may lie from the original's (`tolerances`) and what it must hold on the device (`limits`). Unknown keys
-are refused, so that a misspelt limit never silently means "no limit".
+A profile says which devices it is for (`requires`), what may be built for them (`runtime`, `precisions`, `batch`, `axes`), which
+of it is taken (`prefer`), how far a variant's answers may lie from the original's (`tolerances`) and what it must hold on the
+device (`limits`). Unknown keys are refused, so that a misspelt limit never silently means "no limit".
 """
 
 import enum
@@ -41,8 +41,8 @@ RUNTIME_DISTRIBUTIONS: Final[Mapping[Runtime, tuple[str, ...]]] = {
     Runtime.LITERT: ("ai-edge-litert", "tflite-runtime"),
     Runtime.COREML: ("coremltools",),
     Runtime.MLX: ("mlx",),
-    Runtime.TENSORRT_RTX: ("tensorrt-rtx",),
-    Runtime.TENSORRT: ("tensorrt",),
+    Runtime.TENSORRT_RTX: ("tensorrt-rtx", "tensorrt-rtx-cu13"),
+    Runtime.TENSORRT: ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
 }
 """The Python distributions, any of which provides a runtime; none: it runs in another language (a browser's)."""
 
@@ -79,6 +79,24 @@ class Batch(enum.StrEnum):
 
     DYNAMIC = "dynamic"
     ONE = "one"
+
+
+class Axes(enum.StrEnum):
+    """What becomes of the other free dimensions: kept, or fixed at the golden set's, for runtimes that take none that is free."""
+
+    KEEP = "keep"
+    FIX = "fix"
+
+
+class Prefer(enum.StrEnum):
+    """Which of the precisions that hold tolerance, limits and gates becomes the variant.
+
+    ORDER tries them one after the other and takes the first; the others try all, and take the one of least bytes or of least p95.
+    """
+
+    ORDER = "order"
+    SMALLEST = "smallest"
+    FASTEST = "fastest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +136,8 @@ class ProfileLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Requires:
-    """What a device must have: memory_bytes is its total memory, `board` a part of its board's name ("": any board),
-    `runtime_version` a PEP 440 specifier of the runtime's distribution ("": any version).
+    """What a device must have: memory_bytes is its total memory, `board` and `gpu` a part of the name of its board or GPU
+    ("": any, or none), `runtime_version` a PEP 440 specifier of the runtime's distribution ("": any version).
     """  # noqa: D205
 
     arch: tuple[str, ...]
@@ -127,6 +145,7 @@ class Requires:
     memory_bytes: int = 0
     cores: int = 1
     board: str = ""
+    gpu: str = ""
     runtime_version: str = ""
 
     def __post_init__(self) -> None:
@@ -140,7 +159,7 @@ class Requires:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
-    """A kind of device. `precisions` stand in order of preference; each has its tolerance."""
+    """A kind of device. `precisions` stand in order of preference; each has its tolerance. See `Prefer`, `Batch` and `Axes`."""
 
     name: str
     summary: str
@@ -150,6 +169,8 @@ class HardwareProfile:
     limits: ProfileLimits
     tolerances: Mapping[Precision, Tolerance]
     batch: Batch = Batch.DYNAMIC
+    axes: Axes = Axes.KEEP
+    prefer: Prefer = Prefer.ORDER
 
     def __post_init__(self) -> None:
         if not self.precisions or len(set(self.precisions)) != len(self.precisions):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.hardware_profiles.detect import detect, matching, mismatches, normalised_arch
+from modelfleet.hardware_profiles.detect import detect, matching, mismatches, normalised_arch, normalised_os
 from modelfleet.hardware_profiles.errors import FactsError
 from modelfleet.hardware_profiles.facts import DeviceFacts, parse_facts
 from modelfleet.hardware_profiles.profile import load_profiles
@@ -42,6 +42,55 @@ def test_an_x86_machine_is_no_raspberry_pi():
 
 def test_a_raspberry_pi_5_fits_its_own_profile_and_the_general_ones():
     assert matching(PI_5, PROFILES) == ["linux-cpu-float", "linux-cpu-int8", "raspberry-pi-5"]
+
+
+@pytest.mark.parametrize(
+    ("system", "environment", "expected"),
+    [
+        ("Linux", {}, "linux"),
+        ("Darwin", {}, "darwin"),
+        ("Linux", {"ANDROID_ROOT": "/system"}, "android"),
+        ("Android", {}, "android"),
+        ("iOS", {}, "ios"),
+        ("iPadOS", {}, "ios"),
+    ],
+)
+def test_one_name_for_each_system(system: str, environment: dict[str, str], expected: str):
+    assert normalised_os(system, environment) == expected
+
+
+EVERY = dict.fromkeys(("litert", "coreml", "mlx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"), "99.0")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"os": "darwin"}, ["mac-coreml", "mac-mlx"]),
+        ({"os": "darwin", "arch": "x86_64"}, ["mac-coreml"]),
+        ({"os": "android"}, ["android-arm64"]),
+        ({"board": "NVIDIA Jetson Orin Nano Developer Kit"}, ["jetson-orin", "linux-cpu-float", "linux-cpu-int8"]),
+        ({"arch": "x86_64"}, ["linux-cpu-float", "linux-cpu-int8"]),
+        (
+            {"arch": "x86_64", "gpu": "NVIDIA GeForce RTX 4090"},
+            ["linux-cpu-float", "linux-cpu-int8", "nvidia-datacenter", "nvidia-rtx"],
+        ),
+        (
+            {"arch": "x86_64", "gpu": "NVIDIA H100 80GB HBM3"},
+            ["linux-cpu-float", "linux-cpu-int8", "nvidia-datacenter"],
+        ),
+        ({"os": "windows"}, []),
+    ],
+)
+def test_a_machine_with_every_runtime_fits_only_the_profiles_of_its_kind(change: dict[str, str], expected: list[str]):
+    machine = dataclasses.replace(PI_5, board="", memory_bytes=64_000_000_000, runtimes=EVERY, gpu="")
+    assert matching(dataclasses.replace(machine, **change), PROFILES) == expected  # type: ignore[arg-type]
+
+
+def test_reads_the_name_of_an_nvidia_gpu(tmp_path: Path):
+    folder = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0"
+    folder.mkdir(parents=True)
+    (folder / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 16\n")
+    assert detect(tmp_path).gpu == "NVIDIA H100 80GB HBM3"
 
 
 @pytest.mark.parametrize(

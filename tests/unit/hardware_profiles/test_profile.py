@@ -3,7 +3,16 @@
 import pytest
 
 from modelfleet.hardware_profiles.errors import ProfileError
-from modelfleet.hardware_profiles.profile import Precision, Runtime, load_profile, load_profiles, parse_profile
+from modelfleet.hardware_profiles.profile import (
+    Axes,
+    Batch,
+    Precision,
+    Prefer,
+    Runtime,
+    load_profile,
+    load_profiles,
+    parse_profile,
+)
 
 GOOD = """
 name = "toy"
@@ -46,6 +55,8 @@ def test_reads_every_part_of_a_profile():
         ('["int8", "float"]', '["int8", "int3"]', "int3"),
         ('["int8", "float"]', '["int8"]', "one tolerance for each"),
         ('["int8", "float"]', '["int8", "float", "float"]', "none of them twice"),
+        ('["int8", "float"]', '["int8", "float"]\nprefer = "best"', "prefer"),
+        ('["int8", "float"]', '["int8", "float"]\naxes = "some"', "axes"),
         ('arch = ["x86_64"]', "arch = []", "one arch"),
         ('os = ["linux"]', 'os = ["linux"]\nruntime_version = "newest"', "runtime_version"),
         ("[limits]", "[limits", "profile toy"),
@@ -67,10 +78,27 @@ def test_the_projects_own_profiles_hold_the_default_limits():
         assert (profiles[name].limits.latency_ms, profiles[name].limits.accuracy) == (100.0, 0.85)
 
 
-def test_only_quantized_variants_may_have_elements_outside_the_tolerance():
+def test_only_variants_that_are_not_float_may_have_elements_outside_the_tolerance():
     for profile in load_profiles().values():
         for precision, tolerance in profile.tolerances.items():
-            assert (tolerance.mismatch_share > 0) == (precision is Precision.INT8)
+            assert (tolerance.mismatch_share > 0) == (precision is not Precision.FLOAT), (profile.name, precision)
+            if precision is Precision.FLOAT:
+                assert max(tolerance.rtol, tolerance.atol) <= 1e-4
+
+
+def test_there_is_a_profile_for_every_kind_of_device_and_every_runtime():
+    profiles = load_profiles()
+    assert {profile.runtime for profile in profiles.values()} == set(Runtime)
+    expected = """linux-cpu-float linux-cpu-int8 raspberry-pi-5 nvidia-rtx nvidia-datacenter jetson-orin mac-mlx mac-coreml
+        iphone-coreml android-arm64 browser-wasm"""
+    assert set(profiles) >= set(expected.split())
+
+
+def test_a_profile_that_says_nothing_takes_the_first_precision_and_keeps_free_dimensions():
+    profile = parse_profile(GOOD, "toy")
+    assert (profile.prefer, profile.axes, profile.batch) == (Prefer.ORDER, Axes.KEEP, Batch.DYNAMIC)
+    said = GOOD.replace("[requires]", 'prefer = "smallest"\naxes = "fix"\n[requires]')
+    assert (parse_profile(said, "toy").prefer, parse_profile(said, "toy").axes) == (Prefer.SMALLEST, Axes.FIX)
 
 
 def test_refuses_a_folder_without_profiles(tmp_path):

@@ -1,114 +1,64 @@
 """Normalise a model before it is converted, so that every converter sees one form of it.
 
-In order: local functions inlined, opset raised, Dropout and Identity removed, the batch dimension as the profile wants it,
-constants folded (ONNX Runtime's basic optimisations, which yield standard operators only), unused opsets dropped, every node
-named, shapes inferred. The model given is never changed; that the result still gives the same answers is for `prove` to show.
+In order: local functions inlined, opset raised, initializers made constants, Dropout and Identity removed, free dimensions as
+the profile wants them, tree ensembles and their like lowered to tensor operators (not for ONNX Runtime, which has them),
+constants folded (ONNX Runtime's basic optimisations, which yield standard operators only), equal constants merged and unused
+ones dropped, every node named, shapes inferred with what is known of values. The model given is never changed; that the result
+still gives the same answers is for `prove` to show.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from onnx import (
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    inliner,
-    numpy_helper,
-    shape_inference,
-    version_converter,
-)
+from onnx import ModelProto, inliner, shape_inference, version_converter
 
 from modelfleet.converters.errors import ConversionError
-from modelfleet.converters.graphs import graphs, node_name, places, read_model, subgraphs
-from modelfleet.hardware_profiles.profile import Batch, HardwareProfile
+from modelfleet.converters.graphs import node_name, places, read_model
+from modelfleet.converters.tidy import drop_unused, fix_initializers, merge_duplicates, remove_pass_through
+from modelfleet.hardware_profiles.profile import Axes, Batch, HardwareProfile
 
 MIN_OPSET: Final = 13  # per-channel QuantizeLinear and DequantizeLinear came with it
 TARGET_OPSET: Final = 17
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
 
-def normalise(model: ModelProto, work_dir: Path, profile: HardwareProfile) -> ModelProto:
+def normalise(
+    model: ModelProto, work_dir: Path, profile: HardwareProfile, shapes: Mapping[str, Sequence[int]] | None = None
+) -> ModelProto:
     """Return a normalised copy of `model`.
 
     Args:
         model: scanned; not changed.
         work_dir: a folder for files in between.
-        profile: says what becomes of the batch dimension; named in errors.
+        profile: says what becomes of free dimensions; named in errors.
+        shapes: input name -> shape of the golden set's array, for profiles that fix free dimensions (`Axes.FIX`).
 
     Raises:
-        ConversionError: the opset cannot be raised, or ONNX Runtime does not load the model.
+        ConversionError: the opset cannot be raised, a dimension cannot be fixed, or ONNX Runtime does not load the model.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     copy = inliner.inline_local_functions(copy)
     copy = _raise_opset(copy, profile.name)
+    fix_initializers(copy)
     remove_pass_through(copy)
     _set_batch(copy, profile.batch)
+    if profile.axes is Axes.FIX:
+        _fix_axes(copy, shapes or {}, profile.name)
     copy = _fold_constants(copy, work_dir, profile.name)
     remove_pass_through(copy)
+    merge_duplicates(copy)
+    drop_unused(copy)
     _drop_unused_opsets(copy)
     _name_nodes(copy)
-    return shape_inference.infer_shapes(copy)
+    return _with_shapes(copy)
 
 
 def opset_of(model: ModelProto) -> int:
     """Return the version of the standard operators that the model imports, 0 where it imports none."""
     return max((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=0)
-
-
-def remove_pass_through(model: ModelProto) -> None:
-    """Remove, in place, every Identity, and every Dropout that passes its input through, in all graphs.
-
-    One between a graph's input (or initializer) and its output stays: names of inputs and outputs never change.
-    """
-    constants = {t.name: t for graph in graphs(model) for t in graph.initializer}
-    for graph in list(graphs(model)):
-        for node in list(graph.node):
-            if _passes_through(node, constants):
-                _bypass(model, graph, node)
-
-
-def _passes_through(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
-    if node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type == "Identity":
-        return True
-    if node.op_type != "Dropout" or (len(node.output) > 1 and node.output[1]):
-        return False
-    training = node.input[2] if len(node.input) > 2 else ""
-    if not training:
-        return True
-    return training in constants and not bool(numpy_helper.to_array(constants[training]).any())
-
-
-def _bypass(model: ModelProto, graph: GraphProto, node: NodeProto) -> None:
-    source, result = node.input[0], node.output[0]
-    outputs = {value.name for value in graph.output}
-    if result not in outputs:
-        graph.node.remove(node)
-        _rename_uses(model, result, source)
-        return
-    producer = next((other for other in graph.node if source in other.output), None)
-    if producer is None or source in outputs:
-        return
-    graph.node.remove(node)
-    _rename_uses(model, source, result)
-    position = list(producer.output).index(source)
-    producer.output[position] = result
-
-
-def _rename_uses(model: ModelProto, old: str, new: str) -> None:
-    # Names are unique over a graph and its subgraphs (ONNX IR, "names within a graph"), so one pass over all is enough.
-    for place in places(model):
-        for position, name in enumerate(place.node.input):
-            if name == old:
-                place.node.input[position] = new
-        for graph in subgraphs(place.node):
-            for value in graph.output:
-                if value.name == old:
-                    value.name = new
 
 
 def _raise_opset(model: ModelProto, profile: str) -> ModelProto:
@@ -133,6 +83,37 @@ def _set_batch(model: ModelProto, batch: Batch) -> None:
         if value.name not in initializers and shape.dim and not shape.dim[0].HasField("dim_value"):
             shape.dim[0].dim_value = 1
     del model.graph.value_info[:]
+
+
+def _fix_axes(model: ModelProto, shapes: Mapping[str, Sequence[int]], profile: str) -> None:
+    """Give every free dimension but the first the size that the golden set's arrays have there."""
+    for value in model.graph.input:
+        for position, dim in list(enumerate(value.type.tensor_type.shape.dim))[1:]:
+            if dim.HasField("dim_value"):
+                continue
+            shape = shapes.get(value.name, ())
+            if len(shape) <= position:
+                reason = (
+                    f"input {value.name!r}: expected a golden set that says the size of dimension {position}, got none"
+                )
+                raise ConversionError(_reader_of(model, value.name), profile, reason)
+            dim.dim_value = int(shape[position])
+    del model.graph.value_info[:]
+    for value in model.graph.output:  # what they become, shape inference finds
+        for dim in list(value.type.tensor_type.shape.dim)[1:]:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+
+
+def _reader_of(model: ModelProto, name: str) -> str:
+    return next((place.name for place in places(model) if name in place.node.input), "")
+
+
+def _with_shapes(model: ModelProto) -> ModelProto:
+    try:
+        return shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # noqa: BLE001 - following values meets what following shapes does not; the model itself loads, as folding showed
+        return shape_inference.infer_shapes(model)
 
 
 def _fold_constants(model: ModelProto, work_dir: Path, profile: str) -> ModelProto:

@@ -42,8 +42,9 @@ def walk(data: bytes) -> ScanReport:
         _require_small_attributes(place)
     nodes = _expanded_nodes(model)
     tensors = [tensor for graph in graphs(model) for tensor in graph.initializer]
+    readers = {name: place.name for place in reversed(found) for name in place.node.input}
     for tensor in tensors:
-        _require_inline(tensor, "")
+        _require_inline(tensor, readers.get(tensor.name, ""))
     for graph in graphs(model):
         for sparse in graph.sparse_initializer:
             _require_sparse(sparse, "")
@@ -51,6 +52,7 @@ def walk(data: bytes) -> ScanReport:
     for place in found:
         _require_bounded_loop(place, constants)
         _require_bounded_output(place, constants)
+    _require_ordered(found)
     _require_valid(model)
     _require_bounded_shapes(model)
     return ScanReport(
@@ -235,6 +237,37 @@ def _require_size(dims: list[int], node: str) -> None:
     size = math.prod(abs(dim) for dim in dims) * 4
     if size > MAX_TENSOR_BYTES:
         raise ScanError(f"expected tensors of at most {MAX_TENSOR_BYTES} bytes, got a shape of {dims}", node)
+
+
+def _require_ordered(found: list[Place]) -> None:
+    """Refuse a node that needs its own answer, and one that reads what a later one computes."""
+    makers: dict[str, Place] = {}
+    for place in found:
+        makers.update({name: place for name in place.node.output if name})
+    done: set[str] = set()
+    for place in found:
+        for name in place.node.input:
+            maker = makers.get(name)
+            if maker is None or maker.scope is not place.scope or name in done:
+                continue
+            what = "a cycle" if _needs(maker, place, makers) else f"the order of {place.name!r} before {maker.name!r}"
+            raise ScanError(
+                f"expected nodes after those whose outputs they read, got {what} through {name!r}", place.name
+            )
+        done.update(place.node.output)
+
+
+def _needs(place: Place, other: Place, makers: Mapping[str, Place]) -> bool:
+    """Whether `place` needs an output of `other`, by whatever way."""
+    open_places, seen = [place], set[int]()
+    while open_places:
+        current = open_places.pop()
+        if current.node is other.node:
+            return True
+        if id(current.node) not in seen:
+            seen.add(id(current.node))
+            open_places.extend(makers[name] for name in current.node.input if name in makers)
+    return False
 
 
 def _require_valid(model: ModelProto) -> None:

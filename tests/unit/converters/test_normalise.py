@@ -10,8 +10,9 @@ from onnx import ModelProto, TensorProto, helper
 
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import places
-from modelfleet.converters.normalise import named_in, normalise, opset_of, remove_pass_through
-from modelfleet.hardware_profiles.profile import Batch, load_profiles
+from modelfleet.converters.normalise import named_in, normalise, opset_of
+from modelfleet.converters.tidy import drop_unused, merge_duplicates, remove_pass_through
+from modelfleet.hardware_profiles.profile import Axes, Batch, load_profiles
 
 PROFILE = load_profiles()["linux-cpu-float"]
 X = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
@@ -133,6 +134,90 @@ def test_the_batch_stays_free_or_becomes_one_as_the_profile_says(models, tmp_pat
         1,
     ]
     assert np.allclose(answer(fixed, X[:1]), answer(model)[:1], atol=1e-5)
+
+
+def test_free_dimensions_stay_or_take_the_golden_sets_size_as_the_profile_says(models, tmp_path: Path):
+    model = models.model([helper.make_node("Relu", ["x"], ["y"])], width=None)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
+    kept = normalise(model, tmp_path, PROFILE, {"x": (5, 8)})
+    assert shape_of(kept.graph.input[0]) == ["N", "length"]
+    fixed = normalise(model, tmp_path, replace(PROFILE, axes=Axes.FIX), {"x": (5, 8)})
+    assert shape_of(fixed.graph.input[0]) == ["N", 8]
+    assert shape_of(fixed.graph.output[0])[1] == 8
+    assert np.array_equal(answer(fixed), answer(model))
+
+
+def test_a_dimension_that_no_golden_set_fixes_names_node_and_profile(models, tmp_path: Path):
+    model = models.model([helper.make_node("Relu", ["x"], ["y"], name="first")], width=None)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
+    with pytest.raises(ConversionError, match="says the size of dimension 1") as refused:
+        normalise(model, tmp_path, replace(PROFILE, axes=Axes.FIX))
+    assert (refused.value.node, refused.value.profile) == ("first", "linux-cpu-float")
+
+
+def shape_of(value) -> list:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def test_an_initializer_that_is_listed_as_an_input_becomes_a_constant(models, tmp_path: Path):
+    model = models.classifier()
+    expected = answer(model)
+    model.graph.input.append(helper.make_tensor_value_info("w1", TensorProto.FLOAT, [8, 32]))
+    normal = normalise(model, tmp_path, PROFILE)
+    assert [value.name for value in normal.graph.input] == ["x"]
+    assert np.allclose(answer(normal), expected, atol=1e-6)
+
+
+def test_equal_matrices_are_kept_once_and_what_nothing_reads_not_at_all(models):
+    same, bias = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32), np.ones(8, np.float32)
+    weights = {
+        "a": same[:8],
+        "b": same,
+        "c": same.copy(),
+        "d": bias,
+        "e": bias.copy(),
+        "f": same[:, :8],
+        "unused": same,
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["1"]),
+        helper.make_node("MatMul", ["1", "b"], ["2"]),
+        helper.make_node("MatMul", ["2", "c"], ["3"]),
+        helper.make_node("MatMul", ["3", "f"], ["4"]),
+        helper.make_node("Add", ["4", "d"], ["5"]),
+        helper.make_node("Add", ["5", "e"], ["y"]),
+    ]
+    model = models.model(nodes, weights=weights, width=8)
+    expected = answer(model)
+    merge_duplicates(model)
+    drop_unused(model)
+    # Biases stay apart: a quantizer gives each a scale of its own.
+    assert [tensor.name for tensor in model.graph.initializer] == ["a", "b", "d", "e", "f"]
+    assert np.array_equal(answer(model), expected)
+
+
+def test_an_initializer_that_a_loop_reads_is_not_unused(models):
+    nodes = [models.loop("t", [helper.make_node("Add", ["acc", "w"], ["next"], name="inner")])]
+    weights = {"t": np.array(2, np.int64), "w": np.ones(8, np.float32)}
+    model = models.model(nodes, weights=weights, width=8)
+    drop_unused(model)
+    assert {tensor.name for tensor in model.graph.initializer} == {"t", "w"}
+
+
+def test_shapes_are_inferred_through_computed_shapes(models, tmp_path: Path):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Concat", ["n", "two", "four"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Relu", ["r"], ["y"]),
+    ]
+    weights = {name: np.array([value], np.int64) for name, value in (("zero", 0), ("two", 2), ("four", 4))}
+    model = models.model(nodes, weights=weights)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", None, None]))
+    normal = normalise(model, tmp_path, PROFILE)
+    inferred = next(value for value in normal.graph.value_info if value.name == "r")
+    assert shape_of(inferred)[1:] == [2, 4]
 
 
 def test_names_every_node_once(models, tmp_path: Path):

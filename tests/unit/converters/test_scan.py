@@ -140,6 +140,7 @@ def test_refuses_external_data(models):
     error = refused(model)
     assert "got external data" in str(error)
     assert "'w1'" in str(error)
+    assert error.node == "first"
 
 
 def test_refuses_external_data_in_a_constant(models):
@@ -230,7 +231,20 @@ def test_refuses_deep_nesting(models):
 def test_refuses_a_cyclic_graph(models):
     nodes = [helper.make_node("Add", ["x", "b"], ["a"], name="one"), helper.make_node("Relu", ["a"], ["b"], name="two")]
     nodes.append(helper.make_node("Relu", ["b"], ["y"]))
-    assert "valid ONNX model" in str(refused(models.model(nodes)))
+    error = refused(models.model(nodes))
+    assert "got a cycle through 'b'" in str(error)
+    assert error.node == "one"
+
+
+def test_refuses_nodes_that_stand_before_what_they_read(models):
+    nodes = [helper.make_node("Relu", ["a"], ["y"], name="early"), helper.make_node("Neg", ["x"], ["a"], name="late")]
+    error = refused(models.model(nodes))
+    assert "got the order of 'early' before 'late' through 'a'" in str(error)
+    assert error.node == "early"
+
+
+def test_refuses_an_input_that_nothing_computes(models):
+    assert "valid ONNX model" in str(refused(models.model([helper.make_node("Relu", ["nowhere"], ["y"])])))
 
 
 @settings(max_examples=150, deadline=None)

@@ -6,9 +6,10 @@ from typing import Final
 from modelfleet.converters.converter import Converter
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
+from modelfleet.converters.tflite.converter import ToTfLite
 from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
 
-CONVERTERS: Final[Mapping[Runtime, Converter]] = {Runtime.ONNXRUNTIME: ToOnnxRuntime()}
+CONVERTERS: Final[Mapping[Runtime, Converter]] = {Runtime.ONNXRUNTIME: ToOnnxRuntime(), Runtime.LITERT: ToTfLite()}
 
 
 def converter_for(profile: HardwareProfile) -> Converter:

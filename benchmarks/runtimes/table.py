@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Final
 
 from modelfleet.benchmarks.errors import RuntimeMissingError
+from modelfleet.benchmarks.runtimes.litert import open_litert
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession, open_onnxruntime
 from modelfleet.benchmarks.session import Session, SessionOpener
 
-OPENERS: Final[Mapping[str, SessionOpener]] = {"onnxruntime": open_onnxruntime}
+OPENERS: Final[Mapping[str, SessionOpener]] = {"onnxruntime": open_onnxruntime, "litert": open_litert}
 """Runtime -> opener of a variant's entry file."""
 BYTES_OPENERS: Final[Mapping[str, Callable[[bytes], Session]]] = {"onnxruntime": OnnxRuntimeSession}
 """Runtime -> opener of a model's bytes: for confidential models where the system has no files in memory."""

@@ -1,0 +1,82 @@
+"""The model's inputs and outputs, in a form that onnx2tf leaves as it is: plain names, layouts of their own.
+
+onnx2tf turns inputs and outputs of images to channels-last. Its inputs can be kept; an output is kept by flattening it, which
+has one meaning only; the session gives it its shape again (`benchmarks.runtimes.litert`).
+"""
+
+import numpy as np
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from modelfleet.benchmarks.runtimes.litert import Interface, Port
+from modelfleet.converters.graphs import subgraphs
+
+
+def bounded(model: ModelProto) -> tuple[ModelProto, Interface]:
+    """Return a copy of the model with plain names and boundaries, and what they were."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    held = {tensor.name for tensor in graph.initializer}
+    given = [value for value in graph.input if value.name not in held]
+    inputs = tuple(_port(value, f"in_{index}") for index, value in enumerate(given))
+    outputs = tuple(_port(value, f"out_{index}") for index, value in enumerate(graph.output))
+    _rename(graph, {port.name: port.tensor for port in inputs})
+    del graph.input[:]
+    graph.input.extend(given)
+    for value, port in zip(graph.output, outputs, strict=True):
+        _end(graph, value, port)
+    ends = [
+        helper.make_tensor_value_info(port.tensor, _type(value), _end_shape(port))
+        for value, port in zip(graph.output, outputs, strict=True)
+    ]
+    del graph.output[:]
+    graph.output.extend(ends)
+    return copy, Interface(inputs=inputs, outputs=outputs)
+
+
+def _port(value: ValueInfoProto, tensor: str) -> Port:
+    kind = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    flat = tensor.startswith("out") and 3 <= len(shape) <= 5 and None not in shape[1:]
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+    return Port(name=value.name, dtype=dtype, shape=shape, tensor=tensor, flat=flat)
+
+
+def _type(value: ValueInfoProto) -> int:
+    return value.type.tensor_type.elem_type
+
+
+def _end(graph: GraphProto, value: ValueInfoProto, port: Port) -> None:
+    if port.flat:
+        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"shape_{port.tensor}"))
+        graph.node.append(
+            helper.make_node("Reshape", [value.name, f"shape_{port.tensor}"], [port.tensor], name=f"end_{port.tensor}")
+        )
+        graph.value_info.append(value)
+    else:
+        graph.node.append(helper.make_node("Identity", [value.name], [port.tensor], name=f"end_{port.tensor}"))
+
+
+def _end_shape(port: Port) -> list[int | str | None]:
+    if port.flat:
+        return [None if None in port.shape else int(np.prod([d or 1 for d in port.shape]))]
+    return list(port.shape)
+
+
+def _rename(graph: GraphProto, names: dict[str, str]) -> None:
+    """Give every value of the graph and its subgraphs a plain name."""
+
+    def plain(name: str) -> str:
+        return "" if not name else names.setdefault(name, f"t{len(names)}")
+
+    open_graphs = [graph]
+    while open_graphs:
+        each = open_graphs.pop()
+        for tensor in each.initializer:
+            tensor.name = plain(tensor.name)
+        for value in (*each.input, *each.output, *each.value_info):
+            value.name = plain(value.name)
+        for node in each.node:
+            node.input[:] = [plain(name) for name in node.input]
+            node.output[:] = [plain(name) for name in node.output]
+            open_graphs.extend(subgraphs(node))

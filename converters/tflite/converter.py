@@ -1,0 +1,42 @@
+"""ONNX -> TFLite for LiteRT."""
+
+from pathlib import Path
+
+from modelfleet.benchmarks.golden import GoldenSet
+from modelfleet.benchmarks.runtimes.litert import append_interface, open_litert
+from modelfleet.benchmarks.session import Session
+from modelfleet.converters.converter import Converted
+from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.graphs import read_model
+from modelfleet.converters.tflite.boundary import bounded
+from modelfleet.converters.tflite.float import OnnxToTfError, to_flatbuffer
+from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
+
+ENTRY = "model.tflite"
+
+
+class ToTfLite:
+    """Converts for `Runtime.LITERT`."""
+
+    def convert(
+        self,
+        model_path: Path,
+        out_dir: Path,
+        precision: Precision,
+        calibration: GoldenSet,
+        profile: HardwareProfile,
+        keep_float: frozenset[str] = frozenset(),
+    ) -> Converted:
+        """Write `model.tflite` of the precision into `out_dir` (as `Converter.convert`)."""
+        model, interface = bounded(read_model(model_path))
+        try:
+            content = to_flatbuffer(model, [port.tensor for port in interface.inputs])
+        except OnnxToTfError as error:
+            raise ConversionError("", profile.name, f"onnx2tf: {error}") from error
+        (out_dir / ENTRY).write_bytes(content)
+        append_interface(out_dir / ENTRY, interface)
+        return Converted(entry=ENTRY, files=(ENTRY,))
+
+    def open(self, entry: Path) -> Session:
+        """Open the variant with LiteRT (MeasureError: it does not load)."""
+        return open_litert(entry)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelfleet.benchmarks.errors import GoldenSetError
-from modelfleet.converters.errors import ConversionError, ConvertersError, ScanError
+from modelfleet.converters.errors import ConversionError, ConvertersError, ParityError, ScanError
 
 _KEPT: Final = (
     "PATH",
@@ -118,10 +118,12 @@ def _result(work: Path, code: int | None, limits: ChildLimits, step: str, profil
     return found["ok"]
 
 
-def _raise(error: Mapping[str, str], step: str, profile: str) -> None:
+def _raise(error: Mapping[str, Any], step: str, profile: str) -> None:
     kind, node, reason = error["kind"], error["node"], error["reason"]
     if kind == "ScanError":
         raise ScanError(reason, node)
+    if kind == "ParityError":
+        raise ParityError(node, profile, reason, error["figures"])
     if kind == "ConversionError":
         raise ConversionError(node, profile, reason)
     if kind == "GoldenSetError":

@@ -1,6 +1,7 @@
 """Errors of the converters package, split by what the caller does next."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from modelfleet.policies.gates import Failure
 
@@ -32,13 +33,40 @@ class ConversionError(ConvertersError):
         self.reason = reason
 
 
-class GateError(ConvertersError):
-    """The variant is right, but not good enough: `failures` holds every gate that it did not pass."""
+class ParityError(ConversionError):
+    """The variant's answers lie outside the tolerance; `figures` tells how far."""
 
-    def __init__(self, profile: str, failures: Sequence[Failure]) -> None:
+    hopeless = False
+    """Whether no variant of this kind could be good enough: nearer answers would mend this."""
+
+    def __init__(self, node: str, profile: str, reason: str, figures: Mapping[str, Any]) -> None:
+        super().__init__(node, profile, reason)
+        self.figures = dict(figures)
+
+    def with_figures(self, figures: Mapping[str, Any]) -> "ParityError":
+        """Return the same error that tells more."""
+        return ParityError(self.node, self.profile, self.reason, {**self.figures, **figures})
+
+
+class GateError(ConvertersError):
+    """The variant is right, but not good enough: `failures` holds every gate that it did not pass.
+
+    figures: what was measured. hopeless: a variant with the original's own answers would not pass either.
+    """
+
+    def __init__(
+        self,
+        profile: str,
+        failures: Sequence[Failure],
+        *,
+        figures: Mapping[str, Any] | None = None,
+        hopeless: bool = True,
+    ) -> None:
         super().__init__(f"{profile}: the quality gates refuse: " + "; ".join(map(str, failures)))
         self.profile = profile
         self.failures = tuple(failures)
+        self.figures = dict(figures or {})
+        self.hopeless = hopeless
 
 
 class BuildFailedError(ConvertersError):

@@ -10,11 +10,13 @@ from typing import Any, Final
 
 import msgspec
 
+from modelfleet.benchmarks.batching import BatchLimits, batch_of, has_free_batch, tune_batch
+from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.golden import GoldenSet, load_golden, mismatch_share, save_golden
 from modelfleet.benchmarks.measure import answers, measure
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.benchmarks.session import Outputs, Session
-from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.errors import ConversionError, ParityError
 from modelfleet.converters.graphs import places, read_model
 from modelfleet.converters.parity import Parity, parity, scaled_tolerance
 from modelfleet.converters.request import profile_of
@@ -23,6 +25,8 @@ from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
 from modelfleet.signer.manifest import Tolerance
 
 DEVICE_SAMPLES: Final = 512
+BATCH_PROVED: Final = 3
+"""Odd, so that no power of two that a runtime rounds to hides what is wrong."""
 # The publisher's own outputs may come from another runtime (the training framework).
 PUBLISHER_TOLERANCE: Final = Tolerance(rtol=1e-3, atol=1e-4)
 
@@ -34,8 +38,8 @@ def prove(request: Mapping[str, Any]) -> Mapping[str, object]:
         request: `source`, `golden`, `entry`: files; `device_golden`: the file to write; `profile`; `precision`.
 
     Raises:
-        ConversionError: the variant's inputs or outputs are others, or its answers lie outside the tolerance; names the
-            node that computes the worst output.
+        ConversionError: the variant's inputs or outputs are others, or (ParityError) its answers lie outside the tolerance,
+            one by one or in a batch; names the node that computes the worst output.
         GoldenSetError: the publisher's expected outputs are not the original's.
     """
     profile, precision = profile_of(request["profile"]), Precision(request["precision"])
@@ -48,6 +52,7 @@ def prove(request: Mapping[str, Any]) -> Mapping[str, object]:
     tolerance = scaled_tolerance(profile.tolerances[precision], expected)
     found = parity(expected, got, tolerance, golden.labels)
     _require_parity(found, tolerance, source, profile)
+    _require_batches(original, variant, golden, tolerance, source, profile)
     device = GoldenSet(inputs=golden.inputs, expected=expected, labels=golden.labels).head(DEVICE_SAMPLES)
     save_golden(device, Path(request["device_golden"]))
     return {
@@ -59,16 +64,28 @@ def prove(request: Mapping[str, Any]) -> Mapping[str, object]:
 
 
 def benchmark(request: Mapping[str, Any]) -> Mapping[str, object]:
-    """Return `Measurement` figures of the variant, measured by itself in a process of its own.
+    """Return `Measurement` figures of the variant, measured by itself in a process of its own; `batch` as `BatchFigures`.
 
     Args:
-        request: `entry`, `device_golden`: files; `tolerance`; `runs`; `profile`.
+        request: `entry`, `device_golden`: files; `tolerance`; `runs`; `profile`; `latency_ms`, `batch_bytes`: limits of a
+            batch, None: no batches are measured.
     """
     profile = profile_of(request["profile"])
     golden = load_golden(Path(request["device_golden"]))
     tolerance = msgspec.convert(request["tolerance"], Tolerance)
     converter, entry = converter_for(profile), Path(request["entry"])
-    return measure(lambda: converter.open(entry), golden, runs=request["runs"], tolerance=tolerance).to_dict()
+    opened: list[Session] = []
+
+    def open_entry() -> Session:
+        opened.append(converter.open(entry))
+        return opened[0]
+
+    found = measure(open_entry, golden, runs=request["runs"], tolerance=tolerance).to_dict()
+    if request.get("latency_ms") is None:
+        return found
+    limits = BatchLimits(latency_ms=request["latency_ms"], memory_bytes=request["batch_bytes"])
+    batch = tune_batch(opened[0], golden, limits, tolerance)
+    return {**found, "batch": None if batch is None else batch.to_dict()}
 
 
 def _require_same_interface(original: Session, variant: Session, profile: HardwareProfile) -> None:
@@ -96,7 +113,41 @@ def _require_parity(found: Parity, tolerance: Tolerance, source: Path, profile: 
             f"{tolerance.atol:.3g} + {tolerance.rtol:g} * |original|, got {found.mismatch_share:.2%} "
             f"(largest error {found.max_error:.3g})"
         )
-        raise ConversionError(producer_of(source, found.worst_output), profile.name, reason)
+        raise ParityError(producer_of(source, found.worst_output), profile.name, reason, found.to_dict())
+
+
+def _require_batches(
+    original: Session,
+    variant: Session,
+    golden: GoldenSet,
+    tolerance: Tolerance,
+    source: Path,
+    profile: HardwareProfile,
+) -> None:
+    """Refuse a variant that says it takes any batch, and answers a batch otherwise than the original does.
+
+    An original that takes no batch, whatever it says, promises nothing that could be compared.
+    """
+    if not has_free_batch(original) or not has_free_batch(variant):
+        return
+    inputs, _ = batch_of(golden, BATCH_PROVED)
+    try:
+        expected = original.run(inputs)
+    except MeasureError:
+        return
+    try:
+        got = variant.run(inputs)
+    except MeasureError as error:
+        reason = f"a batch of {BATCH_PROVED}: expected answers as from the original, got {error}"
+        raise ConversionError("", profile.name, reason) from error
+    for name, value in expected.items():
+        share = mismatch_share(got, {name: value}, tolerance)
+        if share > tolerance.mismatch_share:
+            reason = (
+                f"output {name!r} of a batch of {BATCH_PROVED}: expected at most {tolerance.mismatch_share:.2%} of elements "
+                f"outside the tolerance, got {share:.2%}"
+            )
+            raise ConversionError(producer_of(source, name), profile.name, reason)
 
 
 def producer_of(source: Path, output: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from modelfleet.benchmarks.errors import GoldenSetError, MeasureError
 from modelfleet.converters.confine import die_with_parent, limit_resources
-from modelfleet.converters.errors import ConversionError, ScanError
+from modelfleet.converters.errors import ConversionError, ParityError, ScanError
 
 
 def main() -> int:
@@ -35,6 +35,8 @@ def _attempt(
 ) -> dict[str, object]:
     try:
         return {"ok": step(request)}
+    except ParityError as error:
+        return _error("ParityError", error.node, error.reason, error.figures)
     except (ConversionError, ScanError) as error:
         return _error(type(error).__name__, error.node, error.reason)
     except (GoldenSetError, MeasureError) as error:
@@ -45,8 +47,8 @@ def _attempt(
         return _error(type(error).__name__, _node_in(str(error)), f"{type(error).__name__}: {error}")
 
 
-def _error(kind: str, node: str, reason: str) -> dict[str, object]:
-    return {"error": {"kind": kind, "node": node, "reason": reason[:2000]}}
+def _error(kind: str, node: str, reason: str, figures: Mapping[str, Any] | None = None) -> dict[str, object]:
+    return {"error": {"kind": kind, "node": node, "reason": reason[:2000], "figures": dict(figures or {})}}
 
 
 def _node_in(message: str) -> str:
@@ -79,6 +81,18 @@ def _benchmark(request: Mapping[str, Any]) -> Mapping[str, object]:
     return benchmark(request)
 
 
+def _rank(request: Mapping[str, Any]) -> Mapping[str, object]:
+    from modelfleet.converters.convert import rank
+
+    return rank(request)
+
+
+def _stand_in(request: Mapping[str, Any]) -> Mapping[str, object]:
+    from modelfleet.converters.stand_in import stand_in
+
+    return stand_in(request)
+
+
 def _locate(request: Mapping[str, Any]) -> Mapping[str, object]:
     from modelfleet.converters.locate import locate
 
@@ -90,6 +104,8 @@ STEPS: Final[Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, object]]]] 
     "convert": _convert,
     "prove": _prove,
     "benchmark": _benchmark,
+    "rank": _rank,
+    "stand_in": _stand_in,
     "locate": _locate,
 }
 

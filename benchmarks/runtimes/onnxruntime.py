@@ -26,9 +26,16 @@ _DTYPES: Final[Mapping[str, str]] = {
 
 
 class OnnxRuntimeSession:
-    """A model opened by ONNX Runtime on the CPU, from its file or from the file's bytes."""
+    """A model opened by ONNX Runtime, from its file or from the file's bytes; on the CPU unless providers are named."""
 
-    def __init__(self, source: Path | bytes, *, threads: int = 1, optimise: bool = True) -> None:
+    def __init__(
+        self,
+        source: Path | bytes,
+        *,
+        threads: int = 1,
+        optimise: bool = True,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    ) -> None:
         try:
             import onnxruntime as _onnxruntime
         except ImportError as error:
@@ -41,13 +48,18 @@ class OnnxRuntimeSession:
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(source, options, providers=[*providers])
         except Exception as error:
             name = source.name if isinstance(source, Path) else f"{len(source)} bytes"
             raise MeasureError(f"onnxruntime does not load {name}: {error}") from error
         self._inputs = tuple(_tensor(value) for value in self._session.get_inputs())
         self._outputs = tuple(_tensor(value) for value in self._session.get_outputs())
         self._names = [tensor.name for tensor in self._outputs]
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What computes: ONNX Runtime drops a provider that does not load, and says so here alone."""
+        return tuple(self._session.get_providers())
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -6,13 +6,25 @@ from typing import Final
 
 from modelfleet.benchmarks.errors import RuntimeMissingError
 from modelfleet.benchmarks.runtimes.litert import open_litert
+from modelfleet.benchmarks.runtimes.local_build import LocalBuild
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession, open_onnxruntime
+from modelfleet.benchmarks.runtimes.onnxruntime_gpu import open_onnxruntime_gpu
+from modelfleet.benchmarks.runtimes.tensorrt import RECIPE_BUILD, open_tensorrt
+from modelfleet.benchmarks.runtimes.tensorrt_rtx import open_tensorrt_rtx
 from modelfleet.benchmarks.session import Session, SessionOpener
 
-OPENERS: Final[Mapping[str, SessionOpener]] = {"onnxruntime": open_onnxruntime, "litert": open_litert}
+OPENERS: Final[Mapping[str, SessionOpener]] = {
+    "litert": open_litert,
+    "onnxruntime": open_onnxruntime,
+    "onnxruntime-gpu": open_onnxruntime_gpu,
+    "tensorrt": open_tensorrt,
+    "tensorrt-rtx": open_tensorrt_rtx,
+}
 """Runtime -> opener of a variant's entry file."""
 BYTES_OPENERS: Final[Mapping[str, Callable[[bytes], Session]]] = {"onnxruntime": OnnxRuntimeSession}
 """Runtime -> opener of a model's bytes: for confidential models where the system has no files in memory."""
+LOCAL_BUILDS: Final[Mapping[str, LocalBuild]] = {"tensorrt": RECIPE_BUILD, "tensorrt-rtx": RECIPE_BUILD}
+"""Runtime -> how a device builds what it cannot be sent; most runtimes open what was signed as it came."""
 
 
 def open_session(

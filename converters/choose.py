@@ -1,7 +1,7 @@
 """Choose the precision: try those that the profile allows, keep the preferred one of those that hold, and tell of every one.
 
 Builds of the registry and `modelfleet convert` choose alike. A quantized precision that fails by its answers alone is tried again
-with its most sensitive layers in float: 1, 2, 4, then 8 of them, for as long as each step brings it nearer.
+with its most sensitive layers in float: 1, 2, 4, then 8 of them, for as long as that brings it nearer.
 """
 
 import shutil
@@ -13,11 +13,13 @@ from typing import Final
 
 from modelfleet.converters.attempt import Proved, Report, Steps, Wanted, attempt
 from modelfleet.converters.candidate import Candidate, Row
-from modelfleet.converters.errors import ConversionError, GateError, ParityError
+from modelfleet.converters.errors import ConversionError, GateError, ParityError, ScanError
 from modelfleet.converters.request import Progress
 from modelfleet.hardware_profiles.profile import Precision, Prefer
 
 KEPT_IN_FLOAT: Final = (1, 2, 4, 8)
+MIN_JUDGED: Final = 2
+"""One layer alone changes nothing where what flows between two of them is what eight bits cannot hold."""
 QUANTIZED: Final = frozenset(
     precision
     for precision in Precision
@@ -46,14 +48,26 @@ def choose(wanted: Wanted, out: Path, report: Report, precisions: Sequence[Preci
 
     Args:
         wanted: the profile's `prefer` decides.
-        out: a folder for the attempts; only the chosen one's is left in it.
+        out: a folder for the attempts; only the chosen one's is left in it, nothing where none holds or it raises.
         report: called as every step begins; what it raises ends the choice.
         precisions: those to try; all of the profile's where none is given.
 
     Raises:
-        ScanError, GoldenSetError: the upload is refused, for every precision alike.
+        ConversionError: the model may not be opened (as `scan_model`), whatever the precision. GoldenSetError: the golden set is
+            none, or does not fit the model.
     """
-    wanted_precisions = precisions or wanted.profile.precisions
+    tried = precisions or wanted.profile.precisions
+    try:
+        return _choose(wanted, out, report, tried)
+    except BaseException as error:
+        for precision in tried:
+            _remove(out / precision)
+        if isinstance(error, ScanError):
+            raise ConversionError(error.node, wanted.profile.name, error.reason) from error
+        raise
+
+
+def _choose(wanted: Wanted, out: Path, report: Report, wanted_precisions: Sequence[Precision]) -> Choice:
     table = _Table(wanted)
     for position, precision in enumerate(wanted_precisions):
         if table.best is not None and (wanted.profile.prefer is Prefer.ORDER or table.out_of_time()):
@@ -151,7 +165,6 @@ def _try_with_float_layers(
     report(Progress(step="rank", precision=precision))
     normalised = folder.with_name(f"{folder.name}.work") / "normalised.onnx"
     ranked: list[str] = Steps(wanted, precision, folder).run("rank", {"normalised": str(normalised)})["nodes"]
-    last: ParityError | GateError = first
     for count in KEPT_IN_FLOAT:
         if count > len(ranked) or wanted.deadline - time.monotonic() < 2 * seconds:
             break
@@ -159,16 +172,15 @@ def _try_with_float_layers(
         try:
             return attempt(wanted, precision, folder, report, tuple(ranked[:count]))
         except (ParityError, GateError) as error:
-            if not _nearer(error, last):
+            if count >= MIN_JUDGED and not _nearer(error, first):
                 break
-            last = error
         except ConversionError:  # nothing is left that could be quantized
             break
     raise first
 
 
-def _nearer(error: ParityError | GateError, last: ParityError | GateError) -> bool:
-    return error.figures.get("mean_error", 0.0) < last.figures.get("mean_error", 0.0)
+def _nearer(error: ParityError | GateError, first: ParityError | GateError) -> bool:
+    return error.figures.get("mean_error", 0.0) < first.figures.get("mean_error", 0.0)
 
 
 def _slice(wanted: Wanted, left: int) -> float:

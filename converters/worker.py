@@ -18,7 +18,7 @@ from modelfleet.converters.attempt import GOLDEN, Proved, Report, Wanted, built_
 from modelfleet.converters.attest import Measured, attest
 from modelfleet.converters.choose import choose
 from modelfleet.converters.confine import die_with_parent
-from modelfleet.converters.errors import ConversionError, GateError, ScanError
+from modelfleet.converters.errors import ConversionError, GateError
 from modelfleet.converters.request import BuildRequest, BuildResult, Progress, decode, encode
 from modelfleet.converters.results import results_of
 from modelfleet.policies.gates import Failure
@@ -69,8 +69,8 @@ def build(request: BuildRequest, out: Path, deadline: float, memory_bytes: int, 
         report: called as every step begins.
 
     Raises:
-        ScanError, GoldenSetError: the upload is refused, for every precision alike.
-        ConversionError, GateError: no precision passed; says why each did not.
+        GoldenSetError: the golden set is refused, for every precision alike.
+        ConversionError, GateError: the model may not be opened, or no precision passed; says why each did not.
     """
     wanted = Wanted(
         profile=request.profile,
@@ -121,7 +121,7 @@ def _attempt(request: BuildRequest, out: Path, timeout_seconds: float, memory_by
         return WorkerReply(result=build(request, out, deadline, memory_bytes, _report))
     except GateError as error:
         return WorkerReply(error=WorkerError(kind="GateError", message=str(error), failures=error.failures))
-    except (ConversionError, ScanError) as error:  # to whoever asked for a variant both say: not from this model
+    except ConversionError as error:
         return WorkerReply(error=WorkerError(kind="ConversionError", message=error.reason, node=error.node))
     except GoldenSetError as error:
         return WorkerReply(error=WorkerError(kind="GoldenSetError", message=str(error)))

@@ -17,11 +17,16 @@ from onnx import ModelProto, inliner, shape_inference, version_converter
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import node_name, places, read_model
 from modelfleet.converters.tidy import drop_unused, fix_initializers, merge_duplicates, remove_pass_through
-from modelfleet.hardware_profiles.profile import Axes, Batch, HardwareProfile
+from modelfleet.converters.trees.lower import lower_trees
+from modelfleet.hardware_profiles.profile import Axes, Batch, HardwareProfile, Runtime
 
 MIN_OPSET: Final = 13  # per-channel QuantizeLinear and DequantizeLinear came with it
 TARGET_OPSET: Final = 17
+RUNS_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB})
+"""Runtimes with the operators of `ai.onnx.ml`."""
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+KNOW_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB})
+"""Runtimes that have the operators of `ai.onnx.ml` themselves."""
 
 
 def normalise(
@@ -47,6 +52,8 @@ def normalise(
     _set_batch(copy, profile.batch)
     if profile.axes is Axes.FIX:
         _fix_axes(copy, shapes or {}, profile.name)
+    if profile.runtime not in RUNS_TREES:
+        copy = lower_trees(copy, profile.name)
     copy = _fold_constants(copy, work_dir, profile.name)
     remove_pass_through(copy)
     merge_duplicates(copy)

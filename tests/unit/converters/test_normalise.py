@@ -220,6 +220,17 @@ def test_shapes_are_inferred_through_computed_shapes(models, tmp_path: Path):
     assert shape_of(inferred)[1:] == [2, 4]
 
 
+def test_trees_become_tensor_operators_where_the_runtime_has_none(models, tmp_path: Path):
+    model = models.model([helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L1")], width=8)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    kept = normalise(model, tmp_path, PROFILE)
+    assert operators(kept) == ["Normalizer"]
+    lowered = normalise(model, tmp_path, load_profiles()["mac-mlx"])
+    assert {place.node.domain for place in places(lowered)} == {""}
+    assert [opset.domain for opset in lowered.opset_import] == [""]
+    assert np.allclose(answer(lowered), answer(model), atol=1e-6)
+
+
 def test_names_every_node_once(models, tmp_path: Path):
     model = models.model([helper.make_node("Exp", ["x"], ["a"]), helper.make_node("Exp", ["a"], ["y"])], width=8)
     names = [place.node.name for place in places(normalise(model, tmp_path, PROFILE))]

@@ -156,5 +156,5 @@ def _rounded(weight: Array, axis: int) -> Array:
         return weight
     others = tuple(place for place in range(weight.ndim) if place != axis % weight.ndim)
     scale = np.maximum(np.abs(weight).max(axis=others, keepdims=True) / WEIGHT_LEVELS, np.finfo(np.float32).tiny)
-    rounded: Array = np.round(weight / scale) * scale
+    rounded: Array = np.rint(weight / scale) * scale
     return rounded.astype(np.float32)

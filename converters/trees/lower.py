@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 from onnx import GraphProto, ModelProto, NodeProto, shape_inference
 
 from modelfleet.converters.errors import ConversionError
-from modelfleet.converters.graphs import graphs, places, subgraphs
+from modelfleet.converters.graphs import graphs, node_name, places, subgraphs
 from modelfleet.converters.trees import predict, prepare, vectors
 from modelfleet.converters.trees.emit import Emitter, Value
 from modelfleet.converters.trees.step import Step
@@ -61,6 +61,9 @@ def lower_trees(model: ModelProto, profile: str) -> ModelProto:
         raise ConversionError("", profile, f"{DOMAIN}: expected opset >= {MIN_OPSET}, got {opset}")
     lowered = ModelProto()
     lowered.CopyFrom(model)
+    for index, place in enumerate(places(lowered)):
+        if place.node.domain == DOMAIN and not place.node.name:
+            place.node.name = node_name(place.node, index)
     while True:
         typed = shape_inference.infer_shapes(lowered)
         waiting = [_lower_graph(graph, values, opset, profile, typed) for graph, values in _scopes(lowered, typed)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelfleet.agent_client.logs import log_to_stderr
+from modelfleet.converters.cli import COMMANDS as CONVERTER_COMMANDS
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
 from modelfleet.service.cli_confidential import confidential
@@ -156,7 +157,7 @@ def listen(settings: "Settings") -> socket.socket:
     return listener
 
 
-for _command in (*REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential, deploy, keys):
+for _command in (*CONVERTER_COMMANDS, *REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential, deploy, keys):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from typing import Final
 
 from modelfleet.converters.converter import Converter
+from modelfleet.converters.coreml.converter import ToCoreML
 from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.mlx.converter import ToMlx
 from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
 from modelfleet.converters.tflite.converter import ToTfLite
 from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
 
-CONVERTERS: Final[Mapping[Runtime, Converter]] = {Runtime.ONNXRUNTIME: ToOnnxRuntime(), Runtime.LITERT: ToTfLite()}
+CONVERTERS: Final[Mapping[Runtime, Converter]] = {
+    Runtime.COREML: ToCoreML(),
+    Runtime.ONNXRUNTIME: ToOnnxRuntime(),
+    Runtime.LITERT: ToTfLite(),
+}
 
 
 def converter_for(profile: HardwareProfile) -> Converter:

@@ -5,7 +5,7 @@ has one meaning only; the session gives it its shape again (`benchmarks.runtimes
 """
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper, numpy_helper
 
 from modelfleet.benchmarks.runtimes.litert import Interface, Port
 from modelfleet.converters.graphs import subgraphs

@@ -2,17 +2,33 @@
 
 from pathlib import Path
 
+from onnx import ModelProto
+
 from modelfleet.benchmarks.golden import GoldenSet
-from modelfleet.benchmarks.runtimes.litert import append_interface, open_litert
+from modelfleet.benchmarks.runtimes.litert import Interface, append_interface, open_litert
 from modelfleet.benchmarks.session import Session
 from modelfleet.converters.converter import Converted
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import read_model
 from modelfleet.converters.tflite.boundary import bounded
+from modelfleet.converters.tflite.expand import expanded, folded
 from modelfleet.converters.tflite.float import OnnxToTfError, to_flatbuffer
+from modelfleet.converters.tflite.rewrite import rewrite
+from modelfleet.converters.tflite.rules import RULES
+from modelfleet.converters.tflite.types import widen
 from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
 
 ENTRY = "model.tflite"
+
+
+def prepared(source: ModelProto) -> tuple[ModelProto, Interface]:
+    """Return the model as onnx2tf gets it right, and what its inputs and outputs were."""
+    model, interface = bounded(expanded(source))
+    model = rewrite(folded(model), RULES)
+    model = rewrite(folded(model), RULES)
+    widen(model)
+    del model.graph.value_info[:]
+    return model, interface
 
 
 class ToTfLite:
@@ -28,7 +44,7 @@ class ToTfLite:
         keep_float: frozenset[str] = frozenset(),
     ) -> Converted:
         """Write `model.tflite` of the precision into `out_dir` (as `Converter.convert`)."""
-        model, interface = bounded(read_model(model_path))
+        model, interface = prepared(read_model(model_path))
         try:
             content = to_flatbuffer(model, [port.tensor for port in interface.inputs])
         except OnnxToTfError as error:

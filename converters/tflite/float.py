@@ -13,6 +13,7 @@ from typing import Any
 from onnx import ModelProto
 
 from modelfleet.converters.graphs import write_model
+from modelfleet.converters.tflite.builders import own_builders
 
 
 class OnnxToTfError(Exception):
@@ -35,7 +36,7 @@ def to_flatbuffer(model: ModelProto, keep: list[str]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="tflite-") as folder:
         source, out = Path(folder) / "model.onnx", Path(folder) / "out"
         write_model(model, source)  # onnx2tf overwrites what it reads
-        with _hushed(Path(folder)) as said:
+        with _hushed(Path(folder)) as said, own_builders():
             try:
                 onnx2tf.convert(
                     input_onnx_file_path=str(source),

@@ -1,0 +1,209 @@
+"""Rules for operators of arithmetic that onnx2tf lacks or gets wrong."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from modelfleet.converters.tflite.quantized import LIMITS
+from modelfleet.converters.tflite.rewrite import FLOAT, INT32, INT64, Builder, attribute, without
+
+LONGEST_UNROLLED = 64
+
+
+def arg_last(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """ArgMax and ArgMin that take the last of equal values: the first of the mirrored axis."""
+    if not attribute(node, "select_last_index", 0):
+        return None
+    axis, shape = attribute(node, "axis", 0), build.shape(node.input[0])
+    if not shape or shape[axis] is None:
+        return None
+    size = shape[axis] or 0
+    mirrored = build.op(
+        "Gather", node.input[0], build.constant(np.arange(size)[::-1].copy(), np.int64), axis=axis % len(shape)
+    )
+    first = build.op(node.op_type, mirrored, **without(node, "select_last_index"))
+    return [build.op("Sub", build.constant(size - 1, np.int64), first)]
+
+
+def cumulative_product(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """CumProd, unrolled."""
+    shape, at = build.fixed(node.input[0]), build.value(node.input[1])
+    if not shape or (at is None and len(shape) > 1):
+        return None
+    axis = int(at.reshape(-1)[0]) % len(shape) if at is not None else 0
+    if shape[axis] > LONGEST_UNROLLED:
+        return None
+    parts = [
+        build.op("Slice", node.input[0], *(build.constant([v], np.int64) for v in (k, k + 1, axis)))
+        for k in range(shape[axis])
+    ]
+    if attribute(node, "reverse", 0):
+        parts.reverse()
+    totals = [parts[0]]
+    for part in parts[1:]:
+        totals.append(build.op("Mul", totals[-1], part))
+    if attribute(node, "exclusive", 0):
+        one = build.op(
+            "Add",
+            build.op("Sub", parts[0], parts[0]),
+            build.cast(build.constant(1, np.float32), build.kind(node.input[0])),
+        )
+        totals = [one, *totals[:-1]]
+    if attribute(node, "reverse", 0):
+        totals.reverse()
+    return [build.op("Concat", *totals, axis=axis)]
+
+
+def bitwise(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """BitwiseAnd and BitwiseOr of up to 16 bits, by the exclusive or: a + b = (a ^ b) + 2 (a & b)."""
+    kind = build.kind(node.input[0])
+    if kind not in LIMITS and kind != TensorProto.INT32:
+        return None
+    a, b = (build.cast(name, INT32) for name in node.input)
+    if kind == TensorProto.INT32:
+        halves = [_halves(build, name) for name in (a, b)]
+        high = _bits(node, build, halves[0][0], halves[1][0])
+        low = _bits(node, build, halves[0][1], halves[1][1])
+        return [build.op("Add", build.op("Mul", high, build.constant(65536, np.int32)), low)]
+    return [build.cast(_bits(node, build, a, b), kind)]
+
+
+def _halves(build: Builder, name: str) -> tuple[str, str]:
+    low = build.op("Mod", name, build.constant(65536, np.int32))
+    return build.op("Div", build.op("Sub", name, low), build.constant(65536, np.int32)), low
+
+
+def _bits(node: NodeProto, build: Builder, a: str, b: str) -> str:
+    differ, total = build.op("BitwiseXor", a, b), build.op("Add", a, b)
+    twice = build.op("Sub" if node.op_type == "BitwiseAnd" else "Add", total, differ)
+    return build.op("Div", twice, build.constant(2, np.int32))
+
+
+def bitwise_xor(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """BitwiseXor of narrow types, in int32."""
+    kind = build.kind(node.input[0])
+    if kind not in LIMITS:
+        return None
+    a, b = (build.cast(name, INT32) for name in node.input)
+    return [build.cast(build.op("BitwiseXor", a, b), kind)]
+
+
+def bitwise_not(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """BitwiseNot: -1 - x of signed, the greatest value - x of unsigned types."""
+    kind = build.kind(node.input[0])
+    greatest = {TensorProto.UINT8: 255, TensorProto.UINT16: 65535, TensorProto.UINT32: 2**32 - 1}
+    signed = {TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64}
+    if kind not in greatest and kind not in signed:
+        return None
+    wide = INT64 if kind in (TensorProto.UINT32, TensorProto.INT64) else INT32
+    x = build.cast(node.input[0], wide)
+    edge = build.constant(greatest.get(kind, -1), np.int64 if wide == INT64 else np.int32)
+    return [build.cast(build.op("Sub", edge, x), kind)]
+
+
+def elu(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Elu with an alpha: LiteRT's has none."""
+    alpha = attribute(node, "alpha", 1.0)
+    if alpha == 1.0:
+        return None
+    x = node.input[0]
+    low = build.op("Min", x, build.constant(0, np.float32))
+    below = build.op("Sub", build.op("Exp", low), build.constant(1, np.float32))
+    return [build.op("Add", build.op("Relu", x), build.op("Mul", below, build.constant(alpha, np.float32)))]
+
+
+def single(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Min, Max, Sum and Mean of one input."""
+    return [build.op("Identity", node.input[0])] if len(node.input) == 1 else None
+
+
+def reduce_sum_square(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """ReduceSumSquare, by its definition."""
+    square = build.op("Mul", node.input[0], node.input[0])
+    return [build.op("ReduceSum", square, *node.input[1:], **without(node))]
+
+
+def softplus(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Softplus as max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
+    x = node.input[0]
+    tail = build.op("Exp", build.op("Neg", build.op("Abs", x)))
+    return [build.op("Add", build.op("Relu", x), build.op("Log", build.op("Add", tail, build.constant(1, np.float32))))]
+
+
+def mish(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Mish as x tanh(softplus(x))."""
+    return [build.op("Mul", node.input[0], build.op("Tanh", build.op("Softplus", node.input[0])))]
+
+
+def log_softmax(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """LogSoftmax from the largest value down, which does not overflow."""
+    shape = build.shape(node.input[0])
+    if not shape:
+        return None
+    axis = attribute(node, "axis", -1) % len(shape)
+    at = build.constant([axis], np.int64)
+    moved = build.op("Sub", node.input[0], build.op("ReduceMax", node.input[0], at, keepdims=1))
+    total = build.op("ReduceSum", build.op("Exp", moved), at, keepdims=1)
+    return [build.op("Sub", moved, build.op("Log", total))]
+
+
+def p_relu(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """PRelu with a slope that comes in."""
+    if build.value(node.input[1]) is not None:
+        return None
+    zero = build.constant(0, np.float32)
+    below = build.op("Mul", build.op("Min", node.input[0], zero), node.input[1])
+    return [build.op("Add", build.op("Relu", node.input[0]), below)]
+
+
+def power(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Pow of whole numbers by whole numbers, exact while the results stay below 2^24; and of mixed types."""
+    kinds = {build.kind(name) for name in node.input}
+    if kinds <= {FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16} and len(kinds) == 1:
+        return None
+    kind = build.kind(node.input[0])
+    if kind in (FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+        return (
+            [build.op("Pow", build.cast(node.input[0], FLOAT), build.cast(node.input[1], FLOAT))]
+            if kind == FLOAT
+            else None
+        )
+    exponent = build.value(node.input[1])
+    if exponent is not None and exponent.size == 1 and int(exponent.reshape(-1)[0]) == 2:
+        return [build.op("Mul", node.input[0], node.input[0])]
+    return None
+
+
+def norm(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """LpNormalization of order 1 or 2."""
+    axis = build.constant([attribute(node, "axis", -1)], np.int64)
+    kind = "ReduceL1" if attribute(node, "p", 2) == 1 else "ReduceL2"
+    length = build.op(kind, node.input[0], axis, keepdims=1)
+    zero = build.op("Equal", length, build.constant(0, np.float32))
+    return [build.op("Div", node.input[0], build.op("Where", zero, build.constant(1, np.float32), length))]
+
+
+def reduce_l2(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """ReduceL2, by its definition."""
+    return [build.op("Sqrt", build.op("ReduceSumSquare", *node.input, **without(node)))]
+
+
+def reduce_l1(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """ReduceL1, by its definition."""
+    return [build.op("ReduceSum", build.op("Abs", node.input[0]), *node.input[1:], **without(node))]
+
+
+def instance_norm(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """InstanceNormalization with a scale that comes in."""
+    shape = build.shape(node.input[0])
+    if shape is None or build.value(node.input[1]) is not None:
+        return None
+    axes = build.constant([*range(2, len(shape))], np.int64)
+    centred = build.op("Sub", node.input[0], build.op("ReduceMean", node.input[0], axes, keepdims=1))
+    variance = build.op("ReduceMean", build.op("Mul", centred, centred), axes, keepdims=1)
+    spread = build.op("Sqrt", build.op("Add", variance, build.constant(attribute(node, "epsilon", 1e-5), np.float32)))
+    columns = [
+        build.op("Reshape", name, build.constant([1, -1] + [1] * (len(shape) - 2), np.int64)) for name in node.input[1:]
+    ]
+    return [build.op("Add", build.op("Mul", build.op("Div", centred, spread), columns[0]), columns[1])]

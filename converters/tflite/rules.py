@@ -1,0 +1,71 @@
+"""Operator -> the rule that rewrites it before onnx2tf sees it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from onnx import NodeProto
+
+from modelfleet.converters.tflite import arithmetic, declared, quantized
+from modelfleet.converters.tflite.rewrite import Builder, Rule
+
+
+def either(*rules: Rule) -> Rule:
+    """Return a rule that is the first of `rules` that applies."""
+
+    def first(node: NodeProto, build: Builder) -> Sequence[str] | None:
+        for rule in rules:
+            found = rule(node, build)
+            if found is not None:
+                return found
+        return None
+
+    return first
+
+
+RULES: Final[Mapping[str, Rule]] = {
+    "ArgMax": arithmetic.arg_last,
+    "ArgMin": arithmetic.arg_last,
+    "BitwiseAnd": arithmetic.bitwise,
+    "BitwiseOr": arithmetic.bitwise,
+    "BitwiseNot": arithmetic.bitwise_not,
+    "BitwiseXor": arithmetic.bitwise_xor,
+    "ConstantOfShape": declared.constant_of_shape,
+    "ConvInteger": quantized.conv_integer,
+    "CumProd": arithmetic.cumulative_product,
+    "DequantizeLinear": quantized.dequantize,
+    "Elu": arithmetic.elu,
+    "Expand": declared.expand,
+    "InstanceNormalization": arithmetic.instance_norm,
+    "LogSoftmax": arithmetic.log_softmax,
+    "LpNormalization": arithmetic.norm,
+    "MatMulInteger": quantized.matmul_integer,
+    "Max": arithmetic.single,
+    "Mean": arithmetic.single,
+    "Min": arithmetic.single,
+    "Mish": arithmetic.mish,
+    "Pad": declared.pad,
+    "Pow": arithmetic.power,
+    "PRelu": arithmetic.p_relu,
+    "QLinearConv": quantized.qlinear_conv,
+    "QLinearMatMul": quantized.qlinear_matmul,
+    "QuantizeLinear": quantized.quantize,
+    "ReduceL1": either(declared.reduce, arithmetic.reduce_l1),
+    "ReduceL2": either(declared.reduce, arithmetic.reduce_l2),
+    "ReduceLogSum": declared.reduce,
+    "ReduceLogSumExp": declared.reduce,
+    "ReduceMax": declared.reduce,
+    "ReduceMean": declared.reduce,
+    "ReduceMin": declared.reduce,
+    "ReduceProd": declared.reduce,
+    "ReduceSum": declared.reduce,
+    "ReduceSumSquare": either(declared.reduce, arithmetic.reduce_sum_square),
+    "Reshape": declared.reshape,
+    "Resize": declared.resize,
+    "Slice": declared.slice_,
+    "Softplus": arithmetic.softplus,
+    "Squeeze": declared.squeeze,
+    "Sum": arithmetic.single,
+    "Tile": declared.tile,
+    "TopK": declared.top_k,
+    "Unsqueeze": declared.squeeze,
+}

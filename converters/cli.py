@@ -1,9 +1,10 @@
 """`modelfleet convert`: try a model out on a profile, on this machine, without a registry."""
 
+import contextlib
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -116,17 +117,27 @@ def _converted(request: "LocalRequest", as_json: bool) -> "LocalResult":
     try:
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("starting")
-            signal.signal(signal.SIGTERM, _cancel)
 
             def show(step: Step) -> None:
                 progress.update(task, description=f"{request.profile.name}, {step.precision}: {STEPS[step.step]}")
 
-            return convert_here(request, show)
+            with _cancelled_by_sigterm():
+                return convert_here(request, show)
     except (ConvertersError, GoldenSetError) as error:
         _end(error, as_json)
     except KeyboardInterrupt:
         click.echo("Cancelled: nothing is left behind.", err=True)
         sys.exit(CANCELLED)
+
+
+@contextlib.contextmanager
+def _cancelled_by_sigterm() -> Generator[None]:
+    """End the work in order on SIGTERM as on Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, _cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _cancel(_number: int, _frame: FrameType | None) -> NoReturn:

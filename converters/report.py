@@ -32,6 +32,7 @@ COLUMNS: Final[Mapping[str, Callable[[Candidate], str]]] = {
     "reason": lambda row: shown_reason(row),
 }
 """The table's columns, on the page and in a terminal."""
+_FIGURES: Final = tuple(name for name in COLUMNS if name != "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,27 +138,27 @@ def _rows(
 
 
 def _table(candidates: Sequence[Candidate]) -> str:
-    head = "".join(f"<th{_text(name)}>{escape(name)}</th>" for name in COLUMNS)
-    rows = "".join(
-        f'<tr class="{escape(row.verdict.replace(" ", "-"), quote=True)}">'
-        + "".join(_cell(name, show(row)) for name, show in COLUMNS.items())
-        + "</tr>"
-        for row in candidates
-    )
+    head = "".join(f"<th{_text(name)}>{escape(name)}</th>" for name in _FIGURES)
+    rows = "".join(_table_rows(row) for row in candidates)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _cell(name: str, shown: str) -> str:
-    if name == "reason":
-        return f'<td class="reason">{escape(shown)}</td>'
-    if name == "verdict":
-        kind = {"chosen": "text good", "refused": "text bad"}.get(shown, "text")
-        return f'<td class="{kind}">{escape(shown)}</td>'
-    return f"<td>{escape(shown)}</td>"
+def _table_rows(row: Candidate) -> str:
+    """Return the figures, and below them the reason, which is a sentence and not a column."""
+    verdict = escape(row.verdict.replace(" ", "-"), quote=True)
+    cells = "".join(f"<td{_text(name, row)}>{escape(COLUMNS[name](row))}</td>" for name in _FIGURES)
+    reason = shown_reason(row)
+    if not reason:
+        return f'<tr class="{verdict}">{cells}</tr>'
+    below = f'<tr class="why"><td colspan="{len(_FIGURES)}">{escape(reason)}</td></tr>'
+    return f'<tr class="{verdict} explained">{cells}</tr>{below}'
 
 
-def _text(name: str) -> str:
-    return ' class="text"' if name in ("verdict", "reason") else ""
+def _text(name: str, row: Candidate | None = None) -> str:
+    if name != "verdict":
+        return ""
+    kind = {"chosen": " good", "refused": " bad"}.get(row.verdict, "") if row else ""
+    return f' class="text{kind}"'
 
 
 _LEGEND: Final = (

@@ -85,7 +85,7 @@ def _cast(call: Call) -> Array:
     if x.dtype.kind != "f" or to.kind in "fb":
         return x.astype(to)
     whole = np.trunc(x.astype(np.float64))
-    limits = np.iinfo(to)
+    limits = np.iinfo(to.name)
     within = bool(((whole >= limits.min) & (whole <= limits.max)).all())
     call.require(within, f"expected values in the range of {to}, got one beyond or NaN")
     return whole.astype(to)

@@ -45,7 +45,7 @@ def _arg(find: Callable[..., Any]) -> Evaluate:
         call.require(x.ndim >= 1, "expected a tensor of rank 1 or more")
         dtype = call.dtype_named("output_dtype", call.choice("output_dtype", ("int32", "uint16"), "int32"))
         found = find(x, axis=axis, keepdims=keep)
-        limit = np.iinfo(dtype).max  # pyright: ignore[reportArgumentType]
+        limit = np.iinfo(dtype.name).max
         call.require(x.shape[axis] <= limit, f"expected an axis that {dtype} counts, got {x.shape[axis]}")
         return np.asarray(found).astype(dtype)
 

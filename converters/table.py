@@ -15,6 +15,7 @@ CONVERTERS: Final[Mapping[Runtime, Converter]] = {
     Runtime.COREML: ToCoreML(),
     Runtime.ONNXRUNTIME: ToOnnxRuntime(),
     Runtime.LITERT: ToTfLite(),
+    Runtime.MLX: ToMlx(),
 }
 
 

@@ -37,13 +37,14 @@ _FIGURES: Final = tuple(name for name in COLUMNS if name != "reason")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportProfile:
-    """One profile of a version: what was tried for it. limits None: not known."""
+    """One profile of a version: what was tried for it. limits None: not known; note: what went wrong, "" for nothing."""
 
     name: str
     summary: str
     candidates: Sequence[Candidate]
     latency_limit_ms: float | None = None
     accuracy_limit: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,11 @@ def shown_reason(row: Candidate) -> str:
 
 
 def _section(profile: ReportProfile) -> str:
+    note = f'<p class="bad">{escape(profile.note)}</p>' if profile.note else ""
+    plots = f'<div class="plots">{"".join(_plots(profile))}</div>'
+    tried = f"{plots}{_table(profile.candidates)}" if profile.candidates else ""
     return (
-        f'<section><h2>{escape(profile.name)}</h2><p class="soft">{escape(profile.summary)}</p>'
-        f'<div class="plots">{"".join(_plots(profile))}</div>{_table(profile.candidates)}</section>'
+        f'<section><h2>{escape(profile.name)}</h2><p class="soft">{escape(profile.summary)}</p>{note}{tried}</section>'
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -83,6 +84,21 @@ def fetch(client: ApiClient, as_json: bool, model: str, version: str, profile: s
         {"file": str(path), "bytes": path.stat().st_size} for path in sorted(out.iterdir(), key=lambda path: path.name)
     ]
     show(made, as_json, ("file", "bytes"))
+
+
+@versions.command("report")
+@click.argument("model")
+@click.argument("version")
+@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to write.")
+@api_options
+def report(client: ApiClient, as_json: bool, model: str, version: str, out: Path) -> None:
+    """Write a version's report as one HTML page: size, latency, error and accuracy per profile and precision.
+
+    Example: modelfleet versions report digits 1.0.0 --out digits.html
+    """
+    page = client.text(f"/v1/models/{quote(model)}/versions/{quote(version, safe='')}/report")
+    out.write_text(page, encoding="utf-8")
+    show({"file": str(out), "bytes": out.stat().st_size}, as_json, ("file", "bytes"))
 
 
 @versions.command("attestations")

@@ -5,13 +5,16 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response, status
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
+from modelfleet.converters.report import POLICY, render
 from modelfleet.policies.roles import Permission
 from modelfleet.registry import catalog
 from modelfleet.registry.auth import UserIdentity, registry_of, require
 from modelfleet.registry.publish import publish
 from modelfleet.registry.upload import Upload, receive_upload
+from modelfleet.registry.version_report import report_of
 from modelfleet.registry.views import VariantView, VersionDetail, VersionView
 
 router = APIRouter(prefix="/v1", tags=["versions"])
@@ -102,6 +105,18 @@ def show_version(request: Request, user: Reader, model: str, version: str) -> Ve
         return VersionDetail(
             **VersionView.model_validate(row).model_dump(), variants=[VariantView.model_validate(item) for item in rows]
         )
+
+
+@router.get("/models/{model:path}/versions/{version}/report", response_class=HTMLResponse)
+def show_report(request: Request, user: Reader, model: str, version: str) -> HTMLResponse:
+    """Show one version's report: size, latency, error and accuracy per profile and precision, as one HTML page."""
+    registry = registry_of(request)
+    with registry.sessions() as session:
+        row = VersionView.model_validate(catalog.version_of(session, user.tenant, model, version))
+        found = catalog.variants(session, user.tenant, model=model, version=version)
+        variants = [VariantView.model_validate(item) for item in found]
+    page = render(report_of(row, variants, registry.profiles))
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
 
 
 @router.get("/variants")

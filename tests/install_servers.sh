@@ -10,6 +10,7 @@ declare -A packages=(
   [softhsm2-util]=softhsm2
   [strace]=strace
   [faketime]=faketime
+  [chromium]=chromium
 )
 
 missing=()

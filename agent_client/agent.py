@@ -35,6 +35,8 @@ from modelfleet.agent_client.storage import Disk, locked
 from modelfleet.agent_client.transport import Client
 from modelfleet.agent_client.version import agent_version
 from modelfleet.agent_client.voice import BootStore, Voice
+from modelfleet.benchmarks.runtimes.local_build import LocalBuild
+from modelfleet.benchmarks.runtimes.table import LOCAL_BUILDS
 from modelfleet.signer.desired import Assignment, Limits
 from modelfleet.signer.errors import FormatError, UntrustedError
 
@@ -51,6 +53,7 @@ class Agent:
     Args:
         root: an enrolled folder (see `enroll`).
         runtimes: runtime name -> opener, in place of the default ones of those names.
+        builds: runtime name -> how its variants are built here.
         poll_seconds: how often desired state is asked for while MQTT is away.
         disk: what changes the folder; fault tests pass one that fails.
 
@@ -63,6 +66,7 @@ class Agent:
         root: Path,
         *,
         runtimes: Mapping[str, SessionOpener] | None = None,
+        builds: Mapping[str, LocalBuild] = LOCAL_BUILDS,
         poll_seconds: float = 30.0,
         deadlines: Deadlines | None = None,
         disk: Disk | None = None,
@@ -74,6 +78,7 @@ class Agent:
         self._poll_seconds = poll_seconds
         self._deadlines = deadlines
         self._openers = {**OPENERS, **(runtimes or {})}
+        self._builds = builds
         self.identity = load_identity(root)
         self._bootstrap = load_root_metadata(root)
         load_key(root)  # a folder without a key is refused here, before anything is written
@@ -140,6 +145,8 @@ class Agent:
             except OSError as error:
                 log.warning("device %s cannot start yet: %s", self.identity.device, error)
                 self._stop.wait(RETRY_START_SECONDS)
+            except StoppingError:  # asked to end while a slot was brought back
+                return False
             else:
                 return True
         return False
@@ -158,6 +165,7 @@ class Agent:
             client=self._client,
             disk=self._disk,
             openers=self._openers,
+            builds=self._builds,
             clock=self._clock,
             report=self._report,
             refuse=self._refuse,

@@ -11,9 +11,10 @@ from modelfleet.agent_client.errors import BenchmarkError
 from modelfleet.agent_client.model import SessionOpener
 from modelfleet.agent_client.protocol import Bench
 from modelfleet.agent_client.slots import MANIFEST_NAME, digest_of
-from modelfleet.benchmarks.errors import BenchmarksError
-from modelfleet.benchmarks.golden import load_golden
+from modelfleet.benchmarks.errors import BenchmarksError, MeasureError
+from modelfleet.benchmarks.golden import GoldenSet, load_golden
 from modelfleet.benchmarks.measure import Measurement, measure
+from modelfleet.benchmarks.runtimes.table import PROVED_ON_DEVICE
 from modelfleet.benchmarks.session import Session
 from modelfleet.signer.desired import Limits
 from modelfleet.signer.errors import DigestError
@@ -44,6 +45,7 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
 
     try:
         golden = load_golden(read_golden(folder, manifest, sha256))
+        _require_answers(golden, manifest)
         found = measure(open_entry, golden, runs=RUNS, tolerance=manifest.tolerance)
     except (DigestError, OSError):  # a disk that cannot be read says nothing of the model
         raise
@@ -58,6 +60,15 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
     if misses:
         raise BenchmarkError(f"{manifest.model} {manifest.version} on this device: {'; '.join(misses)}", bench=bench)
     return bench
+
+
+def _require_answers(golden: GoldenSet, manifest: Manifest) -> None:
+    """Where the server could not run what the device runs, the device's comparison is the proof: it needs all answers."""
+    lacking = sorted({tensor.name for tensor in manifest.outputs} - set(golden.expected))
+    if manifest.runtime in PROVED_ON_DEVICE and lacking:
+        raise MeasureError(
+            f"golden set: expected the original's answers of {lacking}, got none: nothing proves it here"
+        )
 
 
 def missed(bench: Bench, manifest: Manifest, limits: Limits) -> list[str]:

@@ -14,6 +14,7 @@ from modelfleet.agent_client.record import Goal
 from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.transport import Transport
 from modelfleet.agent_client.trust import Trust
+from modelfleet.benchmarks.runtimes.local_build import LocalBuild
 from modelfleet.hardware_profiles.detect import detect
 from modelfleet.hardware_profiles.facts import DeviceFacts
 from modelfleet.hardware_profiles.profile import HardwareProfile, load_profiles
@@ -48,6 +49,7 @@ class Device:
     trust: Trust
     documents: Documents
     openers: Mapping[str, SessionOpener]
+    builds: Mapping[str, LocalBuild]
     facts: DeviceFacts
     profiles: Mapping[str, HardwareProfile]
     clock: Callable[[], datetime]
@@ -64,6 +66,7 @@ def make_device(
     client: Transport,
     disk: Disk,
     openers: Mapping[str, SessionOpener],
+    builds: Mapping[str, LocalBuild],
     clock: Callable[[], datetime],
     report: Callable[[StateChange], None],
     refuse: Callable[[Exception], None],
@@ -95,6 +98,7 @@ def make_device(
         trust=trust,
         documents=Documents(root / "desired", identity=identity, trust=trust, floors=floors, disk=disk),
         openers=openers,
+        builds=builds,
         facts=detect(),
         profiles=load_profiles(),
         clock=clock,

@@ -1,7 +1,7 @@
 """Errors of the agent, split by what it does next.
 
-`TransferError`: retry with backoff. `ActivationError`, `UnhealthyError`: return to the old slot. `BenchmarkError`,
-`IncompatibleReleaseError`: reject this digest for good. Trust is refused with the classes of `signer.errors`.
+`TransferError`, `LocalBuildError`: retry with backoff. `ActivationError`, `UnhealthyError`: return to the old slot.
+`BenchmarkError`, `IncompatibleReleaseError`: reject this digest for good. Trust is refused with the classes of `signer.errors`.
 """
 
 from modelfleet.agent_client.protocol import Bench
@@ -107,6 +107,10 @@ class BenchmarkError(AgentError):
     def __init__(self, message: str, *, bench: Bench | None = None) -> None:
         super().__init__(message)
         self.bench = bench
+
+
+class LocalBuildError(AgentError):
+    """Building on this device did not end (time, memory, a signal): retry with backoff; the model that runs is untouched."""
 
 
 class IncompatibleReleaseError(AgentError):

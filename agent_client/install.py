@@ -18,6 +18,7 @@ from modelfleet.agent_client.errors import (
     MetadataRefusedError,
     NoSpaceError,
 )
+from modelfleet.agent_client.local_build import reasons_against_build, space_bytes
 from modelfleet.agent_client.record import Goal
 from modelfleet.agent_client.slots import SlotStore
 from modelfleet.policies.compatibility import manifest_incompatibilities
@@ -75,16 +76,16 @@ def require_compatible(device: Device, manifest: Manifest) -> None:
     if manifest.runtime not in device.openers:
         reasons.append(f"runtime: expected one of {sorted(device.openers)}, got {manifest.runtime}")
     if manifest.confidential:
-        reasons += reasons_against(device.root, manifest.runtime)
+        reasons += reasons_against(device.root, manifest.runtime) + reasons_against_build(device.builds, manifest)
     if reasons:
         raise IncompatibleReleaseError(f"{manifest.model} {manifest.version}: {'; '.join(reasons)}")
 
 
-def require_space(store: SlotStore, manifest: Manifest) -> None:
+def require_space(device: Device, store: SlotStore, manifest: Manifest) -> None:
     """Return if the disk can take what is to be fetched (NoSpaceError: it cannot)."""
     folder = store.path(store.idle())
     held = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
-    wanted = sum(entry.length for entry in manifest.files)
+    wanted = sum(entry.length for entry in manifest.files) + space_bytes(device.builds, manifest)
     free = shutil.disk_usage(store.folder).free + held
     if free < wanted + SPARE_BYTES:
         raise NoSpaceError(

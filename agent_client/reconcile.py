@@ -18,16 +18,19 @@ from modelfleet.agent_client.errors import (
     AgentError,
     BenchmarkError,
     IncompatibleReleaseError,
+    LocalBuildError,
     PreemptedError,
+    StoppingError,
     StorageError,
     TimeoutInStateError,
     TransferError,
     UnhealthyError,
 )
+from modelfleet.agent_client.local_build import build_here, build_of, have_built, is_built, prove
 from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
 from modelfleet.agent_client.record import MAX_REMEMBERED, Goal, with_rejection
-from modelfleet.agent_client.slot_state import SlotState, reported
-from modelfleet.agent_client.slots import Pointer, verify_directory
+from modelfleet.agent_client.slot_state import MAX_BENCHMARKS, SlotState, reported
+from modelfleet.agent_client.slots import Pointer, verify_directory, verify_manifest
 from modelfleet.agent_client.states import RESTING, WORKING, Event
 from modelfleet.signer.errors import DigestError, ExpiredError, RevokedError, UntrustedError
 from modelfleet.signer.manifest import Manifest
@@ -35,8 +38,6 @@ from modelfleet.signer.verify import Reason, Wanted, require_startable
 
 LOOK_UP_SECONDS = 5.0
 """How long a way back may be held up by asking for revocations."""
-MAX_BENCHMARKS = 3
-"""A benchmark that took the whole process down this often is not tried again."""
 
 S, E = DeviceState, Event
 
@@ -50,11 +51,13 @@ class SlotWorker:
         self._device = device
         self._store = self.state.store
         self._said_expired: str | None = None
+        self._may_be_stale = False
 
     def step(self) -> None:
         """Bring the slot to what is wanted now, as far as it goes without waiting."""
         if self.state.record.state not in RESTING | {S.PROBATION}:
             return self.recover()  # an act could not even be recorded as failed, the disk being full
+        self._mend_build()
         wanted = self.state.wanted()
         if wanted is None:
             return self._watch()
@@ -75,6 +78,7 @@ class SlotWorker:
         if not self.state.may_try():
             return
         self.state.check_active()
+        self._may_be_stale = True
         state = self.state.record.state
         if state in WORKING:
             self._recover_unfinished()
@@ -132,6 +136,7 @@ class SlotWorker:
         install.require_compatible(self._device, manifest)
         folder = self._receive(manifest, goal)
         self._verify_files(folder, data)
+        self._build(folder, manifest)
         bench = self._benchmark(folder, manifest, goal)
         self._activate(goal, manifest, bench)
         self._switch()
@@ -143,7 +148,7 @@ class SlotWorker:
         if directory is not None:
             self.state.enter(E.LOCAL)
             return self._store.path(directory)
-        install.require_space(self._store, manifest)
+        install.require_space(self._device, self._store, manifest)
         folder = self._store.prepare(manifest)
         missing = self._store.missing(manifest, folder)
         self.state.enter(E.PASSED if missing else E.LOCAL)
@@ -158,14 +163,38 @@ class SlotWorker:
         self._store.complete(folder, data)
         self.state.look(at_once=True)
 
+    def _build(self, folder: Path, manifest: Manifest) -> None:
+        """Have what this device must build for itself, where the runtime is of that kind."""
+        build = build_of(self._device.builds, manifest)
+        if build is None or is_built(build, folder, manifest, proved=False):
+            return
+        self.state.counted(lambda: build_here(build, folder, manifest, self._device.disk, self.state.look))
+
     def _benchmark(self, folder: Path, manifest: Manifest, goal: Goal) -> Bench:
         self.state.enter(E.PASSED, benchmarks=self.state.record.benchmarks + 1)
         try:
-            bench = measure_variant(folder, manifest, self._device.openers, goal.limits)
+            bench = prove(self._device, folder, manifest, goal.limits)
             self.state.look(at_once=True)
         finally:  # the process lived to see the end
             self.state.record = msgspec.structs.replace(self.state.record, benchmarks=0)
         return bench
+
+    def _mend_build(self) -> None:
+        """After a start: build the active variant again where its tools have changed since, without a network."""
+        pointer, running = self._store.pointer(), self.state.record.running
+        if not self._may_be_stale or pointer is None or running is None or self.state.damaged:
+            return
+        folder = self._store.path(pointer.directory)
+        try:
+            manifest = verify_manifest(folder, pointer.sha256)
+            if have_built(self._device, folder, manifest, running.limits, self.state.counted):
+                self.state.keep()
+        except StoppingError:
+            raise
+        except (AgentError, UntrustedError, OSError) as error:
+            self._device.refuse(error)
+            self.state.damaged = True
+        self._may_be_stale = False
 
     def _activate(self, goal: Goal, manifest: Manifest, bench: Bench) -> None:
         """Record the switch before it is made."""
@@ -240,8 +269,14 @@ class SlotWorker:
                     raise ActivationError(
                         f"{goal.release.model} {goal.release.version}: expected it whole in the other directory, it is not"
                     )
+                folder = self._store.path(directory)
+                have_built(
+                    self._device, folder, verify_manifest(folder, goal.release.sha256), goal.limits, self.state.counted
+                )
                 self.state.keep(activation=self.state.next_activation())
                 self._store.activate(self.state.pointer_to(goal, directory))
+        except StoppingError:
+            raise
         except (OSError, AgentError) as error:
             self.state.enter(E.TRANSIENT, error=reported(error), attempts=self.state.record.attempts + 1)
             self.state.back_off()
@@ -258,7 +293,7 @@ class SlotWorker:
             self._reject(error)
         except TimeoutInStateError as error:
             self._fail(E.TIMEOUT, error)
-        except (ActivationError, TransferError, StorageError, OSError) as error:
+        except (ActivationError, LocalBuildError, TransferError, StorageError, OSError) as error:
             self._fail(E.TRANSIENT, error)
 
     def _reject(self, error: AgentError | UntrustedError) -> None:
@@ -291,10 +326,9 @@ class SlotWorker:
 
     def _recover_unfinished(self) -> None:
         record = self.state.record
-        if record.state is S.BENCHMARKING and record.benchmarks >= MAX_BENCHMARKS:
-            self._reject(
-                BenchmarkError(f"expected a benchmark that ends, got {MAX_BENCHMARKS} that took the agent down")
-            )
+        if record.state in (S.VERIFYING, S.BENCHMARKING) and record.benchmarks >= MAX_BENCHMARKS:
+            what = "a benchmark" if record.state is S.BENCHMARKING else "a build"
+            self._reject(BenchmarkError(f"expected {what} that ends, got {MAX_BENCHMARKS} that took the agent down"))
             return
         self.state.enter(E.TRANSIENT, error=ReportedError(kind="Restart", message="the agent was restarted meanwhile"))
 

@@ -5,6 +5,7 @@ The record is on the disk before the act of its state begins. Every change of st
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from modelfleet.agent_client.device import Device, StateChange
-from modelfleet.agent_client.errors import PreemptedError, StorageError, TimeoutInStateError
+from modelfleet.agent_client.errors import BenchmarkError, PreemptedError, StorageError, TimeoutInStateError
 from modelfleet.agent_client.link import full_jitter
 from modelfleet.agent_client.protocol import DeviceState, ReportedError
 from modelfleet.agent_client.record import Goal, SlotRecord
@@ -25,6 +26,8 @@ from modelfleet.signer.verify import Reason, Wanted
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 300.0
 LOOK_SECONDS = 0.2
+MAX_BENCHMARKS = 3
+"""A build or a benchmark that took the whole process down this often is not tried again."""
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +100,17 @@ class SlotState:
             if self.record.state not in RESTING | {DeviceState.PROBATION}:
                 raise
             log.warning("slot %s: its record is not on the disk: %s", self.slot, error)
+
+    def counted(self, act: Callable[[], None]) -> None:
+        """Do what may take the process down, and remember across a restart that it began (BenchmarkError: too often)."""
+        tries = self.record.benchmarks
+        if tries >= MAX_BENCHMARKS:
+            raise BenchmarkError(f"expected a build that ends, got {tries} that took the agent down")
+        self.keep(benchmarks=tries + 1)
+        try:
+            act()
+        finally:  # the process lived to see the end
+            self.record = msgspec.structs.replace(self.record, benchmarks=0)
 
     def report(self) -> None:
         """Say what the state is."""

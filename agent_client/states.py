@@ -76,7 +76,7 @@ TIMER_SECONDS: Mapping[DeviceState, float] = MappingProxyType(
     {
         S.PREFLIGHT: 60.0,
         S.DOWNLOADING: 3600.0,
-        S.VERIFYING: 600.0,
+        S.VERIFYING: 3600.0,  # what a device must build for itself is built here: minutes, and at most a recipe's 3,000 s
         S.BENCHMARKING: 600.0,
         S.ACTIVATING: 120.0,
         S.PROBATION: 7 * 86400.0,  # the candidate's own probation_seconds is shorter

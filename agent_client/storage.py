@@ -55,6 +55,14 @@ class Disk:
             shutil.copyfile(source, target)
             self.sync_file(target)
 
+    def move(self, source: Path, target: Path) -> None:
+        """Give the file at `source`, whose content is put on the disk first, the name `target`, replacing what is there."""
+        self.sync_file(source)
+        source.rename(target)
+        self.sync_folder(target.parent)
+        if source.parent != target.parent:
+            self.sync_folder(source.parent)
+
     def remove(self, path: Path) -> None:
         """Remove the file at `path` if it is there; fsync the folder after it."""
         path.unlink(missing_ok=True)

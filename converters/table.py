@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from modelfleet.converters.browser.converter import ToBrowser
 from modelfleet.converters.converter import Converter
 from modelfleet.converters.coreml.converter import ToCoreML
 from modelfleet.converters.errors import ConversionError
@@ -14,6 +15,7 @@ from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
 CONVERTERS: Final[Mapping[Runtime, Converter]] = {
     Runtime.COREML: ToCoreML(),
     Runtime.ONNXRUNTIME: ToOnnxRuntime(),
+    Runtime.ONNXRUNTIME_WEB: ToBrowser(),
     Runtime.LITERT: ToTfLite(),
     Runtime.MLX: ToMlx(),
 }

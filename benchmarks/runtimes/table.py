@@ -11,6 +11,7 @@ from modelfleet.benchmarks.runtimes.local_build import LocalBuild
 from modelfleet.benchmarks.runtimes.mlx.opener import open_mlx
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession, open_onnxruntime
 from modelfleet.benchmarks.runtimes.onnxruntime_gpu import open_onnxruntime_gpu
+from modelfleet.benchmarks.runtimes.onnxruntime_web import open_onnxruntime_web
 from modelfleet.benchmarks.runtimes.tensorrt import RECIPE_BUILD, open_tensorrt
 from modelfleet.benchmarks.runtimes.tensorrt_rtx import open_tensorrt_rtx
 from modelfleet.benchmarks.session import Session, SessionOpener
@@ -21,6 +22,7 @@ OPENERS: Final[Mapping[str, SessionOpener]] = {
     "mlx": open_mlx,
     "onnxruntime": open_onnxruntime,
     "onnxruntime-gpu": open_onnxruntime_gpu,
+    "onnxruntime-web": open_onnxruntime_web,
     "tensorrt": open_tensorrt,
     "tensorrt-rtx": open_tensorrt_rtx,
 }

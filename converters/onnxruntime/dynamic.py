@@ -38,7 +38,10 @@ def quantize_dynamic(model_path: Path, work: Path, keep_float: frozenset[str]) -
         per_channel=True,
         reduce_range=True,
         weight_type=quantization.QuantType.QInt8,
-        nodes_to_exclude=sorted(keep_float),
+        nodes_to_exclude=[
+            *sorted(keep_float),
+            *(f"{name}_MatMul" for name in sorted(keep_float)),
+        ],  # what it makes of a Gemm
     )
     model = read_model(work)
     work.unlink()
@@ -46,7 +49,11 @@ def quantize_dynamic(model_path: Path, work: Path, keep_float: frozenset[str]) -
     grids = {layer.name: rounded(numpy_helper.to_array(layer.weight), layer.channel_axis, 8) for layer in left}
     stored = store(model, grids)
     float_ = {layer.weight.name for layer in layers(stored)}
-    integers = [layer.name for layer in layers(source) if layer.weight.name not in float_ and layer.name not in grids]
+    integers = [
+        layer.name
+        for layer in layers(source)
+        if layer.weight.name not in float_ and layer.name not in {*grids, *keep_float}
+    ]
     return stored, {
         "quantized": integers,
         "weights_only": dict.fromkeys(grids, "computed in float: ONNX Runtime has no integer form of it"),

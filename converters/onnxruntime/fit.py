@@ -17,9 +17,11 @@ from modelfleet.benchmarks.session import Array
 from modelfleet.converters.onnxruntime.layers import Layer, attributes
 from modelfleet.converters.onnxruntime.stored_weights import LEVELS, best_scales
 
-_linalg: Any = np.linalg  # its types follow dtypes, which `Array` leaves open
+_linalg: Any = np.linalg  # its types, and those of indices, follow dtypes, which `Array` leaves open
+_ix: Any = np.ix_
 MAX_ROWS: Final = 512
 """Windows taken of each sample, evenly spread."""
+_TOGETHER: Final = 16
 DAMPING: Final = 0.01
 """Of the mean second moment: what keeps the solution near the weights that were, where samples are few."""
 
@@ -56,18 +58,23 @@ def moments(layer: Layer, pairs: list[tuple[Array, Array]], *, centred: bool) ->
         pairs: input and output values of each sample.
         centred: the layer has, or may be given, a bias.
     """
-    count, second, cross, mean_in, mean_out = 0, 0.0, 0.0, 0.0, 0.0
-    for value, wanted in pairs:
-        x, y = windows(layer, value, wanted)
+    features, channels = matrix(layer).shape[::-1]
+    count, second, cross = 0, np.zeros((features, features)), np.zeros((features, channels))
+    mean_in, mean_out = np.zeros(features), np.zeros(channels)
+    for start in range(0, len(pairs), _TOGETHER):
+        taken = [windows(layer, value, wanted) for value, wanted in pairs[start : start + _TOGETHER]]
+        x, y = np.concatenate([one[0] for one in taken]), np.concatenate([one[1] for one in taken])
         count += len(x)
-        second, cross = second + x.T @ x, cross + x.T @ y
-        mean_in, mean_out = mean_in + x.sum(0), mean_out + y.sum(0)
-    inward, outward = np.asarray(mean_in) / count, np.asarray(mean_out) / count
+        second += x.T @ x
+        cross += x.T @ y
+        mean_in += x.sum(0)
+        mean_out += y.sum(0)
+    inward, outward = mean_in / count, mean_out / count
     if not centred:
         inward, outward = np.zeros_like(inward), np.zeros_like(outward)
     return Moments(
-        second=np.asarray(second) / count - np.outer(inward, inward),
-        cross=np.asarray(cross) / count - np.outer(inward, outward),
+        second=second / count - np.outer(inward, inward),
+        cross=cross / count - np.outer(inward, outward),
         mean_in=inward,
         mean_out=outward,
     )
@@ -105,8 +112,8 @@ def solved(start: Array, found: Moments, damping: float = DAMPING) -> Array:
 def removal_order(matrices: list[Array], seconds: list[Array], size: int) -> tuple[list[int], list[float]]:
     """Return the channels in the order in which to remove them, and the damage done once each is gone.
 
-    The damage is the error in the consumers' outputs over the power of those, the greatest of all consumers. One channel is
-    never removed.
+    The damage is the error in the consumers' outputs over the power of those, the greatest of all consumers. Of many channels a
+    few go at a time (a 64th of those left). One channel is never removed.
 
     Args:
         matrices: each consumer's weights (O, K), K = size * (entries a channel).
@@ -114,44 +121,46 @@ def removal_order(matrices: list[Array], seconds: list[Array], size: int) -> tup
         size: how many channels there are.
     """
     consumers = [_Removal(w, second, size) for w, second in zip(matrices, seconds, strict=True)]
-    left, order, damages = list(range(size)), list[int](), list[float]()
+    left, order, damages = np.arange(size), list[int](), list[float]()
     while len(left) > 1:
-        costs = np.max([consumer.damage + consumer.costs(left) for consumer in consumers], axis=0)
-        channel = left.pop(int(np.argmin(costs)))
+        costs: Array = np.max([consumer.damage + consumer.costs() for consumer in consumers], axis=0)
+        places = np.argsort(costs, kind="stable")[: max(1, len(left) // 64)]
         for consumer in consumers:
-            consumer.remove(channel)
-        order.append(channel)
-        damages.append(max(consumer.damage for consumer in consumers))
+            consumer.remove(places)
+        order += [int(channel) for channel in left[places]]
+        damages += [max(consumer.damage for consumer in consumers)] * len(places)
+        left = np.delete(left, places)
     return order, damages
 
 
 class _Removal:
-    """One consumer while channels go."""
+    """One consumer while channels go; what is kept of it is of the channels left."""
 
     def __init__(self, weights: Array, second: Array, size: int) -> None:
         self._each = weights.shape[1] // size
         damped = second + (DAMPING * np.trace(second) / len(second) + 1e-12) * np.eye(len(second))
-        self._weights: Array = weights.copy()
+        self._weights: Array = weights
         self._inverse: Array = _linalg.inv(damped)
         self._power = float(np.sum((weights @ second) * weights)) + 1e-30
         self.damage = 0.0
 
-    def costs(self, channels: list[int]) -> Array:
-        entries: Array = np.asarray(channels)[:, None] * self._each + np.arange(self._each)
+    def costs(self) -> Array:
+        """Return the damage that each channel left would do by itself."""
+        entries: Array = np.arange(len(self._inverse)).reshape(-1, self._each)
         blocks = self._inverse[entries[:, :, None], entries[:, None, :]]
         columns = self._weights[:, entries].transpose(1, 2, 0)
         return np.sum(columns * _linalg.solve(blocks, columns), axis=(1, 2)) / self._power
 
-    def remove(self, channel: int) -> None:
-        entries = slice(channel * self._each, (channel + 1) * self._each)
-        self.damage += float(self.costs([channel])[0])
-        solution: Array = _linalg.solve(self._inverse[entries, entries], self._inverse[entries])
-        self._weights -= self._weights[:, entries] @ solution
-        self._inverse -= self._inverse[:, entries].copy() @ solution
-        # what is gone must not come back by rounding
-        self._weights[:, entries] = 0
-        self._inverse[entries], self._inverse[:, entries] = 0, 0
-        self._inverse[entries, entries] = np.eye(self._each)
+    def remove(self, places: Array) -> None:
+        """Take out the channels at these places among those left, and let the others make up for them."""
+        gone: Array = (places[:, None] * self._each + np.arange(self._each)).reshape(-1)
+        kept: Array = np.setdiff1d(np.arange(len(self._inverse)), gone)
+        block: Array = self._inverse[_ix(gone, gone)]
+        columns: Array = self._weights[:, gone]
+        self.damage += float(np.sum(columns.T * _linalg.solve(block, columns.T))) / self._power
+        solution: Array = _linalg.solve(block, self._inverse[_ix(gone, kept)])
+        self._weights = self._weights[:, kept] - columns @ solution
+        self._inverse = self._inverse[_ix(kept, kept)] - self._inverse[_ix(kept, gone)] @ solution
 
 
 def rounded_rows(rows: Array, second: Array, bits: int) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.benchmarks.session import Array
 from modelfleet.converters.onnxruntime.activations import watch
 from modelfleet.converters.onnxruntime.channels import Space, plain_layer, removed, spaces
+from modelfleet.converters.onnxruntime.compact import drop_unused_constants
 from modelfleet.converters.onnxruntime.fit import (
     Moments,
     matrix,
@@ -32,7 +33,7 @@ from modelfleet.converters.onnxruntime.layers import Layer, layers
 from modelfleet.converters.onnxruntime.stored_weights import Grid, rounded
 
 BOUNDS: Final = tuple(float(bound) for bound in np.geomspace(1e-4, 0.9, 32))
-MAX_FEATURES: Final = 4608
+MAX_FEATURES: Final = 2304
 """Inputs of a layer times its kernel; above it the second moments take too long to invert, and its inputs are left."""
 SMALL_SHARE: Final = 0.02
 """A layer with less of all weights than this is stored in eight bits where the others have four."""
@@ -91,6 +92,7 @@ class Pruner:
                 grid = rounded(weight, layer.channel_axis, bits) if bits else None
             if grid is not None:
                 grids[name] = grid
+        drop_unused_constants(model)
         return model, grids, self._report(model, kept, bound, grids)
 
     @property

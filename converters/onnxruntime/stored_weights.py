@@ -1,6 +1,8 @@
 """Weights stored as whole numbers and computed in float: an integer constant and a DequantizeLinear in front of the layer.
 
-One scale per output channel, symmetric. ONNX Runtime runs four bits by opset 21 (two numbers a byte), eight by any from 13.
+One scale per output channel, symmetric. ONNX Runtime runs four bits by opset 21 (two numbers a byte), eight by any from 13. It
+computes a MatMul (no Gemm, no Conv) of such a weight with activations rounded to eight bits on the way (its fusion into
+MatMulNBits, `session.qdq_matmulnbits_accuracy_level` 4 by default); the proof runs it as a device does.
 """
 
 from collections.abc import Mapping

@@ -44,10 +44,6 @@ def _logical(function: _Binary) -> Evaluate:
     return lambda call: function(call.bools("x"), call.bools("y"))
 
 
-def _equality(function: _Binary) -> Evaluate:
-    return lambda call: function(*_pair(call))
-
-
 def _division(function: _Binary) -> Evaluate:
     """Rounding division and its rest: towards negative infinity, the rest with the divisor's sign."""
 
@@ -146,8 +142,8 @@ BINARY: Mapping[str, Evaluate] = {
     "greater_equal": _numbers(np.greater_equal),
     "less": _numbers(np.less),
     "less_equal": _numbers(np.less_equal),
-    "equal": _equality(np.equal),
-    "not_equal": _equality(np.not_equal),
+    "equal": _numbers(np.equal),
+    "not_equal": _numbers(np.not_equal),
     "logical_and": _logical(np.logical_and),
     "logical_or": _logical(np.logical_or),
     "logical_xor": _logical(np.logical_xor),

@@ -42,14 +42,19 @@ def _activation(call: Call, name: str, default: str) -> _Activation:
 def _weights(call: Call, gates: int, x: Array, suffix: str = "") -> _Weights:
     wide, deep = call.real("weight_ih" + suffix), call.real("weight_hh" + suffix)
     hidden = deep.shape[-1]
-    bias, peephole = call.optional_real("bias" + suffix), call.optional_real("peephole" + suffix)
+    bias = _vector(call, "bias" + suffix, gates * hidden)
+    peephole = _vector(call, "peephole" + suffix, 3 * hidden)
     fits = x.ndim == 3 and deep.shape == (gates * hidden, hidden) and wide.shape == (gates * hidden, x.shape[2])
     call.require(fits, f"expected weights of {gates} gates for x of shape {x.shape}, got {wide.shape} and {deep.shape}")
-    if bias is None:
-        bias = np.zeros(gates * hidden, np.float32)
-    if peephole is None:
-        peephole = np.zeros(3 * hidden, np.float32)
-    return _Weights(wide, deep, bias.reshape(gates * hidden), peephole.reshape(3 * hidden))
+    return _Weights(wide, deep, bias, peephole)
+
+
+def _vector(call: Call, name: str, size: int) -> Array:
+    value = call.optional_real(name)
+    if value is None:
+        return np.zeros(size, np.float32)
+    call.require(value.shape == (size,), f"{name}: expected {size} values, got shape {value.shape}")
+    return value
 
 
 def _state(call: Call, name: str, x: Array, hidden: int) -> Array:

@@ -111,8 +111,8 @@ def _cumsum(call: Call) -> Array:
 def _band_part(call: Call) -> Array:
     x, lower, upper = call.tensor("x"), call.integer("lower", -1), call.integer("upper", -1)
     call.require(x.ndim >= 2, f"expected matrices, got shape {x.shape}")
-    rows, columns = np.indices(x.shape[-2:])
-    below: Array = rows - columns
+    places: Array = np.indices(x.shape[-2:])
+    below = places[0] - places[1]
     kept = ((lower < 0) | (below <= lower)) & ((upper < 0) | (-below <= upper))
     return np.where(kept, x, np.zeros((), x.dtype))
 

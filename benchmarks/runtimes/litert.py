@@ -7,7 +7,6 @@ the runtime computes in another, ranks that it flattens) travels in a zip that i
 
 import importlib
 import zipfile
-
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +25,8 @@ _MODULES: Final = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 class Port(msgspec.Struct, frozen=True, kw_only=True):
     """One input or output: what it is to the application, and which tensor of the flatbuffer it is.
 
-    tensor: the flatbuffer's name of it; "" where nothing reads the input. flat: the flatbuffer has it as one dimension.
+    tensor: the flatbuffer's name of it; "" where nothing reads the input. flat: the flatbuffer has it in another shape, of the same
+    elements in the same order.
     """
 
     name: str
@@ -73,7 +73,7 @@ class LiteRtSession:
         try:
             self._set(inputs)
             self._interpreter.invoke()
-            return {port.name: self._get(port, inputs) for port in self._interface.outputs}
+            return {port.name: self._get(port) for port in self._interface.outputs}
         except MeasureError:
             raise
         except Exception as error:
@@ -103,14 +103,11 @@ class LiteRtSession:
         for index, value in values:
             self._interpreter.set_tensor(index, value)
 
-    def _get(self, port: Port, inputs: Inputs) -> Array:
+    def _get(self, port: Port) -> Array:
         value: Array = self._interpreter.get_tensor(self._outputs[port.tensor]["index"])
         value = _as(value, np.dtype(port.dtype), port.name)
-        if not port.flat:
-            return value
-        batch = next(iter(inputs.values())).shape[:1]
-        shape = [size if size is not None else (batch[0] if batch else -1) for size in port.shape]
-        return value.reshape(shape)
+        # One dimension at most is free where the flatbuffer has it flat.
+        return value.reshape([-1 if size is None else size for size in port.shape]) if port.flat else value
 
 
 def open_litert(path: Path, *, threads: int = 1) -> Session:

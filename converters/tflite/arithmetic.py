@@ -27,11 +27,27 @@ def arg_last(node: NodeProto, build: Builder) -> Sequence[str] | None:
 
 
 def cumulative_product(node: NodeProto, build: Builder) -> Sequence[str] | None:
-    """CumProd, unrolled."""
+    """CumProd, unrolled; by an axis that comes in, along every axis."""
     shape, at = build.fixed(node.input[0]), build.value(node.input[1])
-    if not shape or (at is None and len(shape) > 1):
+    if not shape:
         return None
-    axis = int(at.reshape(-1)[0]) % len(shape) if at is not None else 0
+    if at is not None:
+        found = _cumulative(node, build, shape, int(at.reshape(-1)[0]) % len(shape))
+        return [found] if found else None
+    chosen = _cumulative(node, build, shape, 0)
+    asked = build.cast(node.input[1], INT32)
+    for axis in range(1, len(shape)):
+        here = build.op(
+            "Equal", build.op("Mod", asked, build.constant(len(shape), np.int32)), build.constant(axis, np.int32)
+        )
+        other = _cumulative(node, build, shape, axis)
+        if not chosen or not other:
+            return None
+        chosen = build.op("Where", build.op("Reshape", here, build.constant([1], np.int64)), other, chosen)
+    return [chosen] if chosen else None
+
+
+def _cumulative(node: NodeProto, build: Builder, shape: tuple[int, ...], axis: int) -> str | None:
     if shape[axis] > LONGEST_UNROLLED:
         return None
     parts = [
@@ -52,7 +68,7 @@ def cumulative_product(node: NodeProto, build: Builder) -> Sequence[str] | None:
         totals = [one, *totals[:-1]]
     if attribute(node, "reverse", 0):
         totals.reverse()
-    return [build.op("Concat", *totals, axis=axis)]
+    return build.op("Concat", *totals, axis=axis)
 
 
 def bitwise(node: NodeProto, build: Builder) -> Sequence[str] | None:
@@ -125,15 +141,31 @@ def reduce_sum_square(node: NodeProto, build: Builder) -> Sequence[str] | None:
 
 
 def softplus(node: NodeProto, build: Builder) -> Sequence[str] | None:
-    """Softplus as max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
+    """Softplus as max(x, 0) + log(1 + exp(-|x|)), which does not overflow; log(1 + u) of small u by its series."""
     x = node.input[0]
-    tail = build.op("Exp", build.op("Neg", build.op("Abs", x)))
-    return [build.op("Add", build.op("Relu", x), build.op("Log", build.op("Add", tail, build.constant(1, np.float32))))]
+    u = build.op("Exp", build.op("Neg", build.op("Abs", x)))
+    log = build.op("Log", build.op("Add", u, build.constant(1, np.float32)))
+    # u (1 - u (1/2 - u (1/3 - u / 4))): relative error u^4 / 5.
+    series = build.constant(1 / 4, np.float32)
+    for term in (1 / 3, 1 / 2, 1.0):
+        series = build.op("Sub", build.constant(term, np.float32), build.op("Mul", u, series))
+    small = build.op("Less", u, build.constant(0.01, np.float32))
+    return [build.op("Add", build.op("Relu", x), build.op("Where", small, build.op("Mul", u, series), log))]
 
 
 def mish(node: NodeProto, build: Builder) -> Sequence[str] | None:
-    """Mish as x tanh(softplus(x))."""
-    return [build.op("Mul", node.input[0], build.op("Tanh", build.op("Softplus", node.input[0])))]
+    """Mish: x tanh(log(1 + w)), w = exp(x), is x n / (n + 2), n = w (w + 2)."""
+    x = node.input[0]
+    w = build.op("Exp", build.op("Min", x, build.constant(20, np.float32)))
+    n = build.op("Mul", w, build.op("Add", w, build.constant(2, np.float32)))
+    return [build.op("Mul", x, build.op("Div", n, build.op("Add", n, build.constant(2, np.float32))))]
+
+
+def hardmax(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Hardmax with its axis written down: onnx2tf takes another default."""
+    if any(each.name == "axis" for each in node.attribute):
+        return None
+    return [build.op("Hardmax", node.input[0], axis=-1)]
 
 
 def log_softmax(node: NodeProto, build: Builder) -> Sequence[str] | None:

@@ -37,7 +37,8 @@ def bounded(model: ModelProto) -> tuple[ModelProto, Interface]:
 def _port(value: ValueInfoProto, tensor: str) -> Port:
     kind = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-    flat = tensor.startswith("out") and 3 <= len(shape) <= 5 and None not in shape[1:]
+    # An empty output, and one of several free dimensions, could not be given its shape again.
+    flat = tensor.startswith("out") and shape.count(None) <= 1 and 0 not in shape and kind.HasField("shape")
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
     return Port(name=value.name, dtype=dtype, shape=shape, tensor=tensor, flat=flat)
 
@@ -48,19 +49,28 @@ def _type(value: ValueInfoProto) -> int:
 
 def _end(graph: GraphProto, value: ValueInfoProto, port: Port) -> None:
     if port.flat:
-        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"shape_{port.tensor}"))
+        # Another rank, so that nothing takes the node for one that does nothing.
+        shape = [-1] if len(port.shape) > 1 else [-1, 1]
+        graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"shape_{port.tensor}"))
         graph.node.append(
             helper.make_node("Reshape", [value.name, f"shape_{port.tensor}"], [port.tensor], name=f"end_{port.tensor}")
         )
-        graph.value_info.append(value)
     else:
         graph.node.append(helper.make_node("Identity", [value.name], [port.tensor], name=f"end_{port.tensor}"))
+    graph.value_info.append(value)
 
 
 def _end_shape(port: Port) -> list[int | str | None]:
-    if port.flat:
-        return [None if None in port.shape else int(np.prod([d or 1 for d in port.shape]))]
-    return list(port.shape)
+    if not port.flat:
+        return list(port.shape)
+    size = None if None in port.shape else int(np.prod([dim or 1 for dim in port.shape]))
+    return [size] if len(port.shape) > 1 else [size, 1]
+
+
+def replain(model: ModelProto) -> None:
+    """Give plain names to what writing out and folding named."""
+    ends = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
+    _rename(model.graph, ends)
 
 
 def _rename(graph: GraphProto, names: dict[str, str]) -> None:

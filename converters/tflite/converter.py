@@ -1,5 +1,6 @@
 """ONNX -> TFLite for LiteRT."""
 
+import re
 from pathlib import Path
 
 from onnx import ModelProto
@@ -10,11 +11,12 @@ from modelfleet.benchmarks.session import Session
 from modelfleet.converters.converter import Converted
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import read_model
-from modelfleet.converters.tflite.boundary import bounded
+from modelfleet.converters.tflite.boundary import bounded, replain
 from modelfleet.converters.tflite.expand import expanded, folded
+from modelfleet.converters.tflite.flatbuffer import require_builtin
 from modelfleet.converters.tflite.float import OnnxToTfError, to_flatbuffer
 from modelfleet.converters.tflite.rewrite import rewrite
-from modelfleet.converters.tflite.rules import RULES
+from modelfleet.converters.tflite.rules import EARLY, RULES
 from modelfleet.converters.tflite.types import widen
 from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
 
@@ -23,9 +25,11 @@ ENTRY = "model.tflite"
 
 def prepared(source: ModelProto) -> tuple[ModelProto, Interface]:
     """Return the model as onnx2tf gets it right, and what its inputs and outputs were."""
-    model, interface = bounded(expanded(source))
-    model = rewrite(folded(model), RULES)
-    model = rewrite(folded(model), RULES)
+    model, interface = bounded(source)
+    model = expanded(rewrite(model, EARLY))
+    replain(model)
+    for _ in range(2):
+        model = rewrite(folded(model), RULES)
     widen(model)
     del model.graph.value_info[:]
     return model, interface
@@ -48,7 +52,8 @@ class ToTfLite:
         try:
             content = to_flatbuffer(model, [port.tensor for port in interface.inputs])
         except OnnxToTfError as error:
-            raise ConversionError("", profile.name, f"onnx2tf: {error}") from error
+            raise ConversionError(_named_in(str(error)), profile.name, f"onnx2tf: {error}") from error
+        require_builtin(content, model, profile.name)
         (out_dir / ENTRY).write_bytes(content)
         append_interface(out_dir / ENTRY, interface)
         return Converted(entry=ENTRY, files=(ENTRY,))
@@ -56,3 +61,8 @@ class ToTfLite:
     def open(self, entry: Path) -> Session:
         """Open the variant with LiteRT (MeasureError: it does not load)."""
         return open_litert(entry)
+
+
+def _named_in(message: str) -> str:
+    found = re.search(r"node=(\S+)", message)
+    return found[1] if found else ""

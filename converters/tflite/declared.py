@@ -250,3 +250,43 @@ def _folded(build: Builder, index: str, dim: int, mode: str) -> str:
         size = build.constant(dim, np.int32)
         return build.op("Mod", index, size)
     return build.op("Max", build.op("Min", index, last), zero)
+
+
+def split(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Split by sizes that come in."""
+    if len(node.input) < 2 or not node.input[1] or build.value(node.input[1]) is not None:
+        return None
+    axis = attribute(node, "axis", 0)
+    shapes = [build.fixed(name) for name in node.output]
+    sizes = [shape[axis] for shape in shapes if shape is not None]
+    if len(sizes) != len(shapes) or 0 in sizes:
+        return None
+    return build.ops("Split", [node.input[0], build.constant(sizes, np.int64)], len(sizes), axis=axis)
+
+
+def affine_grid(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """AffineGrid of a size that comes in: N, any C, and the grid's own dimensions."""
+    shape = build.fixed(node.output[0])
+    if build.value(node.input[1]) is not None or shape is None:
+        return None
+    size = build.constant([shape[0], 1, *shape[1:-1]], np.int64)
+    return [build.op("AffineGrid", node.input[0], size, **without(node))]
+
+
+def center_crop_pad(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """CenterCropPad to a shape that comes in."""
+    shape, axes = build.fixed(node.output[0]), attribute(node, "axes")
+    if build.value(node.input[1]) is not None or shape is None:
+        return None
+    asked = [shape[axis] for axis in axes] if axes else shape
+    return [build.op("CenterCropPad", node.input[0], build.constant(asked, np.int64), **without(node))]
+
+
+def shape_of(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Size and Shape of what has one."""
+    shape = build.fixed(node.input[0])
+    if shape is None:
+        return None
+    if node.op_type == "Size":
+        return [build.constant(int(np.prod(shape)), np.int64)]
+    return [build.constant(shape[attribute(node, "start", 0) : attribute(node, "end")], np.int64)]

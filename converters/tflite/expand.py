@@ -4,9 +4,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from onnx import ModelProto, NodeProto, inliner
+from onnx import FunctionProto, ModelProto, NodeProto, TypeProto, defs, helper, inliner
 
 from modelfleet.converters.graphs import places, read_model
+from modelfleet.converters.normalise import opset_of
 from modelfleet.converters.tflite.rewrite import attribute, inferred
 
 EXPANDED: Final = frozenset(
@@ -32,12 +33,56 @@ EXPANDED: Final = frozenset(
 """Operators that onnx2tf lacks in some of their forms and whose definition it takes."""
 
 
+DEPTH: Final = 4
+"""How often what was written out may hold such operators itself."""
+
+
 def expanded(model: ModelProto) -> ModelProto:
-    """Return the model with those operators written out."""
-    found = {("", place.node.op_type) for place in places(model) if _is_expanded(place.node)}
-    if not found:
-        return model
-    return inliner.inline_selected_functions(inferred(model), sorted(found), inline_schema_functions=True)
+    """Return the model with those operators written out, as the operators' schemas define them."""
+    for _ in range(DEPTH):
+        model = inferred(model)
+        kinds = {value.name: value.type for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
+        for tensor in model.graph.initializer:
+            kinds[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        found = [node for node in model.graph.node if _is_expanded(node)]
+        if not found or not _written_out(model, found, kinds):
+            return model
+        model = inliner.inline_local_functions(model)
+    return model
+
+
+def _written_out(model: ModelProto, nodes: list[NodeProto], kinds: dict[str, TypeProto]) -> bool:
+    opset = opset_of(model)
+    for index, node in enumerate(nodes):
+        function = _definition(node, opset, [kinds.get(name, TypeProto()) for name in node.input])
+        if function is None:
+            continue
+        function.name, function.domain = f"{node.op_type}_{index}", "written.out"
+        node.op_type, node.domain = function.name, function.domain
+        model.functions.append(function)
+    if model.functions:
+        model.opset_import.append(helper.make_opsetid("written.out", 1))
+    return bool(model.functions)
+
+
+def _definition(node: NodeProto, opset: int, kinds: list[TypeProto]) -> FunctionProto | None:
+    schema = defs.get_schema(node.op_type, opset)
+    function = FunctionProto()
+    if schema.has_context_dependent_function:
+        versions = [each for each in schema.context_dependent_function_opset_versions if each <= opset]
+        if not versions:
+            return None
+        function.ParseFromString(
+            schema.get_context_dependent_function_with_opset_version(
+                max(versions), node.SerializeToString(), [kind.SerializeToString() for kind in kinds]
+            )
+        )
+    elif schema.has_function:
+        versions = [each for each in schema.function_opset_versions if each <= opset]
+        if not versions:
+            return None
+        function.ParseFromString(schema.get_function_with_opset_version(max(versions)))
+    return function if function.node else None
 
 
 def folded(model: ModelProto) -> ModelProto:

@@ -13,6 +13,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from modelfleet.benchmarks.session import Array
 
 ROUNDS = 8
+UNARY = frozenset({"Abs", "Cast", "Exp", "Identity", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Tanh"})
 Shape = tuple[int | None, ...]
 
 
@@ -104,10 +105,30 @@ def rewrite(model: ModelProto, rules: Mapping[str, Rule]) -> ModelProto:
 
 def inferred(model: ModelProto) -> ModelProto:
     """Return the model with the shapes that ONNX infers."""
+    _infer_backwards(model)
     try:
         return shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # noqa: BLE001 - following values meets what following shapes does not
         return shape_inference.infer_shapes(model)
+
+
+def _infer_backwards(model: ModelProto) -> None:
+    """What an elementwise operator reads has the shape that is declared of what it gives."""
+    graph = model.graph
+    known = {value.name: value for value in (*graph.output, *graph.value_info)}
+    given = {value.name for value in (*graph.input, *graph.initializer)}
+    for node in reversed(graph.node):
+        if node.op_type not in UNARY or node.input[0] in given or node.output[0] not in known:
+            continue
+        shape = known[node.output[0]].type.tensor_type.shape
+        there = known.get(node.input[0])
+        fixed = all(dim.HasField("dim_value") for dim in shape.dim)
+        if not fixed or (there is not None and len(there.type.tensor_type.shape.dim) == len(shape.dim)):
+            if there is not None and fixed:
+                there.type.tensor_type.shape.CopyFrom(shape)
+            continue
+        if there is not None:
+            there.type.tensor_type.shape.CopyFrom(shape)
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

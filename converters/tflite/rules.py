@@ -22,6 +22,13 @@ def either(*rules: Rule) -> Rule:
     return first
 
 
+EARLY: Final[Mapping[str, Rule]] = {
+    "AffineGrid": declared.affine_grid,
+    "CenterCropPad": declared.center_crop_pad,
+    "Shape": declared.shape_of,
+    "Size": declared.shape_of,
+}
+"""Before operators are written out."""
 RULES: Final[Mapping[str, Rule]] = {
     "ArgMax": arithmetic.arg_last,
     "ArgMin": arithmetic.arg_last,
@@ -35,6 +42,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "DequantizeLinear": quantized.dequantize,
     "Elu": arithmetic.elu,
     "Expand": declared.expand,
+    "Hardmax": arithmetic.hardmax,
     "InstanceNormalization": arithmetic.instance_norm,
     "LogSoftmax": arithmetic.log_softmax,
     "LpNormalization": arithmetic.norm,
@@ -61,8 +69,11 @@ RULES: Final[Mapping[str, Rule]] = {
     "ReduceSumSquare": either(declared.reduce, arithmetic.reduce_sum_square),
     "Reshape": declared.reshape,
     "Resize": declared.resize,
+    "Shape": declared.shape_of,
+    "Size": declared.shape_of,
     "Slice": declared.slice_,
     "Softplus": arithmetic.softplus,
+    "Split": declared.split,
     "Squeeze": declared.squeeze,
     "Sum": arithmetic.single,
     "Tile": declared.tile,

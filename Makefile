@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := --extra server --extra postgres --extra s3 --extra pkcs11 --extra awskms --extra onnxruntime --extra converters
 STAMP := $(VENV)/.synced
+WEB := converters/browser/node_modules
 # Folders of tests that do not mind a neighbour; the others load both cores by themselves.
 PARALLEL := tests/unit tests/contracts tests/attacks tests/fuzz tests/integration
 ARGS ?=
@@ -18,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:            ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-setup: $(STAMP)  ## create .venv from the lock file
+setup: $(STAMP) $(WEB)  ## create .venv and the browser target's node_modules from their lock files
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
@@ -35,11 +36,17 @@ $(STAMP): $(UV) pyproject.toml uv.lock converters/tflite/onnx2tf.txt
 		--no-deps --ignore-requires-python --require-hashes -r converters/tflite/onnx2tf.txt
 	@touch $@
 
+$(WEB): converters/browser/package-lock.json
+	@if ! command -v npm >/dev/null; then echo "no browser target: missing npm (Debian: apt-get install nodejs npm), then: make setup"; \
+		elif ! (cd converters/browser && npm ci --ignore-scripts --no-audit --no-fund --silent); then echo "no browser target: npm ci failed"; \
+		else touch $@; fi
+
 demo: $(STAMP)   ## run the main job on this machine; ARGS=--serve leaves the service running
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP)   ## run every test; ARGS="tests/unit/signer -k replay" runs some
 	@tests/install_servers.sh
+	@$(MAKE) --silent $(WEB)
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest -n 2 $(PARALLEL)
 	@$(BIN)/python -m pytest $(filter-out $(PARALLEL) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))

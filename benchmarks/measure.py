@@ -15,7 +15,7 @@ from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.golden import GoldenSet, accuracy, load_golden, mismatch_share, require_golden_fits
 from modelfleet.benchmarks.memory import MemoryPeak
 from modelfleet.benchmarks.runtimes.table import OPENERS, open_session
-from modelfleet.benchmarks.session import Outputs, Session, SessionFactory, SessionOpener, require_outputs
+from modelfleet.benchmarks.session import Elsewhere, Outputs, Session, SessionFactory, SessionOpener, require_outputs
 from modelfleet.signer.manifest import Tolerance
 
 WARM_UP = 5
@@ -81,7 +81,7 @@ def measure(
         p95_ms=p95,
         p99_ms=p99,
         load_ms=load_ms,
-        peak_memory_bytes=memory.bytes(),
+        peak_memory_bytes=memory.bytes() + (session.peak_memory_bytes if isinstance(session, Elsewhere) else 0),
         accuracy=None if golden.labels is None else accuracy(outputs, golden.labels),
         mismatch_share=mismatch_share(outputs, golden.expected, tolerance) if tolerance and golden.expected else None,
     )

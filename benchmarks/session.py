@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,16 @@ class Session(Protocol):
 
     def run(self, inputs: Inputs) -> Outputs:
         """Return output name -> array, in the order of `outputs` (MeasureError: the runtime refused or failed)."""
+        ...
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A session whose model lies in another process."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The highest resident memory that the model added to that process."""
         ...
 
 

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -22,12 +23,21 @@ def die_with_parent(parent: int) -> None:
         raise SystemExit("the parent has ended")
 
 
-def limit_resources(*, memory_bytes: int, file_bytes: int, cpu_seconds: int) -> None:
-    """Limit this process for good: address space, size of each file written, processor time; no core dumps."""
+HELPER_BYTES: Final[Mapping[str, int]] = {"onnxruntime-web": 12 * 1024**3}
+"""Runtime -> address space beyond the limit, for the program that runs it and none other: WebAssembly reserves 12 GiB for guards
+and uses 4 GiB of them at most; the program lifts its own soft limit (`browser.node`)."""
+
+
+def limit_resources(*, memory_bytes: int, file_bytes: int, cpu_seconds: int, helper_bytes: int = 0) -> None:
+    """Limit this process for good: address space, size of each file written, processor time; no core dumps.
+
+    A program that it starts may lift its own address space by helper_bytes.
+    """
     wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_CPU: cpu_seconds, resource.RLIMIT_CORE: 0}
     if sys.platform == "linux":  # macOS accepts RLIMIT_AS only above what is mapped already
         wanted[resource.RLIMIT_AS] = memory_bytes
     for kind, value in wanted.items():
         _, hard = resource.getrlimit(kind)
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, bound))
+        most = value + (helper_bytes if kind == resource.RLIMIT_AS else 0)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (min(value, most), most))

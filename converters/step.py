@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelfleet.benchmarks.errors import GoldenSetError, MeasureError
-from modelfleet.converters.confine import die_with_parent, limit_resources
+from modelfleet.converters.confine import HELPER_BYTES, die_with_parent, limit_resources
 from modelfleet.converters.errors import ConversionError, ParityError, ScanError
 
 
@@ -24,6 +24,7 @@ def main() -> int:
         memory_bytes=asked["memory_bytes"],
         file_bytes=asked["file_bytes"],
         cpu_seconds=int(asked["timeout_seconds"]) + 5,
+        helper_bytes=HELPER_BYTES.get(asked["request"].get("profile", {}).get("runtime", ""), 0),
     )
     result = _attempt(STEPS[asked["step"]], asked["request"])
     (folder / "result.json").write_text(json.dumps(result))

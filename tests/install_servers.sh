@@ -10,6 +10,8 @@ declare -A packages=(
   [softhsm2-util]=softhsm2
   [strace]=strace
   [faketime]=faketime
+  [node]=nodejs
+  [npm]=npm
   [chromium]=chromium
 )
 

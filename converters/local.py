@@ -200,4 +200,4 @@ def _lay_out(chosen: Proved) -> None:
     """Lay CoreML's flat files out as the folder that Xcode opens, beside them."""
     from modelfleet.benchmarks.runtimes.coreml import lay_out_package
 
-    lay_out_package(chosen.folder / chosen.entry, chosen.folder)
+    lay_out_package(chosen.folder, chosen.folder / "model.mlpackage")

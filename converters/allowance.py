@@ -14,7 +14,7 @@ ALLOWANCES: Final[Mapping[Runtime, int]] = {
     Runtime.TENSORRT: 1024 * GIB,
     Runtime.TENSORRT_RTX: 1024 * GIB,
 }
-"""Others need none: ONNX Runtime reserves 0.4 GiB in all, LiteRT with its converters 0.5, MLX 0.4, coremltools 0.6 (measured here)."""
+"""Others need none: ONNX Runtime reserves 0.4 GiB in all, LiteRT with its converters 0.5, MLX 0.4, coremltools 0.6 (measured)."""
 
 
 def memory_allowance(runtime: Runtime) -> int:

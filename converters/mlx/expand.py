@@ -14,14 +14,9 @@ MAX_ROUNDS: Final = 8
 _DOMAIN: Final = "modelfleet.expanded"
 
 
-def _attribute(node: NodeProto, name: str) -> Any:
-    return next((each for each in node.attribute if each.name == name), None)
-
-
 # Operators with a rule that knows only a part of what they may be: these go to their function.
 _PARTIAL: Final[Mapping[str, Callable[[NodeProto], bool]]] = {
     "LayerNormalization": lambda node: len([name for name in node.output if name]) > 1,
-    "TensorScatter": lambda node: (mode := _attribute(node, "mode")) is not None and mode.s == b"circular",
 }
 
 
@@ -29,11 +24,11 @@ def expand(model: ModelProto, ruled: Collection[str]) -> ModelProto:
     """Return the model with every operator outside `ruled` replaced by its function, where it has one."""
     for _ in range(MAX_ROUNDS):
         known = _types(model)
-        functions: list[FunctionProto] = []
+        functions, opset = list[FunctionProto](), _opset(model)
         for place in list(places(model)):
-            function = _function(place.node, ruled, known, _opset(model))
+            function = _function(place.node, ruled, known, opset)
             if function is not None:
-                _call(place.node, function, len(functions))
+                _call(place.node, function, len(functions), opset)
                 functions.append(function)
         if not functions:
             return model
@@ -66,14 +61,23 @@ def _function(
     return None
 
 
-def _call(node: NodeProto, function: FunctionProto, count: int) -> None:
-    function.domain, function.name = _DOMAIN, f"{node.op_type}_{count}"
-    for inner in function.node:
-        inner.name = node.name
-    node.domain, node.op_type = function.domain, function.name
+def _call(node: NodeProto, function: FunctionProto, count: int, opset: int) -> None:
+    """Make the node a call of the function, which is given a name of its own; defaults of attributes are written out."""
+    schema: Any = defs.get_schema(node.op_type, opset, "")
+    given = {each.name for each in node.attribute}
     taken = {*function.attribute, *(each.name for each in function.attribute_proto)}
     for attribute in [each for each in node.attribute if each.name not in taken]:
         node.attribute.remove(attribute)
+    for name, description in schema.attributes.items():
+        if name in taken - given and description.default_value.type:
+            node.attribute.append(description.default_value)
+    function.domain, function.name = _DOMAIN, f"{node.op_type}_{count}"
+    for imported in function.opset_import:  # ONNX answers with a body that is valid at the version asked for
+        if imported.domain == "":
+            imported.version = opset
+    for inner in function.node:
+        inner.name = node.name
+    node.domain, node.op_type = function.domain, function.name
 
 
 def _types(model: ModelProto) -> dict[str, TypeProto]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from modelfleet.benchmarks.session import Array
 from modelfleet.converters.mlx.rules_basic import Rule, carrying, direct
 from modelfleet.converters.mlx.source import Source, UnsupportedError, dtype_named
 
@@ -77,17 +78,9 @@ def _conv_transpose(source: Source) -> None:
     rank, groups = len(kernel), source.attribute("group", 1)
     weights = source.constant(1)
     if weights is None:
-        if groups != 1:
-            raise UnsupportedError("expected constant weights with groups, got weights computed at run time")
-        turned = source.emit("transpose", [source.needed(1)], order=[1, *range(2, rank + 2), 0])
-        axes = range(1, rank + 1)
-        low, high = source.whole(*[-1] * rank), source.whole(*[-(2**31)] * rank)
-        name = source.emit("slice", [turned, low, high, source.whole(*axes), source.whole(*[-1] * rank)])
+        name = _turned(source, rank, groups)
     else:
-        size = weights.shape[0] // groups
-        parts = weights.reshape(groups, size, weights.shape[1], *weights.shape[2:])
-        parts = np.moveaxis(parts, 1, -1).reshape(groups * weights.shape[1], *weights.shape[2:], size)
-        name = source.put(np.ascontiguousarray(np.flip(parts, tuple(range(1, rank + 1)))))
+        name = source.put(turned_weights(weights, groups))
     found = source.emit(
         "conv_transpose",
         [channels_last(source, source.input(0), rank + 2), name, source.input(2)],
@@ -97,6 +90,28 @@ def _conv_transpose(source: Source) -> None:
         groups=groups,
     )
     channels_first(source, found, rank + 2, source.output(0))
+
+
+def turned_weights(weights: Array, groups: int) -> Array:
+    """Return weights of a transposed convolution (C_in, C_out / groups, ...) as (C_out, ..., C_in / groups), turned round."""
+    size = weights.shape[0] // groups
+    parts = weights.reshape(groups, size, weights.shape[1], *weights.shape[2:])
+    parts = np.moveaxis(parts, 1, -1).reshape(groups * weights.shape[1], *weights.shape[2:], size)
+    return np.ascontiguousarray(np.flip(parts, tuple(range(1, weights.ndim - 1))))
+
+
+def _turned(source: Source, rank: int, groups: int) -> str:
+    """Do what `turned_weights` does at run time."""
+    sizes = [size or 0 for size in source.known(1).shape or ()]
+    if 0 in sizes or not sizes:
+        raise UnsupportedError("expected weights of a known shape, got an unknown one")
+    left, right, kernel = sizes[0], sizes[1], sizes[2:]
+    parts = source.emit("reshape", [source.needed(1), source.whole(groups, left // groups, right, *kernel)])
+    parts = source.emit("transpose", [parts], order=[0, 2, *range(3, rank + 3), 1])
+    parts = source.emit("reshape", [parts, source.whole(groups * right, *kernel, left // groups)])
+    low, high = source.whole(*[-1] * rank), source.whole(*[-(2**31)] * rank)
+    axes = source.whole(*range(1, rank + 1))
+    return source.emit("slice", [parts, low, high, axes, source.whole(*[-1] * rank)])
 
 
 def _pool(op: str, **more: tuple[str, Any]) -> Rule:
@@ -197,7 +212,7 @@ def _einsum(source: Source) -> None:
     source.emit("einsum", source.inputs, source.outputs, equation=f"{','.join(terms)}->{right.replace('...', dots)}")
 
 
-def _recurrent(op: str, gates: int, defaults: Sequence[str], **more: tuple[str, Any]) -> Rule:
+def _recurrent(op: str, defaults: Sequence[str], **more: tuple[str, int]) -> Rule:
     def rule(source: Source) -> None:
         direction = source.attribute("direction", "forward")
         count = (2 if direction == "bidirectional" else 1) * len(defaults)
@@ -211,7 +226,7 @@ def _recurrent(op: str, gates: int, defaults: Sequence[str], **more: tuple[str, 
         hidden = source.attribute("hidden_size") or (shape[-1] if shape else None)
         if hidden is None:
             raise UnsupportedError("expected hidden_size, got none")
-        values = {ours: bool(source.attribute(theirs, default)) for ours, (theirs, default) in more.items()}
+        values: dict[str, Any] = {ours: bool(source.attribute(theirs, default)) for ours, (theirs, default) in more.items()}
         source.emit(
             op,
             source.inputs,
@@ -355,6 +370,11 @@ def _dft(source: Source) -> None:
     )
 
 
+def _tensor_scatter(source: Source) -> None:
+    circular = source.attribute("mode", "linear") == "circular"
+    source.emit("tensor_scatter", source.inputs, source.outputs, axis=source.attribute("axis", -2), circular=circular)
+
+
 LAYERS: Final[Mapping[str, Rule]] = {
     "Conv": _conv("conv", 0, 1, 3),
     "ConvInteger": _conv("conv_integer", 0, 1, 4),
@@ -372,9 +392,9 @@ LAYERS: Final[Mapping[str, Rule]] = {
     "LRN": carrying("local_response", size=("size", 1), alpha=("alpha", 1e-4), beta=("beta", 0.75), bias=("bias", 1.0)),
     "Gemm": _gemm,
     "Einsum": _einsum,
-    "RNN": _recurrent("rnn", 1, ["tanh"]),
-    "GRU": _recurrent("gru", 3, ["sigmoid", "tanh"], linear_before_reset=("linear_before_reset", 0)),
-    "LSTM": _recurrent("lstm", 4, ["sigmoid", "tanh", "tanh"], coupled=("input_forget", 0)),
+    "RNN": _recurrent("rnn", ["tanh"]),
+    "GRU": _recurrent("gru", ["sigmoid", "tanh"], linear_before_reset=("linear_before_reset", 0)),
+    "LSTM": _recurrent("lstm", ["sigmoid", "tanh", "tanh"], coupled=("input_forget", 0)),
     "Resize": _resize,
     "Upsample": _upsample,
     "GridSample": _grid_sample,
@@ -388,5 +408,5 @@ LAYERS: Final[Mapping[str, Rule]] = {
     "DynamicQuantizeLinear": direct("dynamic_quantize"),
     "MatMulInteger": direct("matmul_integer"),
     "QLinearMatMul": direct("quantized_linear_matmul"),
-    "TensorScatter": carrying("tensor_scatter", axis=("axis", -2)),
+    "TensorScatter": _tensor_scatter,
 }

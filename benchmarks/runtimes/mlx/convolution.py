@@ -98,7 +98,7 @@ def conv_transpose(
             wanted = output_shape[axis] if output_shape else value.shape[1 + axis] * strides[axis]
             total = whole[axis] + output_padding[axis] - wanted
             half = total // 2
-            around.append((half, total - half) if padding != "same_lower" else (total - half, half))
+            around.append((half, total - half) if padding == "same_upper" else (total - half, half))
     else:
         around = [(pads[axis], pads[axis + rank]) for axis in range(rank)]
     free = [(reach[axis], reach[axis] + max(output_padding[axis] - around[axis][1], 0)) for axis in range(rank)]
@@ -283,7 +283,7 @@ def lp_pool(
 
 
 def local_response(x: Value, /, *, size: int, alpha: float, beta: float, bias: float) -> Value:
-    """x (N, C, ...) over a power of the squares in `size` channels about each."""
+    """X (N, C, ...) over a power of the squares in `size` channels about each."""
     value = device(x)
     before, channels = (size - 1) // 2, value.shape[1]
     pairs = [(before, size - 1 - before) if axis == 1 else (0, 0) for axis in range(value.ndim)]

@@ -62,7 +62,7 @@ def ceil_or_floor(name: str) -> Callable[[Value], Value]:
 
 
 def div(a: Value, b: Value, /) -> Value:
-    """a / b; of whole numbers rounded toward 0."""
+    """A / b; of whole numbers rounded toward 0."""
     module, (left, right) = lift(a, b)
     if kind_of(left) == "f":
         return module.divide(left, right)
@@ -83,7 +83,7 @@ def mod(a: Value, b: Value, /, *, truncated: bool = False) -> Value:
 
 
 def power(a: Value, b: Value, /) -> Value:
-    """a to the b, in the dtype of a."""
+    """A to the b, in the dtype of a."""
     module, (base, exponent) = lift(a, b)
     name = dtype_of(base)
     if kind_of(base) == "f":
@@ -94,25 +94,25 @@ def power(a: Value, b: Value, /) -> Value:
 
 
 def where(condition: Value, a: Value, b: Value, /) -> Value:
-    """a where the condition holds, else b."""
+    """A where the condition holds, else b."""
     module, (chosen, left, right) = lift(condition, a, b)
     return module.where(chosen, left, right)
 
 
 def clip(x: Value, low: Value | None = None, high: Value | None = None, /) -> Value:
-    """x within low and high."""
+    """X within low and high."""
     if low is not None:
         x = _binary("maximum")(x, low)
     return x if high is None else _binary("minimum")(x, high)
 
 
 def cast_to(x: Value, /, *, dtype: Dtype) -> Value:
-    """x in another dtype, as a C cast does."""
+    """X in another dtype, as a C cast does."""
     return cast(x, dtype)
 
 
 def cast_like(x: Value, other: Value, /) -> Value:
-    """x in the dtype of the other."""
+    """X in the dtype of the other."""
     return cast(x, dtype_of(other))
 
 
@@ -171,14 +171,14 @@ def celu(x: Value, /, *, alpha: float) -> Value:
 
 
 def selu(x: Value, /, *, alpha: float, gamma: float) -> Value:
-    """gamma x, gamma alpha (e^x - 1) up to 0."""
+    """Gamma x, gamma alpha (e^x - 1) up to 0."""
     value = device(x)
     low = like(alpha, value) * mx.expm1(mx.minimum(value, like(0, value)))
     return like(gamma, value) * mx.where(value > 0, value, low)
 
 
 def hard_sigmoid(x: Value, /, *, alpha: float, beta: float) -> Value:
-    """alpha x + beta within 0 and 1."""
+    """Alpha x + beta within 0 and 1."""
     value = device(x)
     return mx.clip(like(alpha, value) * value + like(beta, value), like(0, value), like(1, value))
 
@@ -190,26 +190,26 @@ def softplus(x: Value, /) -> Value:
 
 
 def softsign(x: Value, /) -> Value:
-    """x / (1 + |x|)."""
+    """X / (1 + |x|)."""
     value = device(x)
     return value / (mx.abs(value) + like(1, value))
 
 
 def thresholded_relu(x: Value, /, *, alpha: float) -> Value:
-    """x above alpha, else 0."""
+    """X above alpha, else 0."""
     value = device(x)
     return mx.where(value > like(alpha, value), value, like(0, value))
 
 
 def shrink(x: Value, /, *, bias: float, lambd: float) -> Value:
-    """x drawn toward 0 by the bias, and 0 within lambd of it."""
+    """X drawn toward 0 by the bias, and 0 within lambd of it."""
     value = device(x)
     middle = mx.where(value > like(lambd, value), value - like(bias, value), like(0, value))
     return mx.where(value < like(-lambd, value), value + like(bias, value), middle)
 
 
 def gelu(x: Value, /, *, approximate: bool = False) -> Value:
-    """x times the normal distribution function of x, or its tanh approximation."""
+    """X times the normal distribution function of x, or its tanh approximation."""
     value = device(x)
     half, one = like(0.5, value), like(1, value)
     if not approximate:

@@ -61,7 +61,7 @@ def gather_nd(x: Value, indices: Value, /, *, batch_dims: int = 0) -> Value:
 
 
 def scatter_elements(x: Value, indices: Value, updates: Value, /, *, axis: int, reduction: Reduction = "none") -> Value:
-    """x with each update put, or combined, where its index says along the axis."""
+    """X with each update put, or combined, where its index says along the axis."""
     value, places, new = device(x), device(indices), device(updates)
     along = axis_of(axis, value.ndim)
     index = [
@@ -73,7 +73,7 @@ def scatter_elements(x: Value, indices: Value, updates: Value, /, *, axis: int, 
 
 
 def scatter_nd(x: Value, indices: Value, updates: Value, /, *, reduction: Reduction = "none") -> Value:
-    """x with each update put, or combined, where a row of `indices` says."""
+    """X with each update put, or combined, where a row of `indices` says."""
     value, places, new = device(x), device(indices), device(updates)
     depth = places.shape[-1]
     index = tuple(_inside(mx, places[..., axis], value.shape[axis]) for axis in range(depth))
@@ -143,7 +143,7 @@ def max_unpool(
     strides: tuple[int, ...],
     pads: tuple[int, ...],
 ) -> Value:
-    """x (N, C, ...) put back where `indices`, counted in the unpooled tensor, say; 0 elsewhere."""
+    """X (N, C, ...) put back where `indices`, counted in the unpooled tensor, say; 0 elsewhere."""
     value = device(x)
     rank = len(kernel)
     sizes = [

@@ -12,7 +12,6 @@ from modelfleet.benchmarks.runtimes.mlx.values import (
     Value,
     at,
     axis_of,
-    cast,
     device,
     dtype_of,
     host,
@@ -41,7 +40,7 @@ def size_of(x: Value, /) -> Value:
 
 
 def reshape(x: Value, shape: Value, /, *, zero_copies: bool = True) -> Value:
-    """x in another shape; -1 stands for the rest, 0 for the dimension of x in that place unless zero means zero."""
+    """X in another shape; -1 stands for the rest, 0 for the dimension of x in that place unless zero means zero."""
     wanted = list(ints(shape))
     for position, size in enumerate(wanted):
         if size == 0 and zero_copies:
@@ -53,13 +52,13 @@ def reshape(x: Value, shape: Value, /, *, zero_copies: bool = True) -> Value:
 
 
 def flatten(x: Value, /, *, axis: int) -> Value:
-    """x as a matrix: the dimensions before the axis, and from it on."""
+    """X as a matrix: the dimensions before the axis, and from it on."""
     place = axis + x.ndim if axis < 0 else axis
     return x.reshape([math.prod(x.shape[:place]), math.prod(x.shape[place:])])
 
 
 def squeeze(x: Value, axes: Value | None = None, /) -> Value:
-    """x without axes of one element."""
+    """X without axes of one element."""
     gone = (
         {axis for axis, size in enumerate(x.shape) if size == 1}
         if axes is None
@@ -71,7 +70,7 @@ def squeeze(x: Value, axes: Value | None = None, /) -> Value:
 
 
 def unsqueeze(x: Value, axes: Value, /) -> Value:
-    """x with axes of one element put in."""
+    """X with axes of one element put in."""
     given = ints(axes)
     rank = x.ndim + len(given)
     put = {axis_of(axis, rank) for axis in given}
@@ -80,7 +79,7 @@ def unsqueeze(x: Value, axes: Value, /) -> Value:
 
 
 def transpose(x: Value, /, *, order: tuple[int, ...] | None = None) -> Value:
-    """x with its axes in another order, by default turned round."""
+    """X with its axes in another order, by default turned round."""
     module, (value,) = lift(x)
     return module.transpose(value, order if order is not None else tuple(range(value.ndim))[::-1])
 
@@ -93,7 +92,7 @@ def concatenate(*inputs: Value, axis: int) -> Value:
 
 
 def split(x: Value, sizes: Value | None = None, /, *, axis: int, parts: int = 0) -> list[Value]:
-    """x in parts of the sizes, or in equal ones of which the last may be smaller."""
+    """X in parts of the sizes, or in equal ones of which the last may be smaller."""
     along = axis_of(axis, x.ndim)
     length = x.shape[along]
     if sizes is not None:
@@ -108,7 +107,7 @@ def split(x: Value, sizes: Value | None = None, /, *, axis: int, parts: int = 0)
 
 
 def slice_of(x: Value, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None, /) -> Value:
-    """x from the starts to the ends (ONNX Slice: clamped; negative ones count from the end)."""
+    """X from the starts to the ends (ONNX Slice: clamped; negative ones count from the end)."""
     first, last = ints(starts), ints(ends)
     along = tuple(range(len(first))) if axes is None else ints(axes)
     by = (1,) * len(first) if steps is None else ints(steps)
@@ -131,13 +130,13 @@ def _slice(begin: int, end: int, step: int, size: int) -> slice:
 
 
 def expand(x: Value, shape: Value, /) -> Value:
-    """x broadcast with the shape."""
+    """X broadcast with the shape."""
     module, (value,) = lift(x)
     return module.broadcast_to(value, _bounded(np.broadcast_shapes(tuple(value.shape), ints(shape))))
 
 
 def tile(x: Value, repeats: Value, /) -> Value:
-    """x repeated along each axis."""
+    """X repeated along each axis."""
     module, (value,) = lift(x)
     times = ints(repeats)
     _bounded(tuple(a * b for a, b in zip(value.shape, times, strict=True)))
@@ -166,7 +165,7 @@ def pad(
     *,
     mode: Literal["constant", "edge", "reflect", "wrap"] = "constant",
 ) -> Value:
-    """x with elements put before and after each axis; where negative, taken away."""
+    """X with elements put before and after each axis; where negative, taken away."""
     counts = ints(pads)
     along = tuple(range(x.ndim)) if axes is None else tuple(axis_of(axis, x.ndim) for axis in ints(axes))
     half = len(counts) // 2
@@ -213,7 +212,7 @@ def space_to_depth(x: Value, /, *, block: int) -> Value:
 
 
 def center_crop_pad(x: Value, shape: Value, /, *, axes: tuple[int, ...] | None = None) -> Value:
-    """x cut or padded with 0 about its middle to the shape."""
+    """X cut or padded with 0 about its middle to the shape."""
     found = device(x)
     along = tuple(range(x.ndim)) if axes is None else tuple(axis_of(axis, x.ndim) for axis in axes)
     for axis, wanted in zip(along, ints(shape), strict=True):
@@ -229,7 +228,7 @@ def center_crop_pad(x: Value, shape: Value, /, *, axes: tuple[int, ...] | None =
 
 
 def identity(x: Value, /) -> Value:
-    """x itself."""
+    """X itself."""
     return x
 
 
@@ -243,7 +242,7 @@ def one_hot(indices: Value, depth: Value, values: Value, /, *, axis: int) -> Val
 
 
 def reverse_sequence(x: Value, lengths: Value, /, *, batch_axis: int, time_axis: int) -> Value:
-    """x with the first elements of each sample, as many as its length says, turned round."""
+    """X with the first elements of each sample, as many as its length says, turned round."""
     value = device(x)
     ends = device(lengths).astype(mx.int32)
     steps = mx.arange(value.shape[time_axis], dtype=mx.int32)

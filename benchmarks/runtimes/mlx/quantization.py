@@ -60,7 +60,7 @@ def dequantize_linear(x: Value, scale: Value, zero: Value | None = None, /, *, a
 
 
 def dynamic_quantize(x: Value, /) -> tuple[Value, Value, Value]:
-    """x in uint8, its scale and its zero point, found from its smallest and largest element."""
+    """X in uint8, its scale and its zero point, found from its smallest and largest element."""
     value = device(x)
     zero = mx.zeros((), dtype=value.dtype)
     low, high = mx.minimum(mx.min(value), zero), mx.maximum(mx.max(value), zero)

@@ -51,6 +51,8 @@ def _reduction(
 
 def _reduce(module: Any, name: str, value: Value, axes: tuple[int, ...], keep_dims: bool) -> Value:
     dtype = dtype_of(value)
+    if name in ("sum", "prod") and not value.size:  # nothing to add: MLX is not asked, of which some versions never answer
+        return cast(module.full(_reduced(value, axes, keep_dims), 0 if name == "sum" else 1), dtype)
     if name in ("max", "min"):
         return _extreme(module, name, value, axes, keep_dims)
     if name == "mean":
@@ -63,12 +65,15 @@ def _reduce(module: Any, name: str, value: Value, axes: tuple[int, ...], keep_di
     return getattr(module, name)(value, axis=axes, keepdims=keep_dims)
 
 
+def _reduced(value: Value, axes: tuple[int, ...], keep_dims: bool) -> list[int]:
+    return [1 if axis in axes else size for axis, size in enumerate(value.shape) if keep_dims or axis not in axes]
+
+
 def _extreme(module: Any, name: str, value: Value, axes: tuple[int, ...], keep_dims: bool) -> Value:
     dtype = dtype_of(value)
     if any(value.shape[axis] == 0 for axis in axes):
-        shape = [1 if axis in axes else size for axis, size in enumerate(value.shape) if keep_dims or axis not in axes]
         fill = lowest(dtype) if name == "max" else highest(dtype)
-        return cast(module.full(shape, fill), dtype)
+        return cast(module.full(_reduced(value, axes, keep_dims), fill), dtype)
     if dtype == "bool":
         return getattr(module, "any" if name == "max" else "all")(value, axis=axes, keepdims=keep_dims)
     return getattr(module, name)(value, axis=axes, keepdims=keep_dims)
@@ -77,7 +82,7 @@ def _extreme(module: Any, name: str, value: Value, axes: tuple[int, ...], keep_d
 def log_sum_exp(
     x: Value, axes: Value | None = None, /, *, keep_dims: bool = True, none_if_empty: bool = False
 ) -> Value:
-    """ln of the sum of e^x."""
+    """Ln of the sum of e^x."""
     along = _axes(x, axes, none_if_empty=none_if_empty)
     value = device(x)
     return value if along is None else cast(mx.logsumexp(value, axis=along, keepdims=keep_dims), dtype_of(value))
@@ -104,7 +109,7 @@ def softmax(x: Value, /, *, axis: int) -> Value:
 
 
 def log_softmax(x: Value, /, *, axis: int) -> Value:
-    """ln of softmax."""
+    """Ln of softmax."""
     value = device(x)
     return value - mx.logsumexp(value, axis=axis_of(axis, value.ndim), keepdims=True)
 
@@ -149,7 +154,7 @@ def top_k(x: Value, k: Value, /, *, axis: int, largest: bool = True) -> tuple[Va
 
 
 def layer_norm(x: Value, scale: Value, bias: Value | None = None, /, *, axis: int, epsilon: float) -> Value:
-    """x normalised over the axes from `axis` on, times scale, plus bias; computed in float32 at least."""
+    """X normalised over the axes from `axis` on, times scale, plus bias; computed in float32 at least."""
     value, weight = device(x), device(scale)
     along = axis_of(axis, value.ndim)
     shift = None if bias is None else device(bias)
@@ -161,7 +166,7 @@ def layer_norm(x: Value, scale: Value, bias: Value | None = None, /, *, axis: in
 
 
 def rms_norm(x: Value, scale: Value, /, *, axis: int, epsilon: float) -> Value:
-    """x over its root mean square over the axes from `axis` on, times scale."""
+    """X over its root mean square over the axes from `axis` on, times scale."""
     value, weight = device(x), device(scale)
     along = axis_of(axis, value.ndim)
     if along == value.ndim - 1 and weight.ndim == 1 and weight.dtype == value.dtype:
@@ -172,7 +177,7 @@ def rms_norm(x: Value, scale: Value, /, *, axis: int, epsilon: float) -> Value:
 
 
 def instance_norm(x: Value, scale: Value, bias: Value, /, *, epsilon: float) -> Value:
-    """x (N, C, ...) normalised for each sample and channel."""
+    """X (N, C, ...) normalised for each sample and channel."""
     value = device(x)
     shape = [-1] + [1] * (value.ndim - 2)
     found = _normalised(value, tuple(range(2, value.ndim)), epsilon)
@@ -191,7 +196,7 @@ def _widened(value: Value) -> Value:
 
 
 def lp_normalization(x: Value, /, *, axis: int, p: int) -> Value:
-    """x over its norm along the axis, 0 where that is 0."""
+    """X over its norm along the axis, 0 where that is 0."""
     value = device(x)
     along = axis_of(axis, value.ndim)
     if p == 1:
@@ -238,7 +243,7 @@ def gemm(
     transpose_a: bool = False,
     transpose_b: bool = False,
 ) -> Value:
-    """alpha a b + beta c."""
+    """Alpha a b + beta c."""
     left, right = device(a), device(b)
     left = left.T if transpose_a else left
     right = right.T if transpose_b else right

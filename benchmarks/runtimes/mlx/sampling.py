@@ -33,7 +33,7 @@ def resize(
     axes: tuple[int, ...] = (),
     keep_aspect: Literal["stretch", "not_larger", "not_smaller"] = "stretch",
 ) -> Value:
-    """x with other sizes (ONNX Resize): along each axis in turn, by index or by a matrix of weights (size, old size)."""
+    """X with other sizes (ONNX Resize): along each axis in turn, by index or by a matrix of weights (size, old size)."""
     value = device(x)
     along = [axis % value.ndim for axis in axes] or list(range(value.ndim))
     factors, wanted = _wanted(value.shape, along, scales, sizes, keep_aspect)
@@ -135,7 +135,7 @@ def _weights(size: int, places: Any, scale: float, mode: str, cubic: float, excl
     distance = (offsets[None, :] - (places - base)[:, None].astype(np.float64)) * scale
     parts = np.clip(1 - np.abs(distance), 0, 1) if mode == "linear" else _cubic(distance, cubic)
     index = base[:, None] + offsets[None, :]
-    if exclude or scale < 1:  # ONNX Runtime leaves out what lies beyond whenever the filter is spread
+    if exclude:
         parts = np.where((index >= 0) & (index < size), parts, 0)
     if exclude or scale < 1:
         parts = parts / parts.sum(axis=1, keepdims=True)
@@ -161,7 +161,7 @@ def grid_sample(
     padding: Literal["zeros", "border", "reflection"],
     align_corners: bool,
 ) -> Value:
-    """x (N, C, ...) read where the grid (N, ..., rank; -1..1, the last axis of x first) says."""
+    """X (N, C, ...) read where the grid (N, ..., rank; -1..1, the last axis of x first) says."""
     value, where = device(x), device(grid)
     sizes, rank = value.shape[2:], value.ndim - 2
     steps = where.shape[1:-1]

@@ -121,15 +121,17 @@ def removal_order(matrices: list[Array], seconds: list[Array], size: int) -> tup
         size: how many channels there are.
     """
     consumers = [_Removal(w, second, size) for w, second in zip(matrices, seconds, strict=True)]
-    left, order, damages = np.arange(size), list[int](), list[float]()
+    left: list[int] = list(range(size))
+    order, damages = list[int](), list[float]()
     while len(left) > 1:
         costs: Array = np.max([consumer.damage + consumer.costs() for consumer in consumers], axis=0)
-        places = np.argsort(costs, kind="stable")[: max(1, len(left) // 64)]
+        places = [int(place) for place in np.argsort(costs, kind="stable")[: max(1, len(left) // 64)]]
         for consumer in consumers:
             consumer.remove(places)
-        order += [int(channel) for channel in left[places]]
+        order += [left[place] for place in places]
         damages += [max(consumer.damage for consumer in consumers)] * len(places)
-        left = np.delete(left, places)
+        gone = set(places)
+        left = [channel for place, channel in enumerate(left) if place not in gone]
     return order, damages
 
 
@@ -151,10 +153,10 @@ class _Removal:
         columns = self._weights[:, entries].transpose(1, 2, 0)
         return np.sum(columns * _linalg.solve(blocks, columns), axis=(1, 2)) / self._power
 
-    def remove(self, places: Array) -> None:
+    def remove(self, places: list[int]) -> None:
         """Take out the channels at these places among those left, and let the others make up for them."""
-        gone: Array = (places[:, None] * self._each + np.arange(self._each)).reshape(-1)
-        kept: Array = np.setdiff1d(np.arange(len(self._inverse)), gone)
+        gone = [place * self._each + entry for place in places for entry in range(self._each)]
+        kept = sorted(set(range(len(self._inverse))) - set(gone))
         block: Array = self._inverse[_ix(gone, gone)]
         columns: Array = self._weights[:, gone]
         self.damage += float(np.sum(columns.T * _linalg.solve(block, columns.T))) / self._power

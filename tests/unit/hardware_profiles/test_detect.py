@@ -41,7 +41,7 @@ def test_an_x86_machine_is_no_raspberry_pi():
 
 
 def test_a_raspberry_pi_5_fits_its_own_profile_and_the_general_ones():
-    assert matching(PI_5, PROFILES) == ["linux-cpu-float", "linux-cpu-int8", "raspberry-pi-5"]
+    assert matching(PI_5, PROFILES) == ["linux-cpu-float", "linux-cpu-int8", "linux-cpu-small", "raspberry-pi-5"]
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,18 @@ EVERY = dict.fromkeys(("litert", "coreml", "mlx", "onnxruntime", "onnxruntime-gp
         ({"os": "darwin"}, ["mac-coreml", "mac-mlx"]),
         ({"os": "darwin", "arch": "x86_64"}, ["mac-coreml"]),
         ({"os": "android"}, ["android-arm64"]),
-        ({"board": "NVIDIA Jetson Orin Nano Developer Kit"}, ["jetson-orin", "linux-cpu-float", "linux-cpu-int8"]),
-        ({"arch": "x86_64"}, ["linux-cpu-float", "linux-cpu-int8"]),
+        (
+            {"board": "NVIDIA Jetson Orin Nano Developer Kit"},
+            ["jetson-orin", "linux-cpu-float", "linux-cpu-int8", "linux-cpu-small"],
+        ),
+        ({"arch": "x86_64"}, ["linux-cpu-float", "linux-cpu-int8", "linux-cpu-small"]),
         (
             {"arch": "x86_64", "gpu": "NVIDIA GeForce RTX 4090"},
-            ["linux-cpu-float", "linux-cpu-int8", "nvidia-datacenter", "nvidia-rtx"],
+            ["linux-cpu-float", "linux-cpu-int8", "linux-cpu-small", "nvidia-datacenter", "nvidia-rtx"],
         ),
         (
             {"arch": "x86_64", "gpu": "NVIDIA H100 80GB HBM3"},
-            ["linux-cpu-float", "linux-cpu-int8", "nvidia-datacenter"],
+            ["linux-cpu-float", "linux-cpu-int8", "linux-cpu-small", "nvidia-datacenter"],
         ),
         ({"os": "windows"}, []),
     ],

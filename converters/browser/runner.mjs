@@ -18,6 +18,7 @@ ort.env.logLevel = "fatal";
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.proxy = false;
 const sessions = new Map();
+const FREE = 0xffffffff; // what a dimension without a name has for its size
 
 function read(length) {
   const bytes = Buffer.alloc(length);
@@ -47,7 +48,7 @@ function described(metadata) {
   return metadata.map((value) => ({
     name: value.name,
     type: value.isTensor ? value.type : "no tensor",
-    shape: value.isTensor ? value.shape.map((dim) => (typeof dim === "number" && dim >= 0 ? dim : null)) : [],
+    shape: value.isTensor ? value.shape.map((dim) => (typeof dim === "number" && dim < FREE ? dim : null)) : [],
   }));
 }
 

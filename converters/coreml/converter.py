@@ -47,15 +47,17 @@ class ToCoreML:
         target = BLOCKS_TARGET if precision is Precision.INT4_WEIGHTS else TARGET
         with hushed():
             try:
-                from modelfleet.converters.coreml.compress import compress, is_half
+                from modelfleet.converters.coreml.compress import compress, is_half, require_precision
                 from modelfleet.converters.coreml.package import to_model, write_files
                 from modelfleet.converters.coreml.program import build_program
             except ImportError as error:
                 raise ConversionError("", profile.name, f"expected modelfleet[converters], got {error}") from error
-            program, interface = build_program(read_model(model_path), target, profile.name)
+            require_precision(precision, profile.name)
+            program, interface, made = build_program(read_model(model_path), target, profile.name)
+            keep = frozenset(name for node in keep_float for name in made.get(node, ()))
             try:
                 model = to_model(program, target, half=is_half(precision))
-                model, report = compress(model, precision, profile.name, keep_float)
+                model, report = compress(model, precision, profile.name, keep)
                 files = write_files(model, interface, out_dir)
             except (ConversionError, MemoryError, OSError):
                 raise

@@ -27,6 +27,8 @@ class Lowering:
     def __init__(self, opsets: Mapping[str, int], profile: str) -> None:
         self.opsets = opsets
         self.profile = profile
+        self.made: dict[str, list[str]] = {}
+        """Node -> the names of its results in MIL."""
 
     def graph(self, graph: GraphProto, environment: Environment, within: str = "") -> None:
         """Lower a graph's nodes in order; the environment gains a value for each of their outputs."""
@@ -44,6 +46,8 @@ class Lowering:
             except Exception as error:  # coremltools raises whatever it meets
                 raise ConversionError(name, self.profile, f"{node.op_type}: {_first_line(error)}") from error
             environment.update(values)
+            names = [value.variable.op.name for value in values.values() if value.variable is not None and value.variable.op]
+            self.made.setdefault(name, []).extend(names)
 
     def _node(
         self, node: NodeProto, name: str, environment: Environment, dtypes: Mapping[str, DType]

@@ -29,8 +29,8 @@ _MIL: Any = {"fp32": mil_types.fp32, "fp16": mil_types.fp16, "int32": mil_types.
 _Dim = int | str | None
 
 
-def build_program(model: ModelProto, target: str, profile: str) -> tuple[Any, Interface]:
-    """Return the MIL program of a normalised model, and its interface.
+def build_program(model: ModelProto, target: str, profile: str) -> tuple[Any, Interface, dict[str, list[str]]]:
+    """Return the MIL program of a normalised model, its interface, and for each node the names of the operations it became.
 
     Args:
         model: normalised.
@@ -65,7 +65,7 @@ def build_program(model: ModelProto, target: str, profile: str) -> tuple[Any, In
     function.set_input_types(tuple(types.values()))
     program: Any = _Program()
     program.add_function("main", function)
-    return program, Interface(target=target, inputs=tuple(ports), outputs=tuple(outputs))
+    return program, Interface(target=target, inputs=tuple(ports), outputs=tuple(outputs)), lowering.made
 
 
 def _ports(values: Sequence[ValueInfoProto], what: str) -> list[Port]:

@@ -1,4 +1,4 @@
-"""Our own builders of TFLite operators in onnx2tf, in place of its own where these are inexact. The version is pinned by its hash.
+"""Our own builders of TFLite operators in onnx2tf, in place of its own where these are inexact. Its version is pinned by hash.
 
 onnx2tf computes Where as c * x + (1 - c) * y, which is wrong where the value not taken is infinite or NaN; here it is SELECT_V2.
 """

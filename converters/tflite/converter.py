@@ -15,12 +15,14 @@ from modelfleet.converters.tflite.boundary import bounded, replain
 from modelfleet.converters.tflite.expand import expanded, folded
 from modelfleet.converters.tflite.flatbuffer import require_builtin
 from modelfleet.converters.tflite.float import OnnxToTfError, to_flatbuffer
+from modelfleet.converters.tflite.quantize import PRECISIONS, QuantizeError, quantized
 from modelfleet.converters.tflite.rewrite import rewrite
 from modelfleet.converters.tflite.rules import EARLY, RULES
 from modelfleet.converters.tflite.types import widen
 from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
 
 ENTRY = "model.tflite"
+FUSED = frozenset({"Add", "BatchNormalization", "Clip", "Relu", "Reshape"})
 
 
 def prepared(source: ModelProto) -> tuple[ModelProto, Interface]:
@@ -48,12 +50,21 @@ class ToTfLite:
         keep_float: frozenset[str] = frozenset(),
     ) -> Converted:
         """Write `model.tflite` of the precision into `out_dir` (as `Converter.convert`)."""
+        if precision is not Precision.FLOAT and precision not in PRECISIONS:
+            offered = sorted([Precision.FLOAT, *PRECISIONS])
+            raise ConversionError("", profile.name, f"expected a precision of {offered}, got {precision}")
         model, interface = prepared(read_model(model_path))
         try:
             content = to_flatbuffer(model, [port.tensor for port in interface.inputs])
         except OnnxToTfError as error:
             raise ConversionError(_named_in(str(error)), profile.name, f"onnx2tf: {error}") from error
         require_builtin(content, model, profile.name)
+        if precision is not Precision.FLOAT:
+            keep = _values_of(model, keep_float)
+            try:
+                content, interface = quantized(content, precision, interface, calibration, keep)
+            except QuantizeError as error:
+                raise ConversionError("", profile.name, str(error)) from error
         (out_dir / ENTRY).write_bytes(content)
         append_interface(out_dir / ENTRY, interface)
         return Converted(entry=ENTRY, files=(ENTRY,))
@@ -61,6 +72,15 @@ class ToTfLite:
     def open(self, entry: Path) -> Session:
         """Open the variant with LiteRT (MeasureError: it does not load)."""
         return open_litert(entry)
+
+
+def _values_of(model: ModelProto, nodes: frozenset[str]) -> list[str]:
+    """Return the values that the named nodes compute, and those of activations that are fused with them."""
+    found = [name for node in model.graph.node if node.name in nodes for name in node.output]
+    for node in model.graph.node:
+        if node.op_type in FUSED and node.input[0] in found:
+            found.extend(node.output)
+    return found
 
 
 def _named_in(message: str) -> str:

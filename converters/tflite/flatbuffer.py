@@ -1,4 +1,4 @@
-"""Read what onnx2tf wrote, and refuse what no LiteRT runs as it stands: custom operators, Flex operators, inputs that nothing computes.
+"""Read what onnx2tf wrote, and refuse what no LiteRT runs as it is: custom and Flex operators, inputs that nothing computes.
 
 It puts ONNX_SOMETHING in place of an operator that it cannot convert, and says success.
 """
@@ -12,6 +12,8 @@ from onnx import ModelProto
 from modelfleet.converters.errors import ConversionError
 
 CUSTOM = 32  # BuiltinOperator.CUSTOM
+DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
+"""TensorType -> numpy's name of it."""
 ADDED_BY_ONNX2TF = "ONNX_"
 
 
@@ -71,9 +73,8 @@ def unbound(content: bytes) -> Iterator[tuple[str, tuple[str, ...]]]:
         names, bound = _names(graph), set(_indices(graph.InputsAsNumpy()))
         for index in range(graph.TensorsLength()):
             tensor = graph.Tensors(index)
-            if tensor.IsVariable() or (tensor.Buffer() and model.Buffers(tensor.Buffer()).DataLength()):
-                bound.add(index)
-            elif 0 in _indices(tensor.ShapeAsNumpy()):
+            constant = tensor.Buffer() and model.Buffers(tensor.Buffer()).DataLength()
+            if constant or tensor.IsVariable() or 0 in _indices(tensor.ShapeAsNumpy()):
                 bound.add(index)
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
@@ -91,6 +92,16 @@ def tensor_types(content: bytes) -> list[tuple[int, tuple[int, ...], bool]]:
         for graph in _graphs(model)
         for tensor in (graph.Tensors(index) for index in range(graph.TensorsLength()))
     ]
+
+
+def signature_types(content: bytes) -> dict[str, str]:
+    """Return the name of each input and output of the main graph, and numpy's name of its type."""
+    graph = next(_graphs(_model(content)))
+    found: dict[str, str] = {}
+    for index in (*_indices(graph.InputsAsNumpy()), *_indices(graph.OutputsAsNumpy())):
+        tensor = graph.Tensors(index)
+        found[(tensor.Name() or b"").decode()] = DTYPES.get(tensor.Type(), "")
+    return found
 
 
 def node_of(model: ModelProto, values: tuple[str, ...]) -> tuple[str, str]:

@@ -66,7 +66,7 @@ def _last(said: str, error: BaseException | None) -> str:
 @contextlib.contextmanager
 def _hushed(folder: Path) -> Iterator[io.StringIO]:
     # It prints progress bars, and warns and logs; it also writes into the folder where it stands.
-    said, there, disabled = io.StringIO(), os.getcwd(), logging.root.manager.disable
+    said, there, disabled = io.StringIO(), Path.cwd(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     os.chdir(folder)
     try:

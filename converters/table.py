@@ -8,6 +8,9 @@ from modelfleet.converters.converter import Converter
 from modelfleet.converters.coreml.converter import ToCoreML
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.mlx.converter import ToMlx
+from modelfleet.converters.nvidia.onnxruntime_gpu import ToOnnxRuntimeGpu
+from modelfleet.converters.nvidia.tensorrt import ToTensorRt
+from modelfleet.converters.nvidia.tensorrt_rtx import ToTensorRtRtx
 from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
 from modelfleet.converters.tflite.converter import ToTfLite
 from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
@@ -15,9 +18,12 @@ from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
 CONVERTERS: Final[Mapping[Runtime, Converter]] = {
     Runtime.COREML: ToCoreML(),
     Runtime.ONNXRUNTIME: ToOnnxRuntime(),
+    Runtime.ONNXRUNTIME_GPU: ToOnnxRuntimeGpu(),
     Runtime.ONNXRUNTIME_WEB: ToBrowser(),
     Runtime.LITERT: ToTfLite(),
     Runtime.MLX: ToMlx(),
+    Runtime.TENSORRT: ToTensorRt(),
+    Runtime.TENSORRT_RTX: ToTensorRtRtx(),
 }
 
 

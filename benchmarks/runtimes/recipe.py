@@ -12,7 +12,7 @@ import msgspec
 
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.signer.errors import FormatError
-from modelfleet.signer.names import Count, FileName, Sha256
+from modelfleet.signer.names import FileName, Sha256
 from modelfleet.signer.parse import parse_json
 
 RECIPE_NAME: Final = "recipe.json"
@@ -20,6 +20,7 @@ NETWORK_NAME: Final = "network.onnx"
 RECIPE_FORMAT: Final = "1.0"
 MAX_RECIPE_BYTES: Final = 64 * 1024
 
+_Bytes = Annotated[int, msgspec.Meta(ge=2**20, le=2**53 - 1)]
 Shape = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=16)]
 
 
@@ -51,8 +52,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     network_sha256: Sha256
     ranges: Annotated[dict[str, Range], msgspec.Meta(max_length=64)] = {}
     tf32: bool = False
-    workspace_bytes: Annotated[Count, msgspec.Meta(ge=2**20)]
-    memory_bytes: Annotated[Count, msgspec.Meta(ge=2**20)]
+    workspace_bytes: _Bytes
+    memory_bytes: _Bytes
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=3000)]
 
     def __post_init__(self) -> None:

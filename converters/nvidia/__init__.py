@@ -1,1 +1,1 @@
-"""ONNX -> TensorRT-RTX engines, TensorRT build recipes, ONNX Runtime on CUDA."""
+"""Converters for NVIDIA GPUs: engines of TensorRT-RTX, recipes for TensorRT, and ONNX Runtime on the GPU."""

@@ -44,8 +44,11 @@ def build_program(model: ModelProto, target: str, profile: str) -> tuple[Any, In
     inputs = [value for value in model.graph.input if value.name not in held]
     try:
         ports = _ports(inputs, "input")
+        free: dict[str, Any] = {}
         types = {
-            port.feature: _tensor_type(port, value) for port, value in zip(ports, inputs, strict=True) if port.feature
+            port.feature: _tensor_type(port, value, free)
+            for port, value in zip(ports, inputs, strict=True)
+            if port.feature
         }
         placeholders = {name: _placeholder(kind) for name, kind in types.items()}
         if not placeholders:
@@ -105,19 +108,19 @@ def _feature(name: str, taken: set[str]) -> str:
     return feature
 
 
-def _tensor_type(port: Port, value: ValueInfoProto) -> Any:
-    """Return coremltools' description of an input; dimensions of one name in ONNX are one symbol."""
-    names = [dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
-    shape = [
-        coremltools.RangeDim(1, MAX_FREE_DIMENSION, symbol=_symbol(name)) if dim is None else dim
-        for dim, name in zip(port.shape, names, strict=True)
-    ]
+def _tensor_type(port: Port, value: ValueInfoProto, free: dict[str, Any]) -> Any:
+    """Return coremltools' description of an input; dimensions of one name in ONNX are one symbol, kept in `free`."""
+    names = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+    shape = [_free(name, free) if dim is None else dim for dim, name in zip(port.shape, names, strict=True)]
     kind = _travelling(np.dtype(port.dtype))
     return coremltools.TensorType(name=port.feature, shape=coremltools.Shape(shape or [1]), dtype=_MIL[kind])
 
 
-def _symbol(name: str | None) -> str | None:
-    return None if name is None else "free_" + re.sub(r"\W", "_", name, flags=re.ASCII)
+def _free(name: str, free: dict[str, Any]) -> Any:
+    # coremltools keeps every symbol's name for the life of the process; so it chooses the names itself.
+    if not name or name not in free:
+        free[name] = coremltools.RangeDim(1, MAX_FREE_DIMENSION)
+    return free[name]
 
 
 def _placeholder(kind: Any) -> Any:

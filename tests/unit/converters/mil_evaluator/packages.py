@@ -33,6 +33,7 @@ with hushed():
     import coremltools as ct
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813  # its name in every example
     from coremltools.converters.mil.mil import Function, types
+    from coremltools.proto import MIL_pb2 as MIL  # noqa: F401  # for the tests
 
 TARGETS = {5: ct.target.iOS15, 6: ct.target.iOS16, 7: ct.target.iOS17, 8: ct.target.iOS18}
 _CARRIERS = {"bool": "int32", "int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32"}

@@ -505,7 +505,12 @@ KNOWN: list[Known] = [
         max_boxes=4,
         per_class_suppression=True,
     ),
-    known("pixel_unshuffle", SQUARE.reshape(2, 2, 2, 2).transpose(1, 3, 0, 2), {"x": SQUARE}, downscale_factor=np.uint32(2)),
+    known(
+        "pixel_unshuffle",
+        SQUARE.reshape(2, 2, 2, 2).transpose(1, 3, 0, 2),
+        {"x": SQUARE},
+        downscale_factor=np.uint32(2),
+    ),
     known(
         "space_to_batch",
         SQUARE.reshape(2, 2, 2, 2).transpose(1, 3, 0, 2),

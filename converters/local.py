@@ -190,6 +190,10 @@ def _keep(chosen: Proved, profile: HardwareProfile, proof: dict[str, Any], out: 
     """Make the chosen folder `out`, with the proof beside its files."""
     if profile.runtime is Runtime.COREML:
         _lay_out(chosen)
+    listed = {file.name for file in chosen.files}
+    for path in chosen.folder.iterdir():  # what a proof needed beside the variant, such as the network of an engine
+        if path.is_file() and path.name not in listed:
+            path.unlink()
     (chosen.folder / PROOF).write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
     if out.exists():
         out.rmdir()

@@ -35,8 +35,7 @@ class ToOnnxRuntimeGpu:
         model, report = make_network(model_path, out_dir / "work.onnx", precision, calibration, profile, keep_float)
         entry = f"model{TENSORRT_SUFFIX}" if precision is Precision.INT8 else ENTRY
         write_model(model, out_dir / entry)
-        network = (out_dir / entry).read_bytes()
-        about = keep_network(out_dir / entry, network, open_onnxruntime_gpu)
+        about = keep_network(out_dir / entry, None, open_onnxruntime_gpu)
         return Converted(entry=entry, files=(entry,), report={**report, **about})
 
     def open(self, entry: Path) -> Session:

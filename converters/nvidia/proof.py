@@ -30,15 +30,18 @@ class MadeOf(msgspec.Struct, frozen=True, kw_only=True):
     proved: Proved
 
 
-def keep_network(entry: Path, network: bytes, opener: Callable[[Path], Session]) -> dict[str, Any]:
+def keep_network(entry: Path, network: bytes | None, opener: Callable[[Path], Session]) -> dict[str, Any]:
     """Put the network that `entry` was made of beside it, and return what a proof here speaks of, for the attestation.
 
     Args:
+        network: None where the entry is itself the network.
         opener: opens the entry as the device does; what it raises says why the network is proved in its place.
     """
     proved, why = _try(entry, opener)
-    entry.with_name(NETWORK).write_bytes(network)
-    record = MadeOf(entry=_digest_of(entry), network=sha256_of(network), proved=proved)
+    digest = _digest_of(entry)
+    if network is not None:
+        entry.with_name(NETWORK).write_bytes(network)
+    record = MadeOf(entry=digest, network=sha256_of(network) if network is not None else digest, proved=proved)
     entry.with_name(RECORD).write_bytes(msgspec.json.encode(record))
     return {"proved": proved} | ({"not_run_here": why} if why else {})
 
@@ -47,7 +50,7 @@ def open_provable(entry: Path, opener: Callable[[Path], Session]) -> Session:
     """Open the entry where this machine can run it, else its network (MeasureError: it is not there, or another one)."""
     try:
         record = msgspec.json.decode(entry.with_name(RECORD).read_bytes(), type=MadeOf)
-        network = entry.with_name(NETWORK).read_bytes()
+        network = (entry if record.network == record.entry else entry.with_name(NETWORK)).read_bytes()
         found = MadeOf(entry=_digest_of(entry), network=sha256_of(network), proved=record.proved)
     except (OSError, msgspec.MsgspecError) as error:
         raise MeasureError(f"{entry.name}: expected the network that it was made of beside it: {error}") from error

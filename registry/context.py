@@ -43,7 +43,7 @@ class UploadLimits:
 class BuildLimits:
     """What one conversion may use."""
 
-    timeout_seconds: float = 120.0
+    timeout_seconds: float = 600.0
     memory_bytes: int = 4 * 1024**3
 
 

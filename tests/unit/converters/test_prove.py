@@ -11,7 +11,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from modelfleet.benchmarks.errors import GoldenSetError
 from modelfleet.benchmarks.golden import GoldenSet, load_golden, save_golden
-from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.errors import ConversionError, ParityError
 from modelfleet.converters.graphs import read_model, write_model
 from modelfleet.converters.prove import benchmark, prove
 from modelfleet.hardware_profiles.profile import load_profiles
@@ -88,8 +88,9 @@ def test_an_equal_variant_is_proved_and_gets_the_originals_answers_as_device_gol
     ],
 )
 def test_wrong_weights_are_refused_in_every_precision(tmp_path: Path, profile: str, change):
-    with pytest.raises(ConversionError) as refused:
+    with pytest.raises(ParityError) as refused:
         proof(tmp_path, variant=changed(tmp_path, change), profile=profile)
+    assert refused.value.figures["mismatch_share"] > 0
     assert (refused.value.node, refused.value.profile) == ("dense", profile)
     assert "expected at most" in str(refused.value) and ", got " in str(refused.value)
     assert not (tmp_path / "device.npz").exists()
@@ -148,3 +149,47 @@ def test_the_original_runs_as_it_is_written(tmp_path: Path, models):
     with pytest.raises(ConversionError) as refused:
         prove(request)
     assert refused.value.node == "neg"
+
+
+def largest_of_the_batch(model: ModelProto) -> None:
+    """Every sample gets the largest of the batch's answers: right for one sample, wrong for more."""
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        for position, name in enumerate(node.output):
+            if name == output.name:
+                node.output[position] = "alone"
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["alone"], ["largest"], axes=[0], keepdims=1),
+            helper.make_node("Shape", ["alone"], ["rows"]),
+            helper.make_node("Expand", ["largest", "rows"], [output.name]),
+        ]
+    )
+
+
+def test_a_variant_that_is_right_for_one_sample_and_wrong_for_a_batch_is_refused(tmp_path: Path):
+    with pytest.raises(
+        ConversionError, match=r"of a batch of 3: expected at most 0\.00% of elements outside"
+    ) as refused:
+        proof(tmp_path, variant=changed(tmp_path, largest_of_the_batch))
+    assert (refused.value.node, refused.value.profile) == ("dense", "linux-cpu-float")
+    assert not (tmp_path / "device.npz").exists()
+
+
+def fixed_batch(model: ModelProto) -> None:
+    """Only one sample at a time."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def test_a_variant_of_a_fixed_batch_is_proved_one_by_one(tmp_path: Path):
+    _, found = proof(tmp_path, variant=changed(tmp_path, fixed_batch))
+    assert found["inputs"][0]["shape"][0] == 1
+
+
+def test_the_benchmark_tells_the_best_batch_where_limits_are_given(tmp_path: Path):
+    request, found = proof(tmp_path)
+    asked = {**request, "tolerance": found["tolerance"], "latency_ms": 100.0, "batch_bytes": 1 << 30}
+    measured: Any = benchmark(asked)
+    assert measured["batch"]["best"] in (1, 2, 4, 8, 16, 32)
+    assert "batch" not in benchmark({**asked, "latency_ms": None})

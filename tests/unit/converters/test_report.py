@@ -129,6 +129,15 @@ def test_an_unknown_value_has_no_mark():
     assert "<rect" not in bars("t", [row(None)])
 
 
+def test_no_text_becomes_markup():
+    label = Row(precision=HOSTILE, source_bytes=1, figures=FIGURES, float_layers=(HOSTILE,)).ended("chosen", HOSTILE)
+    html = render(page(HOSTILE, label, refused(HOSTILE)))
+    assert "<script" not in html
+    assert "<img" not in html
+    assert html.count("</style>") == 1
+    assert html.count("</svg>") == 4
+
+
 @pytest.fixture
 def chromium() -> str:
     found = shutil.which("chromium")

@@ -1,6 +1,8 @@
 """A build yields a proved, attested variant, or one clear error and nothing else."""
 
+import base64
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from modelfleet.benchmarks.measure import measure_file
 from modelfleet.converters.build import AskedLimits, BuildRequest, Progress, run_build
 from modelfleet.converters.errors import BuildFailedError, ConversionError, GateError
 from modelfleet.converters.request import encode
-from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
+from modelfleet.hardware_profiles.profile import HardwareProfile, Precision, Prefer
 from modelfleet.policies.gates import parse_evidence
 from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.keys import generate_key, key_id, public_key
@@ -128,6 +130,11 @@ def test_builds_proves_and_attests_a_variant(asking: Asking, out: Path, profile:
     assert evidence.samples == 360
     assert evidence.accuracy == pytest.approx(0.9889, abs=1e-4)
 
+    assert result.evidence["batch"]["best"] in (1, 2, 4, 8, 16, 32)
+    (row,) = result.evidence["candidates"]
+    assert (row["precision"], row["verdict"], row["accuracy"]) == (precision, "chosen", evidence.accuracy)
+    assert row["size_bytes"] == evidence.size_bytes
+
     on_device = measure_file(
         out / result.entry, result.runtime, out / result.golden, tolerance=result.tolerance, runs=10
     )
@@ -146,7 +153,28 @@ def test_takes_the_first_precision_that_is_proved(asking: Asking, out: Path, mod
     )
     result = run_build(request, out, on_progress=seen.append)
     assert result.precision == "float"
+    refused, chosen = result.evidence["candidates"]
+    assert (refused["precision"], refused["verdict"]) == ("int8", "refused")
+    assert "nothing was changed" in refused["reason"]
+    assert chosen["verdict"] == "chosen"
     assert [progress.precision for progress in seen] == ["int8", "float", "float", "float", "float"]
+
+
+def test_the_profile_says_which_of_those_that_hold_is_built_and_the_attestation_tells_of_the_others(
+    asking: Asking, out: Path
+):
+    request = asking("raspberry-pi-5")
+    profile = replace(request.profile, precisions=(Precision.FLOAT, Precision.INT8), prefer=Prefer.SMALLEST)
+    result = run_build(replace(request, profile=profile), out)
+    assert result.precision == "int8"
+    assert sorted(path.name for path in out.iterdir()) == ["golden.npz", "model.onnx"]
+    statement = msgspec.json.decode(payload_of(result.gate_envelope), type=GateStatement)
+    rows = statement.predicate.results["candidates"]
+    assert [(row["precision"], row["verdict"]) for row in rows] == [("float", "held"), ("int8", "chosen")]
+
+
+def payload_of(envelope: bytes) -> bytes:
+    return base64.b64decode(json.loads(envelope)["payload"])
 
 
 def test_when_no_precision_passes_every_reason_is_told(asking: Asking, out: Path, models, written, samples: Path):

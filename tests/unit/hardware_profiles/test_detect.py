@@ -59,7 +59,10 @@ def test_one_name_for_each_system(system: str, environment: dict[str, str], expe
     assert normalised_os(system, environment) == expected
 
 
-EVERY = dict.fromkeys(("litert", "coreml", "mlx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"), "99.0")
+EVERY = {
+    **dict.fromkeys(("litert", "coreml", "mlx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"), "99.0"),
+    "tensorrt-rtx": "1.7.1",
+}  # an engine is of one release
 
 
 @pytest.mark.parametrize(

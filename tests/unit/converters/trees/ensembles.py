@@ -80,6 +80,7 @@ def ensemble(
     features: int = 4,
     signed: bool = True,
     one_class: bool = False,
+    sparse: bool = False,
     **more: Any,
 ) -> tuple[NodeProto, np.ndarray]:
     """A random TreeEnsembleClassifier ("class") or -Regressor ("target"), and inputs of which many lie on a threshold."""
@@ -102,6 +103,10 @@ def ensemble(
             rows[name].append(value)
         if leaf:
             for target in [0] if one_class else range(targets):
+                if (
+                    sparse and target and random.random() < 0.6
+                ):  # no vote at all, which is another thing than a vote of 0
+                    continue
                 weight = np.float32(np.round(random.uniform(-1 if signed else 0, 1), 1)) / np.float32(trees)
                 for name, value in zip(votes, (tree, number, target, float(weight)), strict=True):
                     votes[name].append(value)

@@ -69,6 +69,12 @@ def test_scores_of_targets_after_every_transform(transform: str, targets: int):
     check(6, kind="target", targets=targets, post_transform=transform, signed=False)
 
 
+@pytest.mark.parametrize("depth", [2, 6])
+def test_a_class_without_votes_is_none_to_choose(depth: int):
+    for seed in range(5):  # all scores may be below 0: then the class without a vote, whose score is 0, must not win
+        check(seed, kind="class", targets=4, sparse=True, trees=2, depth=depth)
+
+
 def test_base_values_of_three_classes():
     check(6, kind="class", targets=3, base_values=[0.5, -0.25, 0.1])
 

@@ -1,17 +1,19 @@
 """Make an ONNX file as small as its answers allow: no names, shapes and constants that nothing needs.
 
-What a runtime reads stays: operators, attributes, the names of inputs and outputs. What goes: names of nodes, documentation,
-shapes of inner tensors (inferred when loaded), all but one of equal constants, long names of tensors. The order of everything is
-kept, so equal models give equal files. A model with subgraphs keeps its names, since those reach into them.
+What a runtime reads stays: operators, attributes, the names of inputs and outputs. What goes: names of nodes, documentation, who
+made the file, shapes of inner tensors (inferred when loaded), attributes at their defaults, all but one of equal constants, long
+names of tensors. The order of everything is kept, so equal models give equal files. A model with subgraphs keeps its names and
+constants, since those reach for them.
 """
 
 from collections.abc import Iterator
 from itertools import count
 from typing import Final
 
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, defs, numpy_helper
 
 from modelfleet.converters.graphs import subgraphs
+from modelfleet.converters.normalise import opset_of
 
 _DIGITS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -22,7 +24,9 @@ def compact(model: ModelProto) -> None:
         node.name = ""
         node.doc_string = ""
         del node.metadata_props[:]
+        _drop_defaults(node, model)
     model.doc_string = model.graph.doc_string = ""
+    model.producer_name = model.producer_version = model.domain = ""
     del model.metadata_props[:]
     del model.graph.value_info[:]
     if any(True for node in model.graph.node for _ in subgraphs(node)):
@@ -48,6 +52,18 @@ def drop_unused_constants(model: ModelProto) -> None:
         return
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)
+
+
+def _drop_defaults(node: NodeProto, model: ModelProto) -> None:
+    if node.domain not in ("", "ai.onnx"):
+        return
+    try:
+        schema = defs.get_schema(node.op_type, opset_of(model))
+    except defs.SchemaError:
+        return
+    defaults = {name: known.default_value for name, known in schema.attributes.items() if not known.required}
+    for attribute in [one for one in node.attribute if defaults.get(one.name) == one]:
+        node.attribute.remove(attribute)
 
 
 def _merge_constants(model: ModelProto) -> None:

@@ -180,7 +180,10 @@ def test_compacting_changes_no_answer_and_no_name_of_input_or_output(tmp_path: P
     before, golden = len(model.SerializeToString()), load_golden(GOLDEN)
     expected = answers(OnnxRuntimeSession(model.SerializeToString()), golden)
     model.graph.initializer.extend([numpy_helper.from_array(np.zeros(9), "unused")])
+    model.graph.node[-1].attribute.extend([helper.make_attribute("alpha", 1.0), helper.make_attribute("transA", 0)])
     compact(model)
+    assert [attribute.name for attribute in model.graph.node[-1].attribute] == ["transB"]
+    assert "unused" not in {tensor.name for tensor in model.graph.initializer}
     session = OnnxRuntimeSession(model.SerializeToString())
     assert len(model.SerializeToString()) < before
     assert [tensor.name for tensor in (*session.inputs, *session.outputs)] == ["image", "logits"]

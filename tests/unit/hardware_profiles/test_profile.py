@@ -1,5 +1,7 @@
 """A profile file says exactly what it says: nothing is guessed, nothing is ignored."""
 
+from pathlib import Path
+
 import pytest
 
 from modelfleet.hardware_profiles.errors import ProfileError
@@ -92,6 +94,12 @@ def test_there_is_a_profile_for_every_kind_of_device_and_every_runtime():
     expected = """linux-cpu-float linux-cpu-int8 raspberry-pi-5 nvidia-rtx nvidia-datacenter jetson-orin mac-mlx mac-coreml
         iphone-coreml android-arm64 browser-wasm"""
     assert set(profiles) >= set(expected.split())
+
+
+def test_the_documentation_lists_every_profile():
+    page = (Path(__file__).parents[3] / "docs" / "converters.md").read_text()
+    missing = [name for name, profile in load_profiles().items() if f"| `{name}` | {profile.runtime} |" not in page]
+    assert missing == []
 
 
 def test_a_profile_that_says_nothing_takes_the_first_precision_and_keeps_free_dimensions():

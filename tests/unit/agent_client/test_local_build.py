@@ -1,6 +1,7 @@
 """A runtime whose variants the device builds for itself: built, proved and pinned there, or not opened at all."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -405,3 +406,30 @@ def test_a_directory_needs_room_for_what_is_built(directory: Directory, build: C
     model = sum(entry.length for entry in directory.manifest.files if entry.role != "golden")
     assert space_bytes({"onnxruntime": build}, directory.manifest) == 3 * model
     assert space_bytes({}, directory.manifest) == 0
+
+
+def test_a_builder_ends_with_its_agent(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from modelfleet.agent_client.confined import run_confined\n"
+        f"command = [sys.executable, '-c', {HELD!r}, {str(tmp_path / 'pid')!r}]\n"
+        f"run_confined(command, stderr=Path({str(tmp_path / 'said')!r}), timeout_seconds=60, memory_bytes=2**30,"
+        " file_bytes=2**20, look=lambda: None)\n"
+    )
+    agent = subprocess.Popen([sys.executable, "-c", program])
+    assert eventually(lambda: (tmp_path / "pid").read_text().endswith(";"))
+    builder = int((tmp_path / "pid").read_text().rstrip(";"))
+    agent.kill()
+    agent.wait()
+    assert eventually(lambda: not alive(builder))
+
+
+HELD = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()};'); time.sleep(60)"
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and was not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,7 +1,7 @@
 """An ONNX model, operator by operator, in the vocabulary of `graph.json`; whatever has no rule is refused by name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto
@@ -15,20 +15,38 @@ from modelfleet.converters.graphs import graphs
 from modelfleet.converters.mlx.expand import expand
 from modelfleet.converters.mlx.rules_basic import BASIC, Rule
 from modelfleet.converters.mlx.rules_layers import LAYERS
-from modelfleet.converters.mlx.source import DTYPES, Known, Scope, Source, UnsupportedError, array_of, type_name
+from modelfleet.converters.mlx.rules_windows import WINDOWS
+from modelfleet.converters.mlx.source import (
+    DTYPES,
+    Known,
+    Scope,
+    Source,
+    UnsupportedError,
+    array_of,
+    type_name,
+    unused_name,
+)
 from modelfleet.converters.normalise import opset_of
 from modelfleet.signer.manifest import Tensor
 
 
 @dataclass(kw_only=True)
 class Lowered:
-    """A model in our vocabulary: nodes in order, and the constants they read, in their own types."""
+    """A model in our vocabulary: nodes in order, and the constants they read, in their own types.
+
+    prepare: nodes that read constants alone and run once, when the model is opened.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     nodes: list[Node]
     constants: dict[str, Array]
     taken: set[str]
+    prepare: list[Node] = field(default_factory=list[Node])
+
+    def fresh(self, hint: str) -> str:
+        """Return a name that no value has."""
+        return unused_name(self.taken, hint)
 
 
 def lower(model: ModelProto, profile: str) -> Lowered:
@@ -41,7 +59,7 @@ def lower(model: ModelProto, profile: str) -> Lowered:
     Raises:
         ConversionError: an operator, an attribute or a type that MLX has not; names the node.
     """
-    model = expand(model, {*BASIC, *LAYERS, *_CONTROL})
+    model = expand(model, _RULES)
     known = _known(model, profile)
     taken = {name for graph in graphs(model) for node in graph.node for name in (*node.input, *node.output)}
     taken |= {value.name for graph in graphs(model) for value in (*graph.input, *graph.output)}
@@ -66,7 +84,7 @@ def _lower_graph(graph: GraphProto, scope: Scope) -> None:
             raise ConversionError("", scope.profile, f"tensor {tensor.name!r}: {error}") from error
     for node in graph.node:
         source = Source(node, scope)
-        rule = _CONTROL.get(node.op_type) or BASIC.get(node.op_type) or LAYERS.get(node.op_type)
+        rule = _RULES.get(node.op_type)
         where = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         before = len(scope.nodes)
         try:
@@ -122,7 +140,7 @@ def _scan(source: Source) -> None:
     )
 
 
-_CONTROL: Final[Mapping[str, Rule]] = {"If": _branch, "Loop": _loop, "Scan": _scan}
+_RULES: Final[Mapping[str, Rule]] = {**BASIC, **WINDOWS, **LAYERS, "If": _branch, "Loop": _loop, "Scan": _scan}
 
 
 def _known(model: ModelProto, profile: str) -> dict[str, Known]:

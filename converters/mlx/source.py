@@ -59,11 +59,7 @@ class Scope:
 
     def fresh(self, hint: str) -> str:
         """Return a name that no value has."""
-        count = len(self.taken)
-        while (name := f"{hint[:900]}.{count}") in self.taken:
-            count += 1
-        self.taken.add(name)
-        return name
+        return unused_name(self.taken, hint)
 
 
 class Source:
@@ -88,7 +84,7 @@ class Source:
             return value.decode("utf-8")
         if isinstance(value, TensorProto):
             return array_of(value)
-        return list(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
+        return [*value] if hasattr(value, "append") else value
 
     def has(self, name: str) -> bool:
         """Return whether the node has that attribute."""
@@ -161,6 +157,15 @@ class Source:
         )
         self.scope.nodes.append(node)
         return names[0] or ""
+
+
+def unused_name(taken: set[str], hint: str) -> str:
+    """Return a name that is not among those taken, and take it."""
+    count = len(taken)
+    while (name := f"{hint[:900]}.{count}") in taken:
+        count += 1
+    taken.add(name)
+    return name
 
 
 def array_of(tensor: TensorProto) -> Array:

@@ -148,9 +148,7 @@ def _windows(x: Value, axis: int, kernel: int, stride: int, dilation: int, count
     return [x[at(axis, x.ndim, slice(start, start + (count - 1) * stride + 1, stride))] for start in starts]
 
 
-def _pool(
-    x: Value, kernel: Sizes, strides: Sizes, around: Pairs, dilations: Sizes, counts: list[int], name: str
-) -> Value:
+def _pool(x: Value, kernel: Sizes, strides: Sizes, dilations: Sizes, counts: list[int], name: str) -> Value:
     # A window's maximum (or sum) is that over one axis after the other.
     for axis in range(len(kernel)):
         parts = _windows(x, 1 + axis, kernel[axis], strides[axis], dilations[axis], counts[axis])
@@ -176,7 +174,7 @@ def max_pool(
     around = paddings(value.shape[1:-1], kernel, strides, pads, dilations, padding)
     counts = _pooled_sizes(value.shape[1:-1], kernel, strides, around, dilations, ceil)
     padded = _padded(value, kernel, strides, around, dilations, counts, lowest(dtype_of(value)))
-    return _pool(padded, kernel, strides, around, dilations, counts, "maximum")
+    return _pool(padded, kernel, strides, dilations, counts, "maximum")
 
 
 def max_pool_indices(
@@ -251,7 +249,7 @@ def average_pool(
     around = paddings(sizes, kernel, strides, pads, dilations, padding)
     counts = _pooled_sizes(sizes, kernel, strides, around, dilations, ceil)
     padded = _padded(value, kernel, strides, around, dilations, counts, 0)
-    total = _pool(padded, kernel, strides, around, dilations, counts, "add")
+    total = _pool(padded, kernel, strides, dilations, counts, "add")
     held: Any = np.ones(1)
     for axis in range(len(kernel)):
         low, high = around[axis]
@@ -279,7 +277,7 @@ def lp_pool(
     counts = _pooled_sizes(value.shape[1:-1], kernel, strides, around, dilations, ceil)
     powers = mx.power(mx.abs(value), like(p, value))
     padded = _padded(powers, kernel, strides, around, dilations, counts, 0)
-    return mx.power(_pool(padded, kernel, strides, around, dilations, counts, "add"), like(1 / p, value))
+    return mx.power(_pool(padded, kernel, strides, dilations, counts, "add"), like(1 / p, value))
 
 
 def local_response(x: Value, /, *, size: int, alpha: float, beta: float, bias: float) -> Value:

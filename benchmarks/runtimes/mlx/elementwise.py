@@ -116,6 +116,16 @@ def cast_like(x: Value, other: Value, /) -> Value:
     return cast(x, dtype_of(other))
 
 
+def widen(x: Value, /) -> Value:
+    """X in float32 where it is float16, else as it is."""
+    return cast(x, "float32") if dtype_of(x) == "float16" else x
+
+
+def narrow(x: Value, /) -> Value:
+    """X in float16 where it is float32, else as it is."""
+    return cast(x, "float16") if dtype_of(x) == "float32" else x
+
+
 def bit_cast(x: Value, /, *, dtype: Dtype) -> Value:
     """The bits of x as another dtype of the same size."""
     value = device(x)
@@ -307,6 +317,8 @@ ELEMENTWISE: Final[Mapping[str, Callable[..., Any]]] = {
     "cast": cast_to,
     "cast_like": cast_like,
     "bit_cast": bit_cast,
+    "widen": widen,
+    "narrow": narrow,
     "is_inf": is_inf,
     "relu": relu,
     "leaky_relu": leaky_relu,

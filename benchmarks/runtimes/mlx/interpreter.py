@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
 import numpy as np
 
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.runtimes.mlx.graph import Body, Node
-from modelfleet.benchmarks.runtimes.mlx.values import Value, device, host, ints, lift, mx
+from modelfleet.benchmarks.runtimes.mlx.values import Value, as_array, device, host, ints, lift, mx
 from modelfleet.benchmarks.runtimes.mlx.vocabulary import bind
 
 MAX_TRIPS: Final = 1_000_000
@@ -67,14 +68,14 @@ def run(steps: tuple[Step, ...], environment: Environment) -> None:
             raise
         except Exception as error:
             raise MeasureError(f"node {step.name!r} ({step.op}): {error}") from error
-        results = found if isinstance(found, (tuple, list)) else (found,)
+        results: list[Value] = list(found) if isinstance(found, (tuple, list)) else [found]  # pyright: ignore[reportUnknownArgumentType] - Any
         if len(results) < len(step.outputs):
             raise MeasureError(
                 f"node {step.name!r} ({step.op}): expected {len(step.outputs)} outputs, got {len(results)}"
             )
         for name, value in zip(step.outputs, results, strict=False):
             if name is not None:
-                environment[name] = np.asarray(value) if isinstance(value, np.generic) else value
+                environment[name] = as_array(value)
         for name in step.done:
             environment.pop(name, None)
 
@@ -167,15 +168,20 @@ def _loop(node: Node) -> Callable[..., list[Value]]:
     return compute
 
 
+_SCAN: Final = ("scanned", "input_axes", "output_axes", "input_reversed", "output_reversed")
+
+
 def _scan(node: Node) -> Callable[..., list[Value]]:
     """Scan: inputs (carried ..., scanned ...), both along axes that the attributes name."""
-    (body,) = _blocks(node, ("body",), ("scanned", "input_axes", "output_axes", "input_reversed", "output_reversed"))
+    (body,) = _blocks(node, ("body",), _SCAN)
     given: dict[str, Any] = node.attributes
-    lists = [given[name] for name in ("input_axes", "output_axes", "input_reversed", "output_reversed")]
-    count = given["scanned"]
-    whole = type(count) is int and all(isinstance(each, list) and all(type(n) is int for n in each) for each in lists)
-    carried = len(node.inputs) - count if whole else -1
-    if carried < 0 or body.arity[0] != len(node.inputs) or body.arity[1] != len(node.outputs):
+    try:
+        count = msgspec.convert(given["scanned"], Annotated[int, msgspec.Meta(ge=1, le=len(node.inputs))])
+        lists = [msgspec.convert(given[name], list[int]) for name in _SCAN[1:]]
+    except msgspec.ValidationError as error:
+        raise MeasureError(f"scan: expected whole numbers: {error}") from error
+    carried = len(node.inputs) - count
+    if body.arity[0] != len(node.inputs) or body.arity[1] != len(node.outputs):
         raise MeasureError(f"scan: expected a body of {len(node.inputs)} inputs, got {body.arity}")
     if [len(each) for each in lists] != [count, len(node.outputs) - carried] * 2:
         raise MeasureError("scan: expected an axis and a direction for each scanned input and output")

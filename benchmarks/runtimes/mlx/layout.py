@@ -12,6 +12,7 @@ from modelfleet.benchmarks.runtimes.mlx.values import (
     Value,
     at,
     axis_of,
+    counting,
     device,
     dtype_of,
     host,
@@ -185,8 +186,8 @@ def pad(
 
 def _pad_by_index(x: Value, around: Mapping[int, tuple[int, int]], mode: str) -> Value:
     for axis, (before, after) in around.items():
-        places: Any = np.arange(x.shape[axis])
-        places = places[max(-before, 0) : len(places) - max(-after, 0)]
+        whole = counting(x.shape[axis])
+        places: Any = whole[max(-before, 0) : len(whole) - max(-after, 0)]
         pad_places: Any = np.pad
         places = pad_places(places, (max(before, 0), max(after, 0)), mode)
         x = mx.take(x, mx.array(places.astype(np.int32)), axis=axis)

@@ -1,5 +1,6 @@
 """Operations on quantized numbers: MLX's own packed weights, and ONNX's scales and zero points."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
@@ -35,7 +36,7 @@ def dequantize_packed(
     scale, bias = cast(device(scales), dtype), cast(device(biases), dtype)
     found = mx.dequantize(device(weight), scale, bias, group_size=group_size, bits=bits)
     rows = found.shape[0]
-    count = int(np.prod(shape)) // rows
+    count = math.prod(shape) // rows
     return found[:, :count].reshape(shape)
 
 
@@ -124,7 +125,7 @@ def _conv_integer(
 ) -> Value:
     """Return the convolution of whole numbers of -255..255, int32, exactly: 256 products at a time (see exact_matmul)."""
     left, right = x.astype(mx.float32), weight.astype(mx.float32)
-    step = max(256 // max(int(np.prod(weight.shape[1:-1])), 1), 1)
+    step = max(256 // max(math.prod(weight.shape[1:-1]), 1), 1)
     if groups > 1 or weight.shape[-1] <= step:
         found = conv(left, right, strides=strides, pads=pads, dilations=dilations, groups=groups, padding=padding)
         return mx.round(found).astype(mx.int32)

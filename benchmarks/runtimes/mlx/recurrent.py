@@ -86,7 +86,8 @@ def _biases(bias: Value | None, place: int, size: int, x: Value) -> tuple[Value,
 
 
 def rnn(
-    x: Value, weights: Value, recurrent: Value, bias: Value | None = None, lengths: Value | None = None, start: Value | None = None,
+    x: Value, weights: Value, recurrent: Value, bias: Value | None = None, lengths: Value | None = None,
+    start: Value | None = None,
     /, *, hidden: int, direction: Direction, activations: Activations, limit: float = 0.0, batch_first: bool = False,
 ) -> tuple[Value, ...]:  # fmt: skip
     """A simple recurrent layer: all states, and the last."""
@@ -105,7 +106,8 @@ def rnn(
 
 
 def gru(
-    x: Value, weights: Value, recurrent: Value, bias: Value | None = None, lengths: Value | None = None, start: Value | None = None,
+    x: Value, weights: Value, recurrent: Value, bias: Value | None = None, lengths: Value | None = None,
+    start: Value | None = None,
     /, *, hidden: int, direction: Direction, activations: Activations, limit: float = 0.0, batch_first: bool = False,
     linear_before_reset: bool = False,
 ) -> tuple[Value, ...]:  # fmt: skip
@@ -132,7 +134,8 @@ def gru(
 
 
 def lstm(
-    x: Value, weights: Value, recurrent: Value, bias: Value | None = None, lengths: Value | None = None, start: Value | None = None,
+    x: Value, weights: Value, recurrent: Value, bias: Value | None = None, lengths: Value | None = None,
+    start: Value | None = None,
     cell: Value | None = None, peepholes: Value | None = None,
     /, *, hidden: int, direction: Direction, activations: Activations, limit: float = 0.0, batch_first: bool = False,
     coupled: bool = False,

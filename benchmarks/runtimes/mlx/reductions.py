@@ -12,6 +12,7 @@ from modelfleet.benchmarks.runtimes.mlx.values import (
     at,
     axis_of,
     cast,
+    counting,
     device,
     dtype_of,
     highest,
@@ -23,6 +24,7 @@ from modelfleet.benchmarks.runtimes.mlx.values import (
     lowest,
     mx,
     number,
+    on_host,
 )
 
 
@@ -51,7 +53,9 @@ def _reduction(
 
 def _reduce(module: Any, name: str, value: Value, axes: tuple[int, ...], keep_dims: bool) -> Value:
     dtype = dtype_of(value)
-    if name in ("sum", "prod") and not value.size:  # nothing to add: MLX is not asked, of which some versions never answer
+    if (
+        name in ("sum", "prod") and not value.size
+    ):  # nothing to add: MLX is not asked, of which some versions never answer
         return cast(module.full(_reduced(value, axes, keep_dims), 0 if name == "sum" else 1), dtype)
     if name in ("max", "min"):
         return _extreme(module, name, value, axes, keep_dims)
@@ -289,7 +293,7 @@ def trilu(x: Value, k: Value | None = None, /, *, upper: bool) -> Value:
     value = device(x)
     rows, columns = value.shape[-2:]
     offset = 0 if k is None else ints(k)[0]
-    distance = np.arange(columns)[None, :] - np.arange(rows)[:, None]
+    distance = counting(columns)[None, :] - counting(rows)[:, None]
     kept = mx.array(distance >= offset if upper else distance <= offset)
     return mx.where(kept, value, mx.zeros((), dtype=value.dtype)) if value.size else value
 
@@ -316,7 +320,7 @@ def _square(value: Value) -> Value:
 
 
 def _sqrt(value: Value) -> Value:
-    return np.sqrt(value) if isinstance(value, np.ndarray) else mx.sqrt(value)
+    return np.sqrt(value) if on_host(value) else mx.sqrt(value)
 
 
 def _log(value: Value) -> Value:
@@ -324,7 +328,7 @@ def _log(value: Value) -> Value:
 
 
 def _abs(value: Value) -> Value:
-    return abs(value) if isinstance(value, np.ndarray) else mx.abs(value)
+    return abs(value) if on_host(value) else mx.abs(value)
 
 
 def numbers_from(start: Value, limit: Value, delta: Value, /) -> Value:
@@ -333,8 +337,7 @@ def numbers_from(start: Value, limit: Value, delta: Value, /) -> Value:
     first, end, step = number(start), number(limit), number(delta)
     count = max(math.ceil((end - first) / step), 0)
     if dtype.startswith(("int", "uint")):
-        found = (np.arange(count, dtype=np.int64) * int(step) + int(first)).astype(dtype)
-        return found
+        return (np.arange(count, dtype=np.int64) * int(step) + int(first)).astype(dtype)
     return mx.array(first, dtype=MX_DTYPES[dtype]) + mx.arange(count, dtype=MX_DTYPES[dtype]) * mx.array(
         step, dtype=MX_DTYPES[dtype]
     )

@@ -8,7 +8,18 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from modelfleet.benchmarks.runtimes.mlx.convolution import Sizes
-from modelfleet.benchmarks.runtimes.mlx.values import Value, cast, device, dtype_of, host, ints, kind_of, like, mx
+from modelfleet.benchmarks.runtimes.mlx.values import (
+    Value,
+    cast,
+    counting,
+    device,
+    dtype_of,
+    host,
+    ints,
+    kind_of,
+    like,
+    mx,
+)
 
 Coordinates = Literal[
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize"
@@ -109,9 +120,13 @@ def _along(
     size = x.shape[axis]
     if mode == "nearest":
         index: Any = _NEAREST[nearest](places).clip(0, size - 1).astype(np.int32)
-        return x if len(index) == size and (index == np.arange(size)).all() else mx.take(x, mx.array(index), axis=axis)
+        return (
+            x
+            if len(index) == size and np.array_equal(index, counting(size))
+            else mx.take(x, mx.array(index), axis=axis)
+        )
     weights = _weights(size, places, min(factor, 1.0) if antialias else 1.0, mode, cubic, exclude)
-    if weights.shape == (size, size) and (weights == np.eye(size)).all():
+    if weights.shape == (size, size) and np.array_equal(weights, np.eye(size)):
         return x
     wide = x if dtype_of(x) in ("float32", "float64") else x.astype(mx.float32)
     found = mx.moveaxis(wide, axis, -1) @ cast(mx.array(weights.T.astype(np.float32)), dtype_of(wide))
@@ -174,9 +189,10 @@ def grid_sample(
         found = _pixels(flat, [mx.round(point) for point in points], sizes, padding, align_corners)
         return found.reshape([*value.shape[:2], *steps])
     offsets = (0, 1) if mode == "linear" else (-1, 0, 1, 2)
-    found = None
+    found: Value = None
     for corner in itertools.product(offsets, repeat=rank):
-        weight, pixels = None, list[Value]()
+        weight: Value = None
+        pixels = list[Value]()
         for point, offset in zip(points, corner, strict=True):
             base = mx.floor(point)
             part = _kernel(mode, point - base - offset)
@@ -184,7 +200,6 @@ def grid_sample(
             pixels.append(base + offset)
         read = _pixels(flat, pixels, sizes, padding, align_corners) * weight[:, None, :]
         found = read if found is None else found + read
-    assert found is not None
     return found.reshape([*value.shape[:2], *steps]).astype(value.dtype)
 
 
@@ -206,7 +221,8 @@ def _kernel(mode: str, distance: Value) -> Value:
 
 def _pixels(flat: Value, pixels: list[Value], sizes: Sequence[int], padding: str, align_corners: bool) -> Value:
     """Return x (N, C, elements) at whole places (N, P) of each axis."""
-    inside, index = None, None
+    inside: Value = None
+    index: Value = None
     for place, size in zip(pixels, sizes, strict=True):
         if padding == "reflection":
             place = _reflected(place, size, align_corners)
@@ -214,7 +230,6 @@ def _pixels(flat: Value, pixels: list[Value], sizes: Sequence[int], padding: str
         inside = here if inside is None else inside & here
         whole = mx.clip(place, 0, size - 1).astype(mx.int32)
         index = whole if index is None else index * size + whole
-    assert index is not None and inside is not None
     shape = [flat.shape[0], flat.shape[1], index.shape[-1]]
     found = mx.take_along_axis(flat, mx.broadcast_to(index[:, None, :], shape), axis=2)
     return mx.where(inside[:, None, :], found, like(0, found)) if padding == "zeros" else found
@@ -270,27 +285,26 @@ def deform_conv(
     kh, kw = kernel.shape[2:]
     places = kh * kw
     moved = moved.reshape([n * offset_groups, places, 2, rows * columns])
-    base_y: Any = (np.arange(rows) * strides[0] - pads[0])[None, :, None] + (np.arange(places) // kw * dilations[0])[
+    base_y: Any = (counting(rows) * strides[0] - pads[0])[None, :, None] + (counting(places) // kw * dilations[0])[
         :, None, None
     ]
-    base_x: Any = (np.arange(columns) * strides[1] - pads[1])[None, None, :] + (np.arange(places) % kw * dilations[1])[
+    base_x: Any = (counting(columns) * strides[1] - pads[1])[None, None, :] + (counting(places) % kw * dilations[1])[
         :, None, None
     ]
     base_y, base_x = (
-        np.broadcast_to(each, (places, rows, columns)).reshape(1, places, -1).astype(np.float32)
+        np.ascontiguousarray(np.broadcast_to(each, (places, rows, columns)), dtype=np.float32).reshape(1, places, -1)
         for each in (base_y, base_x)
     )
     y, across = moved[:, :, 0] + mx.array(base_y), moved[:, :, 1] + mx.array(base_x)
     flat = value.reshape([n * offset_groups, channels // offset_groups, height * width])
     points = [each.reshape([n * offset_groups, -1]) for each in (y, across)]
-    read = None
+    read: Value = None
     for corner in itertools.product((0, 1), repeat=2):
         bases = [mx.floor(point) for point in points]
         weights = [_kernel("linear", p - b - o) for p, b, o in zip(points, bases, corner, strict=True)]
         pixels = [b + o for b, o in zip(bases, corner, strict=True)]
         part = _pixels(flat, pixels, (height, width), "zeros", False) * (weights[0] * weights[1])[:, None, :]
         read = part if read is None else read + part
-    assert read is not None
     read = read.reshape([n, offset_groups, channels // offset_groups, places, rows * columns])
     if mask is not None:
         read = read * device(mask).reshape([n, offset_groups, 1, places, rows * columns])

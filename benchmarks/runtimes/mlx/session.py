@@ -12,7 +12,7 @@ from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.runtimes.mlx.graph import MAX_GRAPH_BYTES, Graph, parse_graph
 from modelfleet.benchmarks.runtimes.mlx.interpreter import Environment, plan, run
 from modelfleet.benchmarks.runtimes.mlx.tensors import read_tensors
-from modelfleet.benchmarks.runtimes.mlx.values import MX_DTYPES, Value, device, dtype_of, host, mx
+from modelfleet.benchmarks.runtimes.mlx.values import MX_DTYPES, Value, device, dtype_of, host, mx, on_host
 from modelfleet.benchmarks.session import Array, Inputs, Outputs, shape_fits
 from modelfleet.signer.manifest import Tensor
 
@@ -30,7 +30,7 @@ class MlxSession:
         self._steps = plan(self.graph.nodes, outputs)
         with self._on_device():
             self._constants = self.prepared(self.stored)
-            mx.eval([value for value in self._constants.values() if not isinstance(value, np.ndarray)])
+            mx.eval([value for value in self._constants.values() if not on_host(value)])
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -51,7 +51,7 @@ class MlxSession:
             given = [_given(inputs[tensor.name], tensor) for tensor in self.inputs]
             try:
                 found = self.compute(given, self._constants)
-                mx.eval([value for value in found if not isinstance(value, np.ndarray)])
+                mx.eval([value for value in found if not on_host(value)])
             except MeasureError:
                 raise
             except Exception as error:

@@ -49,7 +49,7 @@ def read_tensors(path: Path) -> dict[str, tuple[str, Array]]:
         kind = np.dtype("uint16" if entry.dtype == "BF16" else DTYPES[entry.dtype])
         if first != end or last - first != math.prod(entry.shape) * kind.itemsize or start + last > len(data):
             raise MeasureError(
-                f"{path.name}: {name!r}: expected {entry.dtype}{[*entry.shape]} right after the tensor before, got {first}..{last}"
+                f"{path.name}: {name!r}: expected {entry.dtype}{[*entry.shape]} after the one before, got {first}..{last}"
             )
         raw = data[start + first : start + last]
         found[name] = (DTYPES[entry.dtype], np.frombuffer(raw, kind.newbyteorder("<")).reshape(entry.shape))

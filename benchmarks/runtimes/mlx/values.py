@@ -28,17 +28,29 @@ _NAMES: Final = {dtype: name for name, dtype in MX_DTYPES.items()}
 
 def on_host(value: Value) -> bool:
     """Return whether numpy holds the value."""
-    return isinstance(value, np.ndarray)
+    kind: Any = np.ndarray
+    return isinstance(value, kind)
+
+
+def as_array(value: Value) -> Value:
+    """Return what numpy answers as a scalar as an array without dimensions."""
+    kind: Any = np.generic
+    return np.asarray(value) if isinstance(value, kind) else value
 
 
 def device(value: Value) -> Value:
     """Return the value as an array of MLX, of the same dtype."""
-    return mx.array(value, dtype=MX_DTYPES[value.dtype.name]) if isinstance(value, np.ndarray) else value
+    return mx.array(value, dtype=MX_DTYPES[value.dtype.name]) if on_host(value) else value
 
 
 def host(value: Value) -> Any:
     """Return the value as an array of numpy; waits for the device (and cannot be traced) where MLX holds it."""
-    return value if isinstance(value, np.ndarray) else np.array(value)
+    return value if on_host(value) else np.array(value)
+
+
+def counting(count: int) -> Any:
+    """Return 0, 1, ... as numpy has them."""
+    return np.arange(count)
 
 
 def lift(*values: Value) -> tuple[Any, list[Value]]:

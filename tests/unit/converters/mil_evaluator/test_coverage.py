@@ -16,7 +16,7 @@ OF_PROGRAMS = {"cond", "const", "while_loop", *(name for name in OPERATIONS if "
 """Those of test_program.py."""
 
 
-def tested() -> set[str]:
+def covered() -> set[str]:
     return {case.op for case in (*CASES, *(one.case for one in (*PEERS, *KNOWN)))} | OF_PROGRAMS | compressed()
 
 
@@ -42,9 +42,9 @@ def written() -> set[str]:
 
 
 def test_every_operation_of_the_table_is_tested() -> None:
-    assert sorted(set(OPERATIONS) - tested()) == []
+    assert sorted(set(OPERATIONS) - covered()) == []
 
 
 def test_every_operation_that_the_converter_writes_is_evaluated_and_tested() -> None:
     assert len(written()) > 30
-    assert sorted(written() - tested()) == []
+    assert sorted(written() - covered()) == []

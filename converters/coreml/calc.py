@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
-from coremltools.converters.mil import Builder as _mb
+from coremltools.converters import mil as _mil
 from coremltools.converters.mil.mil import types as _types
 
 from modelfleet.converters.coreml.values import NUMPY_TYPES, Array, Operand, RefusedError, dims, is_known
 
-mb: Any = _mb  # coremltools has no types
+mb: Any = _mil.Builder  # coremltools has no types
 mil_types: Any = _types
 Known = Callable[..., Any]
 

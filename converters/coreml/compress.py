@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import coremltools.optimize.coreml as _optimize
-import numpy as np
 
 from modelfleet.converters.coreml.palette import palette_of
 from modelfleet.converters.coreml.values import Array
@@ -21,7 +20,9 @@ LEAST_ELEMENTS: Final = 512
 BLOCKS: Final = (32, 16, 8)
 """Sizes of 4-bit blocks: the largest that divides the weight's input channels."""
 PALETTE_BITS: Final[Mapping[Precision, int]] = {Precision.PALETTE8: 8, Precision.PALETTE6: 6, Precision.PALETTE4: 4}
-_PRECISIONS: Final = frozenset({Precision.FLOAT, Precision.FP16, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS, *PALETTE_BITS})
+_PRECISIONS: Final = frozenset(
+    {Precision.FLOAT, Precision.FP16, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS, *PALETTE_BITS}
+)
 _COMPRESSED: Final = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense")
 
 
@@ -54,7 +55,9 @@ def compress(
         return model, {}
     if precision is Precision.FP16:
         if not _computes_in_half(model):
-            raise ConversionError("", profile, f"{precision}: expected operators of floats, got none: nothing was changed")
+            raise ConversionError(
+                "", profile, f"{precision}: expected operators of floats, got none: nothing was changed"
+            )
         return model, {}
     weights, kept = _weights(model, keep)
     configs = {name: _config(precision, weight) for name, weight in weights.items()}

@@ -15,10 +15,21 @@ from modelfleet.converters.coreml.calc import dims, is_known, type_of
 from modelfleet.converters.coreml.fold import fold
 from modelfleet.converters.coreml.node import Node
 from modelfleet.converters.coreml.operators import OPERATORS
-from modelfleet.converters.coreml.values import MAX_RANK, DType, Operand, RefusedError, Value, known_value, mil_type
+from modelfleet.converters.coreml.values import (
+    MAX_RANK,
+    DType,
+    Operand,
+    RefusedError,
+    Value,
+    known_value,
+    mil_type,
+    shown,
+)
 from modelfleet.converters.errors import ConversionError
 
 Environment = MutableMapping[str, Value]
+_TAKES_EMPTY = frozenset({"Concat", "If", "Resize", "Shape", "Size"})
+"""Operators whose first input may have no elements: Core ML has no such tensors, so what is empty must be known."""
 
 
 class Lowering:
@@ -46,7 +57,9 @@ class Lowering:
             except Exception as error:  # coremltools raises whatever it meets
                 raise ConversionError(name, self.profile, f"{node.op_type}: {_first_line(error)}") from error
             environment.update(values)
-            names = [value.variable.op.name for value in values.values() if value.variable is not None and value.variable.op]
+            names = [
+                value.variable.op.name for value in values.values() if value.variable is not None and value.variable.op
+            ]
             self.made.setdefault(name, []).extend(names)
 
     def _node(
@@ -58,6 +71,10 @@ class Lowering:
         names = [output for output in node.output if output]
         if folded is not None:
             return dict(zip(names, folded, strict=True))
+        if node.op_type not in _TAKES_EMPTY and inputs and inputs[0] is not None and 0 in inputs[0].shape:
+            raise RefusedError(
+                f"expected a tensor with elements, got {node.input[0]!r} of shape {shown(inputs[0].shape)}"
+            )
         found = Node(
             op=node.op_type,
             name=name,
@@ -67,6 +84,8 @@ class Lowering:
             dtypes=[dtypes.get(output) for output in node.output],
             attributes={attribute.name: _attribute(attribute) for attribute in node.attribute},
         )
+        if node.op_type == "If" and not node.domain:
+            return self._choice(node, found, environment)
         lowering = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if lowering is None:
             return self._body(node, found, environment)
@@ -79,6 +98,14 @@ class Lowering:
             for output, result in zip(node.output, results, strict=False)
             if output
         }
+
+    def _choice(self, node: NodeProto, found: Node, environment: Environment) -> dict[str, Value]:
+        known = found.need_known(0, "the condition of If")
+        name = "then_branch" if bool(known.reshape(-1)[0]) else "else_branch"
+        branch: GraphProto = found.attribute(name)
+        inner = dict(environment)
+        self.graph(branch, inner, found.name)
+        return {output: inner[value.name] for output, value in zip(node.output, branch.output, strict=True) if output}
 
     def _body(self, node: NodeProto, found: Node, environment: Environment) -> dict[str, Value]:
         body = function_body(node, found)
@@ -107,12 +134,12 @@ def _value(result: Operand, dtype: DType | None, node: Node) -> Value:
     kind = type_of(result)
     if len(dims(result)) > MAX_RANK:
         node.refuse(f"expected at most {MAX_RANK} dimensions, got {len(dims(result))}")
-    if 0 in dims(result):
-        node.refuse(f"expected tensors with elements, got a result of shape {[*dims(result)]}")
     if dtype is None:
         dtype = _dtype_of(kind, node)
     if mil_type(dtype) != kind:
         raise TypeError(f"expected a result of {mil_type(dtype)}, got {kind}")
+    if 0 in dims(result) and None not in dims(result):
+        return known_value(np.zeros([dim or 0 for dim in dims(result)], dtype))
     held = result.val
     if held is not None and kind in ("int32", "bool"):
         return known_value(np.asarray(held).astype(dtype))

@@ -114,6 +114,13 @@ def _hard_swish(node: Node) -> Operand:
     return mb.mul(x=x, y=mb.sigmoid_hard(x=x, alpha=like(1 / 6, x), beta=like(0.5, x)))
 
 
+def _shrink(node: Node) -> Operand:
+    x, limit = node[0], node.attribute("lambd", 0.5)
+    bias = like(node.attribute("bias", 0.0), x)
+    above = calc.where(calc.greater(x, like(limit, x)), calc.sub(x, bias), like(0, x))
+    return calc.where(calc.less(x, like(-limit, x)), calc.add(x, bias), above)
+
+
 def _dropout(node: Node) -> tuple[Operand, ...]:
     if node.has(2):
         training = node.need_known(2, "the training mode")
@@ -144,6 +151,7 @@ LOWERINGS: Final[Mapping[str, Callable[[Node], Any]]] = {
     "Softmax": _softmax,
     "LogSoftmax": _log_softmax,
     "Hardmax": _hardmax,
+    "Shrink": _shrink,
     "Dropout": _dropout,
     "Identity": lambda node: mb.identity(x=node[0]),
 }

@@ -150,7 +150,11 @@ def _transposed_pads(
             node.refuse("expected a size known before the run for output_shape or auto_pad, got a free one")
         wanted = shape[-count:][index] if shape is not None else size * strides[index]
         full = (size - 1) * strides[index] + extra[index] + (kernel[index] - 1) * dilations[index] + 1
-        total = max(full - wanted, 0)
+        total = full - wanted
+        if total < 0:  # more is asked for than there is: zeros at the end
+            begins.append(0)
+            ends.append(total)
+            continue
         small, large = total // 2, total - total // 2
         begins.append(small if auto == "SAME_UPPER" else large)
         ends.append(large if auto == "SAME_UPPER" else small)

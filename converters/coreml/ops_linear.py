@@ -21,10 +21,7 @@ def matmul(x: Operand, y: Operand) -> Operand:
     row, column = len(dims(x)) == 1, len(dims(y)) == 1
     x = calc.unsqueeze(x, [0]) if row else x
     y = calc.unsqueeze(y, [1]) if column else y
-    if calc.is_known(x) and calc.is_known(y):
-        found = np.matmul(x, y)
-    else:
-        found = mb.matmul(x=x, y=y)
+    found = np.matmul(x, y) if calc.is_known(x) and calc.is_known(y) else mb.matmul(x=x, y=y)
     axes = [axis for axis, dropped in ((-2, row), (-1, column)) if dropped]
     if not axes:
         return found

@@ -11,6 +11,9 @@ from modelfleet.converters.coreml.node import Node
 from modelfleet.converters.coreml.ops_convolution import pads_of, window
 from modelfleet.converters.coreml.values import Operand, dims
 
+MAX_PLACES: Final = 128
+"""Of a window that is written out place by place: a dilated one, or one whose indices are asked for."""
+
 
 class _Window:
     """A pooling window: sizes per spatial dimension, and the padding with what `ceil_mode` adds at the end."""
@@ -73,8 +76,8 @@ def _max_pool(node: Node) -> Operand | tuple[Operand, ...]:
 
 def _tap_slices(node: Node, x: Operand, shape: _Window) -> list[tuple[tuple[int, ...], Operand]]:
     """Return for each place of the window where it lies, and x as that place sees it."""
-    if int(np.prod(shape.kernel)) > 64:
-        node.refuse(f"expected a window of at most 64 places, got {shape.kernel}")
+    if int(np.prod(shape.kernel)) > MAX_PLACES:
+        node.refuse(f"expected a window of at most {MAX_PLACES} places, got {shape.kernel}")
     sizes = dims(x)[2:]
     if None in sizes:
         node.refuse("expected sizes known before the run for a dilated window, got free ones")

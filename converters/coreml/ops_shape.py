@@ -8,7 +8,7 @@ import numpy as np
 from modelfleet.converters.coreml import calc
 from modelfleet.converters.coreml.calc import ints, mb
 from modelfleet.converters.coreml.node import Node
-from modelfleet.converters.coreml.values import Operand, dims, fixed_dims, is_known
+from modelfleet.converters.coreml.values import NUMPY_TYPES, Operand, dims, fixed_dims, is_known
 
 
 def _shape(node: Node) -> Operand:
@@ -167,11 +167,16 @@ def _split(node: Node) -> tuple[Operand, ...]:
             return tuple(mb.split(x=x, num_splits=count, axis=axis)) if count > 1 else (mb.identity(x=x),)
         each = -(-length // count)
         sizes = [min(each, length - each * index) for index in range(count)]
-    if min(sizes) <= 0:
+    full = [size for size in sizes if size > 0]
+    if min(sizes) < 0 or not full:
         node.refuse(f"expected parts with elements, got sizes {sizes}")
-    if len(sizes) == 1:
-        return (mb.identity(x=x),)
-    return tuple(mb.split(x=x, split_sizes=ints(sizes), axis=axis))
+    parts = iter(mb.split(x=x, split_sizes=ints(full), axis=axis) if len(full) > 1 else (mb.identity(x=x),))
+    return tuple(next(parts) if size else _nothing(x, axis) for size in sizes)
+
+
+def _nothing(x: Operand, axis: int) -> Operand:
+    shape = [0 if index == axis else dim for index, dim in enumerate(fixed_dims(x))]
+    return np.zeros(shape, NUMPY_TYPES[calc.type_of(x)])
 
 
 def _split_at_run(x: Operand, sizes: Operand, axis: int, count: int) -> tuple[Operand, ...]:

@@ -239,3 +239,39 @@ def instance_norm(node: NodeProto, build: Builder) -> Sequence[str] | None:
         build.op("Reshape", name, build.constant([1, -1] + [1] * (len(shape) - 2), np.int64)) for name in node.input[1:]
     ]
     return [build.op("Add", build.op("Mul", build.op("Div", centred, spread), columns[0]), columns[1])]
+
+
+def gelu(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """Gelu by tanh, written out: LiteRT computes another approximation."""
+    if attribute(node, "approximate", "none") != "tanh":
+        return None
+    x = node.input[0]
+    cube = build.op("Mul", build.op("Mul", x, x), x)
+    inner = build.op("Add", x, build.op("Mul", cube, build.constant(0.044715, np.float32)))
+    tanh = build.op("Tanh", build.op("Mul", inner, build.constant((2 / np.pi) ** 0.5, np.float32)))
+    half = build.op("Mul", x, build.constant(0.5, np.float32))
+    return [build.op("Mul", half, build.op("Add", tanh, build.constant(1, np.float32)))]
+
+
+def reduce_bool(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """ReduceMax and ReduceMin of bools, in int32."""
+    if build.kind(node.input[0]) != TensorProto.BOOL:
+        return None
+    found = build.op(node.op_type, build.cast(node.input[0], INT32), *node.input[1:], **without(node))
+    return [build.op("Greater", found, build.constant(0, np.int32))]
+
+
+def wrapped_indices(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """GatherElements by indices that come in: negative ones count from the end, which LiteRT refuses."""
+    shape, indices = build.shape(node.input[0]), node.input[1]
+    axis = attribute(node, "axis", 0)
+    if build.value(indices) is not None or not shape or shape[axis] is None or build.kind(indices) != INT64:
+        return None
+    asked = build.cast(indices, INT32)
+    size = build.constant(shape[axis], np.int32)
+    below = build.op("Less", asked, build.constant(0, np.int32))
+    return [
+        build.op(
+            "GatherElements", node.input[0], build.op("Where", below, build.op("Add", asked, size), asked), axis=axis
+        )
+    ]

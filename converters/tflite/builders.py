@@ -26,9 +26,14 @@ def own_builders() -> Iterator[None]:
 
 def _where(node: Any, ctx: Any) -> None:
     from onnx2tf.tflite_builder.ir import OperatorIR
+    from onnx2tf.tflite_builder.op_builders import elementwise as _elementwise
 
-    names = [value.name for value in node.inputs]
+    cast: Any = getattr(_elementwise, "_cast_tensor_if_needed")  # noqa: B009 - as above
+    condition, *taken = (value.name for value in node.inputs)
     output = node.outputs[0].name
-    for name in (*names, output):
+    for name in (condition, *taken, output):
         ctx.ensure_tensor(name)
-    ctx.add_operator(OperatorIR(op_type="SELECT_V2", inputs=names, outputs=[output]))
+    wanted = str(ctx.get_tensor_dtype(output)).upper()
+    # It keeps some whole numbers in int32 where ONNX says int64.
+    same = [cast(ctx=ctx, src_name=name, dst_dtype=wanted, base_name=f"{output}_{k}") for k, name in enumerate(taken)]
+    ctx.add_operator(OperatorIR(op_type="SELECT_V2", inputs=[condition, *same], outputs=[output]))

@@ -16,6 +16,7 @@ from modelfleet.converters.tflite.expand import expanded, folded
 from modelfleet.converters.tflite.flatbuffer import require_builtin
 from modelfleet.converters.tflite.float import OnnxToTfError, to_flatbuffer
 from modelfleet.converters.tflite.quantize import PRECISIONS, QuantizeError, quantized
+from modelfleet.converters.tflite.refuse import require_convertible
 from modelfleet.converters.tflite.rewrite import rewrite
 from modelfleet.converters.tflite.rules import EARLY, RULES
 from modelfleet.converters.tflite.types import widen
@@ -25,13 +26,14 @@ ENTRY = "model.tflite"
 FUSED = frozenset({"Add", "BatchNormalization", "Clip", "Relu", "Reshape"})
 
 
-def prepared(source: ModelProto) -> tuple[ModelProto, Interface]:
-    """Return the model as onnx2tf gets it right, and what its inputs and outputs were."""
+def prepared(source: ModelProto, profile: str) -> tuple[ModelProto, Interface]:
+    """Return the model as onnx2tf gets it right, and what its inputs and outputs were (ConversionError: it has no such form)."""
     model, interface = bounded(source)
     model = expanded(rewrite(model, EARLY))
     replain(model)
     for _ in range(2):
         model = rewrite(folded(model), RULES)
+    require_convertible(model, profile)
     widen(model)
     del model.graph.value_info[:]
     return model, interface
@@ -53,7 +55,7 @@ class ToTfLite:
         if precision is not Precision.FLOAT and precision not in PRECISIONS:
             offered = sorted([Precision.FLOAT, *PRECISIONS])
             raise ConversionError("", profile.name, f"expected a precision of {offered}, got {precision}")
-        model, interface = prepared(read_model(model_path))
+        model, interface = prepared(read_model(model_path), profile.name)
         try:
             content = to_flatbuffer(model, [port.tensor for port in interface.inputs])
         except OnnxToTfError as error:

@@ -94,14 +94,16 @@ def _set_recipe(work: Any, precision: Precision, keep: list[str]) -> None:
 
 
 def _samples(content: bytes, interface: Interface, calibration: GoldenSet) -> Iterator[dict[str, Array]]:
+    """Yield the samples as one batch where the batch is free, since ranges of batches are averaged; else one by one."""
     types = signature_types(content)
-    for index in range(min(len(calibration), MOST_SAMPLES)):
+    ports = [port for port in interface.inputs if port.tensor in types]
+    count = min(len(calibration), MOST_SAMPLES)
+    if all(port.shape[:1] == (None,) for port in ports):
+        yield {port.tensor: calibration.inputs[port.name][:count].astype(types[port.tensor]) for port in ports}
+        return
+    for index in range(count):
         sample = calibration.sample(index)
-        yield {
-            port.tensor: np.ascontiguousarray(sample[port.name]).astype(types[port.tensor])
-            for port in interface.inputs
-            if port.tensor in types
-        }
+        yield {port.tensor: np.ascontiguousarray(sample[port.name]).astype(types[port.tensor]) for port in ports}
 
 
 def _require_changed(after: bytes, precision: Precision) -> None:

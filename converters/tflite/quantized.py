@@ -80,11 +80,8 @@ def conv_integer(node: NodeProto, build: Builder) -> Sequence[str] | None:
 
 
 def qlinear_matmul(node: NodeProto, build: Builder) -> Sequence[str] | None:
-    """QLinearMatMul: quantize(dequantize(a) @ dequantize(b)), summed in whole numbers."""
+    """QLinearMatMul: quantize((a - zero) @ (b - zero) * scales); sums beyond 2^24 are rounded before they are to 8 bits."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.input
-    shape = build.shape(a)
-    if not shape or shape[-1] is None or shape[-1] * 255 * 255 > EXACT_IN_FLOAT:
-        return None
     if any(build.shape(name) not in ((), (1,)) for name in (a_scale, a_zero, b_scale, b_zero, y_scale, y_zero)):
         return None
     left, right = _less(build, a, a_zero, rows=True), _less(build, b, b_zero, rows=False)
@@ -99,7 +96,7 @@ def qlinear_conv(node: NodeProto, build: Builder) -> Sequence[str] | None:
     """QLinearConv: quantize(conv(x - zero, w - zero) * scales + bias)."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, bias = (*node.input, "")[:9]
     shape = build.fixed(w)
-    if shape is None or int(np.prod(shape[1:])) * 255 * 255 > EXACT_IN_FLOAT:
+    if shape is None:
         return None
     left = _less(build, x, x_zero, rows=False)
     offset = _per_channel(build, w_zero, len(shape), first=True)

@@ -1,8 +1,8 @@
 """`make bench SUITE=quantize`: every precision of ONNX Runtime beside float, through the conversion that a build runs.
 
 Models: digits-large (examples/digits_large, 326,000 parameters: a network as people make them, with more than the task needs),
-digits 1.2.0 (examples/digits, 9,930 parameters: made small by hand) and `ic` of MLPerf Tiny (examples/mlperf_tiny). Sizes are of the
-variants' files against the file of the model given. Accuracy is of the golden set with labels, on which no model was trained;
+digits 1.2.0 (examples/digits, 9,930 parameters: made small by hand) and `ic` of MLPerf Tiny (examples/mlperf_tiny). Sizes are of
+the variants' files against the file of the model given. Accuracy is of the golden set with labels, on which no model was trained;
 pruned variants were fitted to its first third and judged by its second, so accuracy is shown for the last third as well, and the
 smallest variant must hold on both. The samples that came with `ic` are noise without labels: they calibrate it and time it,
 and say nothing of its accuracy; it is not pruned.
@@ -233,7 +233,6 @@ def show_rows(comparison: Comparison) -> None:
         "same class",
         "p50 µs",
         "× float",
-        "",
     )
     show(title, columns, rows)
 

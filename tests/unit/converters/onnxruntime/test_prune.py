@@ -173,7 +173,7 @@ def digits() -> GoldenSet:
     return load_golden(DIGITS.parent / "golden.npz")
 
 
-@pytest.mark.parametrize(("precision", "smaller"), [(PRUNED[0], 4), (PRUNED[1], 10), (PRUNED[2], 18)])
+@pytest.mark.parametrize(("precision", "smaller"), [(PRUNED[0], 3), (PRUNED[1], 7), (PRUNED[2], 14)])
 def test_pruned_digits_are_much_smaller_within_two_points(tmp_path: Path, profile, digits, precision, smaller):
     before = DIGITS.read_bytes()
     converted = ToOnnxRuntime().convert(DIGITS, tmp_path, precision, digits, profile)

@@ -46,8 +46,8 @@ def normalise(
     copy = ModelProto()
     copy.CopyFrom(model)
     copy = inliner.inline_local_functions(copy)
-    copy = _raise_opset(copy, profile.name)
     fix_initializers(copy)
+    copy = _raise_opset(copy, profile.name)
     remove_pass_through(copy)
     _set_batch(copy, profile.batch)
     if profile.axes is Axes.FIX:

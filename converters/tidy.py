@@ -10,6 +10,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from modelfleet.converters.graphs import graphs, places, subgraphs
 
+CONSTANTS_SINCE: Final = 4
+"""The IR version from which an initializer need not be listed as an input."""
 _WHOLE: Final = frozenset({TensorProto.INT32, TensorProto.INT64})
 _SMALLEST_MERGED: Final = 256
 """Elements. Small vectors of floats (biases) stay apart: quantizers give each a scale of its own."""
@@ -21,6 +23,7 @@ def fix_initializers(model: ModelProto) -> None:
     kept = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, CONSTANTS_SINCE)
 
 
 def merge_duplicates(model: ModelProto) -> None:

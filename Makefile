@@ -14,7 +14,7 @@ export UV_NO_PROGRESS ?= 1
 export UV_PYTHON_DOWNLOADS ?= never
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast check format bench docs clean
+.PHONY: help setup gpu-env demo test test-fast check format bench docs clean
 
 help:            ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,6 +40,10 @@ $(WEB): converters/browser/package-lock.json
 	@if ! command -v npm >/dev/null; then echo "no browser target: missing npm (Debian: apt-get install nodejs npm), then: make setup"; \
 		elif ! (cd converters/browser && npm ci --ignore-scripts --no-audit --no-fund --silent); then echo "no browser target: npm ci failed"; \
 		else touch $@; fi
+
+# ONNX Runtime for the CPU and for the GPU are the same module, so that one environment cannot hold both.
+gpu-env: $(UV)   ## create .venv-gpu, for a machine with an NVIDIA GPU; then: .venv-gpu/bin/python -m pytest -m hardware
+	@UV_PROJECT_ENVIRONMENT=.venv-gpu $(UV) sync --quiet --locked --group gpu --extra onnxruntime-gpu --extra tensorrt-rtx
 
 demo: $(STAMP)   ## run the main job on this machine; ARGS=--serve leaves the service running
 	@$(BIN)/python -m examples.demo $(ARGS)

@@ -256,3 +256,23 @@ def test_a_model_that_onnxruntime_does_not_load_names_node_and_profile(models, t
 )
 def test_finds_the_node_in_a_message_of_onnxruntime(message: str, node: str):
     assert named_in(message) == node
+
+
+def test_an_old_model_whose_initializers_are_inputs_too_keeps_them_as_constants(tmp_path: Path):
+    # Raising the opset of such a model by onnx's converter loses track of them.
+    names = ("scale", "shift", "mean", "var")
+    vectors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [8]) for name in names]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 8, 1, 1])
+    weights = [helper.make_tensor(name, TensorProto.FLOAT, [8], np.arange(1.0, 9.0)) for name in names]
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", *names], ["y"], name="norm"),
+        helper.make_node("Dropout", ["y"], ["z"], name="drop", ratio=0.5),
+    ]
+    output = helper.make_tensor_value_info("z", TensorProto.FLOAT, [5, 8, 1, 1])
+    graph = helper.make_graph(nodes, "old", [image, *vectors], [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3)
+    normal = normalise(model, tmp_path, PROFILE)
+    assert [value.name for value in normal.graph.input] == ["x"]
+    assert opset_of(normal) == 17
+    x = X.reshape(5, 8, 1, 1)
+    assert np.allclose(answer(normal, x), answer(model, x))

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from modelfleet.agent_client import Model, ModelError, open_model
+from modelfleet.agent_client.benchmark import measure_variant
 from modelfleet.agent_client.errors import BenchmarkError, LocalBuildError
 from modelfleet.agent_client.local_build import build_here, is_built, space_bytes
 from modelfleet.agent_client.storage import Disk
 from modelfleet.benchmarks.errors import MeasureError
+from modelfleet.benchmarks.golden import GoldenSet, save_golden
 from modelfleet.benchmarks.runtimes.local_build import (
     BUILT_NAME,
     PIN_NAME,
@@ -29,6 +31,7 @@ from modelfleet.benchmarks.runtimes.local_build import (
 )
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.benchmarks.session import Session
+from modelfleet.signer.desired import Limits as RolloutLimits
 from modelfleet.signer.desired import Release
 from modelfleet.signer.manifest import ManifestFile, encode_manifest
 from modelfleet.signer.names import sha256_of
@@ -318,6 +321,25 @@ def test_a_build_of_another_order_is_refused(directory: Directory, build: CopyBu
     (directory.folder / ORDER).write_bytes(json.dumps({"act": "other"}).encode())
     with pytest.raises(MeasureError, match="expected a build of the order"):
         open_built(build, directory.folder / ORDER, pin_name=UNPROVED_NAME)
+
+
+def test_bytes_of_another_digest_are_refused(directory: Directory, build: CopyBuild) -> None:
+    directory.build(build)
+    built = directory.folder / BUILT_NAME
+    data = built.read_bytes()
+    built.chmod(0o644)
+    built.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(MeasureError, match=r"\.built: expected .* of sha256"):
+        open_built(build, directory.folder / ORDER, pin_name=UNPROVED_NAME)
+
+
+def test_what_the_server_could_not_run_needs_the_originals_answers_to_be_proved_here(directory: Directory) -> None:
+    golden = GoldenSet(inputs={"image": np.ones((8, 4), np.float32)}, expected={}, labels=np.zeros(8, np.int64))
+    save_golden(golden, directory.folder / "golden.npz")
+    described = {name: getattr(directory.manifest, name) for name in directory.manifest.__struct_fields__}
+    manifest = type(directory.manifest)(**{**described, "entry": "model.onnx", "runtime": "tensorrt-rtx"})
+    with pytest.raises(BenchmarkError, match=r"expected the original's answers of \['scores'\], got none"):
+        measure_variant(directory.folder, manifest, {"tensorrt-rtx": OnnxRuntimeSession}, RolloutLimits())
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ _MODULES: Final = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 class Port(msgspec.Struct, frozen=True, kw_only=True):
     """One input or output: what it is to the application, and which tensor of the flatbuffer it is.
 
-    tensor: the flatbuffer's name of it; "" where nothing reads the input. flat: the flatbuffer has it in another shape, of the same
-    elements in the same order.
+    tensor: the flatbuffer's name of it. flat: the flatbuffer has it in another shape, of the same elements in the same
+    order.
     """
 
     name: str

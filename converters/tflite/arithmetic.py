@@ -15,10 +15,11 @@ def arg_last(node: NodeProto, build: Builder) -> Sequence[str] | None:
     """ArgMax and ArgMin that take the last of equal values: the first of the mirrored axis."""
     if not attribute(node, "select_last_index", 0):
         return None
-    axis, shape = attribute(node, "axis", 0), build.shape(node.input[0])
-    if not shape or shape[axis] is None:
+    axis: int = attribute(node, "axis", 0)
+    shape = build.shape(node.input[0])
+    size = shape[axis] if shape else None
+    if not shape or size is None:
         return None
-    size = shape[axis] or 0
     mirrored = build.op(
         "Gather", node.input[0], build.constant(np.arange(size)[::-1].copy(), np.int64), axis=axis % len(shape)
     )
@@ -108,8 +109,8 @@ def bitwise_xor(node: NodeProto, build: Builder) -> Sequence[str] | None:
 def bitwise_not(node: NodeProto, build: Builder) -> Sequence[str] | None:
     """BitwiseNot: -1 - x of signed, the greatest value - x of unsigned types."""
     kind = build.kind(node.input[0])
-    greatest = {TensorProto.UINT8: 255, TensorProto.UINT16: 65535, TensorProto.UINT32: 2**32 - 1}
-    signed = {TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64}
+    greatest: dict[int, int] = {TensorProto.UINT8: 255, TensorProto.UINT16: 65535, TensorProto.UINT32: 2**32 - 1}
+    signed: set[int] = {TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64}
     if kind not in greatest and kind not in signed:
         return None
     wide = INT64 if kind in (TensorProto.UINT32, TensorProto.INT64) else INT32

@@ -4,13 +4,13 @@ onnx2tf computes Where as c * x + (1 - c) * y, which is wrong where the value no
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 
 @contextlib.contextmanager
-def own_builders() -> Iterator[None]:
+def own_builders() -> Generator[None]:
     """Let onnx2tf use our builders meanwhile."""
     from onnx2tf.tflite_builder import op_registry as _op_registry
 

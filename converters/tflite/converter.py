@@ -11,6 +11,7 @@ from modelfleet.benchmarks.session import Session
 from modelfleet.converters.converter import Converted
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import read_model
+from modelfleet.converters.tflite.batch import holds_batches, is_free, of_one
 from modelfleet.converters.tflite.boundary import bounded, replain
 from modelfleet.converters.tflite.expand import expanded, folded
 from modelfleet.converters.tflite.flatbuffer import require_builtin
@@ -67,13 +68,22 @@ class ToTfLite:
                 content, interface = quantized(content, precision, interface, calibration, keep)
             except QuantizeError as error:
                 raise ConversionError("", profile.name, str(error)) from error
-        (out_dir / ENTRY).write_bytes(content)
-        append_interface(out_dir / ENTRY, interface)
-        return Converted(entry=ENTRY, files=(ENTRY,))
+        entry = out_dir / ENTRY
+        _write(entry, content, interface)
+        free = is_free(interface)
+        if free and not holds_batches(open_litert(entry), calibration):
+            _write(entry, content, of_one(interface))
+            free = False
+        return Converted(entry=ENTRY, files=(ENTRY,), report={"batch": "free" if free else "fixed"})
 
     def open(self, entry: Path) -> Session:
         """Open the variant with LiteRT (MeasureError: it does not load)."""
         return open_litert(entry)
+
+
+def _write(entry: Path, content: bytes, interface: Interface) -> None:
+    entry.write_bytes(content)
+    append_interface(entry, interface)
 
 
 def _values_of(model: ModelProto, nodes: frozenset[str]) -> list[str]:

@@ -230,9 +230,10 @@ def pad(node: NodeProto, build: Builder) -> Sequence[str] | None:
 
 
 def _befores(build: Builder, pads: str, axes: str, rank: int) -> list[str] | None:
-    count = build.fixed(axes)[0] if axes and build.fixed(axes) else rank
-    if axes and not build.fixed(axes):
+    counted = build.fixed(axes) if axes else (rank,)
+    if not counted:
         return None
+    count = counted[0]
     starts = build.op(
         "Slice", build.cast(pads, INT32), build.constant([0], np.int64), build.constant([count], np.int64)
     )
@@ -256,9 +257,9 @@ def split(node: NodeProto, build: Builder) -> Sequence[str] | None:
     """Split by sizes that come in."""
     if len(node.input) < 2 or not node.input[1] or build.value(node.input[1]) is not None:
         return None
-    axis = attribute(node, "axis", 0)
+    axis: int = attribute(node, "axis", 0)
     shapes = [build.fixed(name) for name in node.output]
-    sizes = [shape[axis] for shape in shapes if shape is not None]
+    sizes: list[int] = [shape[axis] for shape in shapes if shape is not None]
     if len(sizes) != len(shapes) or 0 in sizes:
         return None
     return build.ops("Split", [node.input[0], build.constant(sizes, np.int64)], len(sizes), axis=axis)
@@ -275,10 +276,11 @@ def affine_grid(node: NodeProto, build: Builder) -> Sequence[str] | None:
 
 def center_crop_pad(node: NodeProto, build: Builder) -> Sequence[str] | None:
     """CenterCropPad to a shape that comes in."""
-    shape, axes = build.fixed(node.output[0]), attribute(node, "axes")
+    shape: tuple[int, ...] | None = build.fixed(node.output[0])
+    axes: list[int] = attribute(node, "axes", [])
     if build.value(node.input[1]) is not None or shape is None:
         return None
-    asked = [shape[axis] for axis in axes] if axes else shape
+    asked: list[int] = [shape[axis] for axis in axes] if axes else [*shape]
     return [build.op("CenterCropPad", node.input[0], build.constant(asked, np.int64), **without(node))]
 
 

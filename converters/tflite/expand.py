@@ -66,7 +66,7 @@ def _written_out(model: ModelProto, nodes: list[NodeProto], kinds: dict[str, Typ
 
 
 def _definition(node: NodeProto, opset: int, kinds: list[TypeProto]) -> FunctionProto | None:
-    schema = defs.get_schema(node.op_type, opset)
+    schema: Any = defs.get_schema(node.op_type, opset)  # its methods have no types
     function = FunctionProto()
     if schema.has_context_dependent_function:
         versions = [each for each in schema.context_dependent_function_opset_versions if each <= opset]

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _last(said: str, error: BaseException | None) -> str:
 
 
 @contextlib.contextmanager
-def _hushed(folder: Path) -> Iterator[io.StringIO]:
+def _hushed(folder: Path) -> Generator[io.StringIO]:
     # It prints progress bars, and warns and logs; it also writes into the folder where it stands.
     said, there, disabled = io.StringIO(), Path.cwd(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)

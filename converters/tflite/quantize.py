@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -58,8 +58,11 @@ def quantized(
             _set_recipe(work, precision, keep)
             ranges: Any = None
             if work.need_calibration:
-                samples = [*_samples(content, interface, calibration)]
-                ranges = work.calibrate({_SIGNATURE: samples}, num_threads=1)
+                found = [
+                    work.calibrate({_SIGNATURE: [sample]}, num_threads=1)
+                    for sample in _samples(content, interface, calibration)
+                ]
+                ranges = _widest(found)
             result = bytes(work.quantize(ranges).quantized_model)
         except MemoryError:
             raise
@@ -93,8 +96,20 @@ def _set_recipe(work: Any, precision: Precision, keep: list[str]) -> None:
         work.update_quantization_recipe(scope, everything, algorithm_key=algorithms.NO_QUANTIZE)
 
 
+def _widest(found: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return the least and greatest value of every tensor over all batches; the quantizer itself averages them."""
+    widest: dict[str, dict[str, Any]] = {}
+    for ranges in found:
+        for name, limits in ranges.items():
+            known = widest.setdefault(name, dict(limits))
+            if "min" in limits and "max" in limits:
+                known["min"] = np.minimum(known["min"], limits["min"])
+                known["max"] = np.maximum(known["max"], limits["max"])
+    return widest
+
+
 def _samples(content: bytes, interface: Interface, calibration: GoldenSet) -> Iterator[dict[str, Array]]:
-    """Yield the samples as one batch where the batch is free, since ranges of batches are averaged; else one by one."""
+    """Yield the samples as one batch where the batch is free, else one by one."""
     types = signature_types(content)
     ports = [port for port in interface.inputs if port.tensor in types]
     count = min(len(calibration), MOST_SAMPLES)
@@ -127,7 +142,7 @@ def _renamed(before: bytes, after: bytes, interface: Interface, precision: Preci
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
+def _hushed() -> Generator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     said = io.StringIO()

@@ -1,13 +1,14 @@
 """Rules for operators of quantized ONNX models: computed in float and int32, as their definitions say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from modelfleet.converters.tflite.rewrite import FLOAT, INT32, Builder, attribute
 
-LIMITS = {
+LIMITS: Final[Mapping[int, tuple[int, int]]] = {
     TensorProto.UINT8: (0, 255),
     TensorProto.INT8: (-128, 127),
     TensorProto.UINT16: (0, 65535),
@@ -15,7 +16,7 @@ LIMITS = {
     TensorProto.UINT4: (0, 15),
     TensorProto.INT4: (-8, 7),
 }
-EXACT_IN_FLOAT = 1 << 24
+EXACT_IN_FLOAT: Final = 1 << 24
 """Whole numbers up to this have a float32 each."""
 
 
@@ -32,7 +33,7 @@ def quantize(node: NodeProto, build: Builder) -> Sequence[str] | None:
     rounded = build.op("Round", build.op("Div", x, build.cast(scale, FLOAT)))
     if zero:
         rounded = build.op("Add", rounded, build.cast(offset, FLOAT))
-    low, high = LIMITS[kind]
+    low, high = LIMITS[int(kind)]
     clipped = build.op(
         "Min", build.op("Max", rounded, build.constant(low, np.float32)), build.constant(high, np.float32)
     )

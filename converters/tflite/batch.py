@@ -1,0 +1,56 @@
+"""Does a variant with a free batch answer several samples as it answers each? The proof asks it for one at a time.
+
+onnx2tf writes some shapes down with the batch that it saw. Where that shows, the batch is fixed at one, as it is proved.
+"""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from modelfleet.benchmarks.errors import MeasureError
+from modelfleet.benchmarks.golden import GoldenSet
+from modelfleet.benchmarks.runtimes.litert import Interface, Port
+from modelfleet.benchmarks.session import Array, Outputs, Session
+
+SAMPLES: Final = 3
+RTOL: Final = 1e-3
+
+
+def is_free(interface: Interface) -> bool:
+    """Return whether an input has a free dimension."""
+    return any(None in port.shape for port in interface.inputs)
+
+
+def holds_batches(session: Session, samples: GoldenSet) -> bool:
+    """Return whether `SAMPLES` samples at once have the answers that each has by itself; False where there are too few."""
+    if len(samples) < SAMPLES:
+        return False
+    try:
+        together = session.run({name: array[:SAMPLES] for name, array in samples.inputs.items()})
+        single = [session.run(samples.sample(index)) for index in range(SAMPLES)]
+    except MeasureError:
+        return False
+    return all(_same(name, value, single) for name, value in together.items())
+
+
+def of_one(interface: Interface) -> Interface:
+    """Return the interface with a batch of one."""
+
+    def fixed(port: Port) -> Port:
+        return msgspec.structs.replace(port, shape=(1, *port.shape[1:])) if port.shape[:1] == (None,) else port
+
+    return Interface(inputs=tuple(map(fixed, interface.inputs)), outputs=tuple(map(fixed, interface.outputs)))
+
+
+def _same(name: str, together: Array, single: list[Outputs]) -> bool:
+    values = [each[name] for each in single]
+    if any(value.shape[:1] != (1,) for value in values):
+        return False
+    apart = np.concatenate(values)
+    if apart.shape != together.shape:
+        return False
+    if apart.dtype.kind != "f":
+        return bool(np.array_equal(apart, together))
+    scale = float(np.max(np.abs(apart), initial=0.0))
+    return bool(np.allclose(apart, together, rtol=RTOL, atol=RTOL * scale))

@@ -70,6 +70,5 @@ def test_only_mil_errors_come_of_a_damaged_file(name: str, saved: Path, tmp_path
             answered += 1
         except MilError:
             refused += 1
-        assert time.perf_counter() - started < LONGEST_SECONDS
     assert refused > 0
     assert answered + refused == 2 * MUTATIONS

@@ -117,16 +117,20 @@ def test_lists_carry_tensors_out_of_a_loop(tmp_path: Path) -> None:
 
 
 def test_fp16_is_rounded_once_an_operation(tmp_path: Path) -> None:
-    """A sum of 4,096 ones is exact where it is accumulated in fp32; in fp16 it would stop at 2,048."""
-    ones = np.ones((1, 4096), np.float16)
+    """2^-13 squared is nothing in fp16, and a quarter added to 2,048 is lost: not so before an operation's end."""
+    x = np.full((1, 4096), 0.25, np.float16)
+    x[0, 0] = 2048
+    small = np.full((1, 4096), 2**-13, np.float16)
 
-    def program(x: Any) -> Any:
-        return mb.reduce_sum(x=x, axes=[1]), mb.matmul(x=x, y=x, transpose_y=True), mb.add(x=x, y=np.float16(2**-12))
+    def program(x: Any, small: Any) -> Any:
+        squares = mb.reduce_sum_square(x=small, axes=[1])
+        return mb.reduce_sum(x=x, axes=[1]), mb.add(x=x, y=np.float16(0.25)), squares
 
-    package = save(program, {"x": ones}, tmp_path, precision=ct.precision.FLOAT16)
-    total, product, sum_ = MilProgram(package).run({"x": ones}).values()
-    assert (total.dtype, float(total[0]), float(product[0, 0])) == (np.float16, 4096.0, 4096.0)
-    assert float(sum_[0, 0]) == 1.0
+    package = save(program, {"x": x, "small": small}, tmp_path, precision=ct.precision.FLOAT16)
+    total, sums, squares = MilProgram(package).run({"x": x, "small": small}).values()
+    assert (total.dtype, float(total[0])) == (np.float16, 3072.0)
+    assert (float(sums[0, 0]), float(sums[0, 1])) == (2048.0, 0.5)
+    assert float(squares[0]) == 2**-14
 
 
 DTYPES = ("float16", "float32", "int8", "uint8", "int16", "uint16", "int32")

@@ -5,6 +5,7 @@ error that says why not and carries the figures known by then.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ from modelfleet.signer.manifest import ManifestLimits, Role
 GOLDEN: Final = "golden.npz"
 LOCATE_SHARE: Final = 0.3
 """Of the time left to a step: kept for finding the node where it ran past its limits, 10 s at most."""
+SAMPLES_ELSEWHERE: Final = 20
+"""Timed of what is not what the device runs: an evaluator may take seconds for each."""
 Report = Callable[[Progress], None]
 
 
@@ -57,7 +60,7 @@ class Proved:
     """A variant that holds: its files in `folder`, and every figure.
 
     proof: parity, tolerance, inputs, outputs (`prove.prove`); bench: figures of `prove.benchmark`; scan: of the source;
-    converted: the converter's own report; float_layers: nodes that were kept in float.
+    converted: the converter's own report; figures: what a row of the table shows; float_layers: nodes that were kept in float.
     """
 
     precision: Precision
@@ -70,14 +73,10 @@ class Proved:
     bench: Mapping[str, Any]
     scan: Mapping[str, Any]
     converted: Mapping[str, Any]
+    figures: Mapping[str, Any]
     float_layers: tuple[str, ...]
     started_at: datetime
     seconds: float
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """What a row of the table shows."""
-        return figures_of(self.evidence, self.bench)
 
 
 def attempt(
@@ -106,10 +105,15 @@ def attempt(
     report(Progress(step="benchmark", precision=precision))
     limits = limits_of(wanted, labelled=proof["parity"]["accuracy"] is not None)
     asked = {"entry": str(entry), "device_golden": str(golden), "tolerance": proof["tolerance"], "runs": wanted.runs}
-    asked |= {"latency_ms": limits.latency_ms, "batch_bytes": limits.memory_bytes}
+    elsewhere = not_run_here(converted["report"])
+    if elsewhere:
+        asked |= {"samples": SAMPLES_ELSEWHERE}
+    else:
+        asked |= {"latency_ms": limits.latency_ms, "batch_bytes": limits.memory_bytes}
     bench = steps.run("benchmark", asked)
     evidence = _evidence(precision, proof["parity"], bench, size_bytes)
-    _require_gates(wanted, limits, evidence, proof, bench)
+    figures = {**figures_of(evidence, bench), "not_run_here": elsewhere}
+    _require_gates(_gate_of(wanted, limits, proof, elsewhere), wanted, evidence, figures)
     return Proved(
         precision=precision,
         folder=folder,
@@ -119,6 +123,7 @@ def attempt(
         limits=limits,
         proof=proof,
         bench=bench,
+        figures=figures,
         scan=converted["scan"],
         converted=converted["report"],
         float_layers=float_layers,
@@ -178,6 +183,18 @@ def figures_of(evidence: Evidence, bench: Mapping[str, Any]) -> dict[str, Any]:
     return {**shown, "p50_ms": bench["p50_ms"], "p95_ms": bench["p95_ms"], "batch": bench.get("batch")}
 
 
+def not_run_here(report: Mapping[str, Any]) -> str:
+    """Return why what the device runs was not run here but something equal in answers, "" where it was.
+
+    Converters tell so by `not_run_here` (a reason) or `proved: network` in their report. Latency and memory are those of the
+    substitute then, so that the limits are for the device to judge, which measures before it activates.
+    """
+    reason = report.get("not_run_here")
+    if reason:
+        return str(reason)
+    return "built on the device; its network was proved" if report.get("proved") == "network" else ""
+
+
 def limits_of(wanted: Wanted, *, labelled: bool) -> ManifestLimits:
     """Return the stricter of what the profile and the model card ask."""
     profile, asked = wanted.profile.limits, wanted.limits
@@ -204,18 +221,22 @@ def _evidence(precision: Precision, parity: Mapping[str, Any], bench: Mapping[st
     )
 
 
-def _require_gates(
-    wanted: Wanted, limits: ManifestLimits, evidence: Evidence, proof: Mapping[str, Any], bench: Mapping[str, Any]
-) -> None:
-    gate = wanted.gate.limited(
+def _gate_of(wanted: Wanted, limits: ManifestLimits, proof: Mapping[str, Any], elsewhere: str) -> Gate:
+    """Return the thresholds; of a variant that was not run here, none of latency and memory."""
+    gate = wanted.gate.limited(accuracy=limits.accuracy, max_mismatch_share=proof["tolerance"]["mismatch_share"])
+    if elsewhere:
+        return replace(gate, latency_ms=math.inf, memory_bytes=None)
+    return gate.limited(
         latency_ms=limits.latency_ms,
-        accuracy=limits.accuracy,
         memory_bytes=limits.memory_bytes,
-        max_mismatch_share=proof["tolerance"]["mismatch_share"],
+        max_mismatch_share=gate.max_mismatch_share,
     )
+
+
+def _require_gates(gate: Gate, wanted: Wanted, evidence: Evidence, figures: Mapping[str, Any]) -> None:
     failures = judge(evidence, gate, wanted.baseline)
     if not failures:
         return
     perfect = replace(evidence, accuracy=evidence.original_accuracy, mismatch_share=0.0)
     hopeless = bool(judge(perfect, gate, wanted.baseline))
-    raise GateError(wanted.profile.name, failures, figures=figures_of(evidence, bench), hopeless=hopeless)
+    raise GateError(wanted.profile.name, failures, figures=figures, hopeless=hopeless)

@@ -27,7 +27,8 @@ class Candidate:
 
     verdict: "held": it holds tolerance, limits and gates, and another one was preferred. ratio: the original file's bytes over
     the variant's. points_lost: of accuracy, in points of 100 (negative: gained). float_layers: nodes that stayed in float
-    because the variant does not hold without them. batch: as `batching.BatchFigures`.
+    because the variant does not hold without them. batch: as `batching.BatchFigures`. not_run_here: why times and memory are a
+    substitute's, "" where they are the variant's own.
     """
 
     precision: str
@@ -46,6 +47,7 @@ class Candidate:
     original_accuracy: float | None = None
     points_lost: float | None = None
     batch: Mapping[str, Any] | None = None
+    not_run_here: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """Return the row as plain JSON values, without what is not known."""
@@ -71,6 +73,7 @@ class Row:
             verdict=verdict,
             reason=reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…",
             float_layers=self.float_layers,
+            not_run_here=str(self.figures.get("not_run_here", ""))[:MAX_REASON],
             ratio=round(self.source_bytes / size, 3) if size else None,
             points_lost=None if accuracy is None or original is None else round((original - accuracy) * 100, 4),
             **known,

@@ -68,10 +68,11 @@ def benchmark(request: Mapping[str, Any]) -> Mapping[str, object]:
 
     Args:
         request: `entry`, `device_golden`: files; `tolerance`; `runs`; `profile`; `latency_ms`, `batch_bytes`: limits of a
-            batch, None: no batches are measured.
+            batch, None: no batches are measured; `samples`: only the first so many, None: all.
     """
     profile = profile_of(request["profile"])
     golden = load_golden(Path(request["device_golden"]))
+    golden = golden.head(request.get("samples") or len(golden))
     tolerance = msgspec.convert(request["tolerance"], Tolerance)
     converter, entry = converter_for(profile), Path(request["entry"])
     opened: list[Session] = []
@@ -80,7 +81,8 @@ def benchmark(request: Mapping[str, Any]) -> Mapping[str, object]:
         opened.append(converter.open(entry))
         return opened[0]
 
-    found = measure(open_entry, golden, runs=request["runs"], tolerance=tolerance).to_dict()
+    runs = min(request["runs"], request.get("samples") or request["runs"])
+    found = measure(open_entry, golden, runs=runs, tolerance=tolerance).to_dict()
     if request.get("latency_ms") is None:
         return found
     limits = BatchLimits(latency_ms=request["latency_ms"], memory_bytes=request["batch_bytes"])

@@ -95,9 +95,10 @@ def shown_batch(row: Candidate) -> str:
 
 
 def shown_reason(row: Candidate) -> str:
-    """Return why a row was refused, or which layers stayed in float."""
+    """Return why a row was refused, which layers stayed in float, and whose times these are where they are not the variant's."""
+    elsewhere = f"times are not the device's: {row.not_run_here}" if row.not_run_here else ""
     kept = f"in float: {', '.join(row.float_layers)}" if row.float_layers else ""
-    return "; ".join(part for part in (kept, row.reason) if part)
+    return "; ".join(part for part in (kept, row.reason, elsewhere) if part)
 
 
 def _section(profile: ReportProfile) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from modelfleet.benchmarks.golden import GoldenSet, save_golden
 from modelfleet.benchmarks.measure import answers
@@ -101,6 +101,19 @@ def test_a_refused_precision_keeps_its_figures_in_the_table(choosing: Choosing):
     assert fp16.p95_ms is None  # it was never measured
 
 
+def test_limits_of_time_are_not_judged_by_what_the_device_does_not_run(choosing: Choosing):
+    profile = load_profiles()["jetson-orin"]  # its engine is built on the device; here its network is run
+    fast = replace(profile.limits, latency_ms=1e-6, memory_bytes=20_000_000)
+    profile = replace(profile, limits=fast, precisions=(Precision.FLOAT,), tolerances={Precision.FLOAT: LOOSE})
+    choice = choosing(profile, DIGITS / "digits-1.1.0.onnx", DIGITS / "golden.npz")
+    (row,) = choice.candidates
+    assert row.verdict == "chosen", row.reason
+    assert row.not_run_here == "built on the device; its network was proved"
+    assert row.batch is None
+    assert choice.chosen is not None
+    assert choice.chosen.limits.latency_ms == 1e-6  # the device still judges by it
+
+
 def with_one_sensitive_layer(models) -> ModelProto:
     """A classifier with one value between `narrow` and `after` 1,000 times the others, beside which eight bits see nothing."""
     random = np.random.default_rng(5)
@@ -142,6 +155,7 @@ def test_layers_that_ruin_the_accuracy_stay_in_float_and_are_told(models, writte
     assert set(row.float_layers) <= {"narrow", "after"}
     assert row.accuracy is not None and row.accuracy >= 0.98
     kept = read_model(choice.chosen.folder / choice.chosen.entry)
-    names = {place.node.name for place in places(kept) if place.node.op_type == "MatMul"}
-    assert set(row.float_layers) <= names
+    matrices = [tensor.data_type for tensor in kept.graph.initializer if len(tensor.dims) == 2]
+    assert matrices.count(TensorProto.FLOAT) == len(row.float_layers)
+    assert matrices.count(TensorProto.INT8) == 4 - len(row.float_layers)
     assert any(place.node.op_type == "QuantizeLinear" for place in places(kept))  # the others are in eight bits

@@ -67,6 +67,11 @@ def test_every_figure_stands_in_the_table():
     assert "node &#x27;dense&#x27;: too far off" in cells
 
 
+def test_times_that_are_not_the_devices_are_told_as_such():
+    row = Row(precision="fp16", source_bytes=1, figures={**FIGURES, "not_run_here": "no GPU"}).ended("chosen")
+    assert "times are not the device&#x27;s: no GPU" in render(page("digits", row))
+
+
 def test_a_profile_of_which_nothing_is_known_has_its_note_and_no_plot():
     html = render(page("only a note"))
     assert "<svg" not in html

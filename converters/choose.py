@@ -164,7 +164,10 @@ def _try_with_float_layers(
     """Return the variant with the fewest layers in float that holds; raises `first` where none does."""
     report(Progress(step="rank", precision=precision))
     normalised = folder.with_name(f"{folder.name}.work") / "normalised.onnx"
-    ranked: list[str] = Steps(wanted, precision, folder).run("rank", {"normalised": str(normalised)})["nodes"]
+    try:
+        ranked: list[str] = Steps(wanted, precision, folder).run("rank", {"normalised": str(normalised)})["nodes"]
+    except ConversionError:  # then there is nothing better to say than why it was needed
+        raise first from None
     for count in KEPT_IN_FLOAT:
         if count > len(ranked) or wanted.deadline - time.monotonic() < 2 * seconds:
             break

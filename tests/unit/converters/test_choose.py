@@ -51,14 +51,14 @@ def choosing(tmp_path: Path) -> Choosing:
 
 
 def test_the_smallest_that_holds_is_chosen_and_only_its_files_are_left(choosing: Choosing, tmp_path: Path):
-    profile = profile_with(Prefer.SMALLEST, Precision.FLOAT, Precision.INT8, Precision.FP16)
+    profile = profile_with(Prefer.SMALLEST, Precision.FLOAT, Precision.INT8)
     choice = choosing(profile, DIGITS / "digits-1.1.0.onnx", DIGITS / "golden.npz")
     assert choice.chosen is not None
     assert choice.chosen.precision == Precision.INT8
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"int8", "int8.work"}
     rows = {row.precision: row for row in choice.candidates}
-    assert [*rows] == ["float", "int8", "fp16"]
-    assert [row.verdict for row in rows.values()] == ["held", "chosen", "held"]
+    assert [*rows] == ["float", "int8"]
+    assert [row.verdict for row in rows.values()] == ["held", "chosen"]
     assert rows["int8"].size_bytes == min(row.size_bytes for row in rows.values() if row.size_bytes)
     for row in rows.values():
         assert row.p50_ms and row.p95_ms and row.p50_ms <= row.p95_ms

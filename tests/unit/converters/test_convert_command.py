@@ -59,21 +59,18 @@ def test_keeps_the_variant_that_holds_with_its_proof_and_a_report(here):
 
 
 def test_without_a_golden_set_float_is_proved_on_random_inputs_and_int8_refused(here):
-    done = run(MODEL, "--profile", "raspberry-pi-5", "--json")
+    folder, expected = here
+    expected.add("variant")
+    done = run(MODEL, "--profile", "raspberry-pi-5", "--out", str(folder / "variant"))
     assert done.exit_code == 0, done.output
-    proof = json.loads(done.stdout)
+    assert "Proved on random inputs, since no golden set was given: nothing is known of accuracy." in done.output
+    proof = json.loads((folder / "variant" / "proof.json").read_text())
     assert (proof["precision"], proof["proved_on"], proof["golden_sha256"]) == ("float", "random inputs", None)
     int8, plain = proof["candidates"]
     assert (int8["verdict"], plain["verdict"]) == ("refused", "chosen")
     assert "int8: expected a golden set, which calibrates it" in int8["reason"]
     assert int8["reason"].startswith("node '")
     assert "accuracy" not in plain
-
-
-def test_says_that_random_inputs_prove_nothing_about_accuracy(here):
-    done = run(MODEL, "--profile", "linux-cpu-float")
-    assert done.exit_code == 0
-    assert "Proved on random inputs, since no golden set was given: nothing is known of accuracy." in done.output
 
 
 def test_when_no_precision_holds_the_table_says_why_and_nothing_is_kept(here):
@@ -85,8 +82,11 @@ def test_when_no_precision_holds_the_table_says_why_and_nothing_is_kept(here):
 
 
 def test_a_precision_can_be_asked_for(here):
-    done = run(MODEL, "--profile", "raspberry-pi-5", "--golden", GOLDEN, "--precision", "float", "--json")
-    assert [row["precision"] for row in json.loads(done.stdout)["candidates"]] == ["float"]
+    done = run(MODEL, "--profile", "raspberry-pi-5", "--precision", "int8", "--json")
+    assert done.exit_code == REFUSED
+    proof = json.loads(done.stdout)
+    assert proof["precision"] is None
+    assert [row["precision"] for row in proof["candidates"]] == ["int8"]
 
 
 @pytest.mark.parametrize(

@@ -109,16 +109,19 @@ def _output(feature: Any, declared: object) -> Feature:
     name, array = str(feature.name), _array_type(feature)
     if not isinstance(declared, TensorType) or declared.shape is None:
         raise MilError(f"output {name!r}: expected an operation that makes a tensor of known rank, got {declared}")
+    described = tuple(int(size) for size in array.shape)
+    if described and described != declared.shape:
+        raise MilError(f"output {name!r}: expected shape {described} in the function, got {declared.shape}")
     result = Feature(name=name, dtype=_dtype(array, name), shape=declared.shape)
     _require_agreement(result, declared, "output")
     return result
 
 
 def _require_agreement(feature: Feature, declared: object, what: str) -> None:
-    """The description and the function say the same; CoreML has no inputs of rank 0, and none above 5."""
+    """The description and the function say the same; CoreML has none of rank 0, and none above 5."""
     if not isinstance(declared, TensorType) or declared.shape is None:
         raise MilError(f"{what} {feature.name!r}: expected a tensor of known rank in the function, got {declared}")
-    if not (1 if what == "input" else 0) <= len(feature.shape) <= MAX_RANK:
+    if not 1 <= len(feature.shape) <= MAX_RANK:
         raise MilError(f"{what} {feature.name!r}: expected a rank from 1 to {MAX_RANK}, got shape {feature.shape}")
     names = {
         np.dtype(np.float32): "fp32",

@@ -8,7 +8,7 @@ import numpy as np
 from modelfleet.converters.mil_evaluator.call import Call, Evaluate
 from modelfleet.converters.mil_evaluator.ir import Array
 
-MAX_ELEMENTS = 1 << 31
+MAX_ELEMENTS = 1 << 28
 """Most elements of a tensor that an operation may make out of a few numbers (tile, fill, pad, range)."""
 
 

@@ -4,11 +4,18 @@ onnx2tf turns inputs and outputs of images to channels-last. Its inputs can be k
 has one meaning only; the session gives it its shape again (`benchmarks.runtimes.litert`).
 """
 
+from typing import Final
+
 import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper, numpy_helper
 
 from modelfleet.benchmarks.runtimes.litert import Interface, Port
+from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import subgraphs
+
+_DTYPES: Final = frozenset(
+    {"bool", "float16", "float32", "float64"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
 
 
 def bounded(model: ModelProto) -> tuple[ModelProto, Interface]:
@@ -32,6 +39,13 @@ def bounded(model: ModelProto) -> tuple[ModelProto, Interface]:
     del graph.output[:]
     graph.output.extend(ends)
     return copy, Interface(inputs=inputs, outputs=outputs)
+
+
+def require_numpy_types(interface: Interface, profile: str) -> None:
+    """Return if numpy by itself has every type of the inputs and outputs (ConversionError: it has not, bfloat16 say)."""
+    for port in (*interface.inputs, *interface.outputs):
+        if port.dtype not in _DTYPES:
+            raise ConversionError("", profile, f"{port.name!r}: expected a type of {sorted(_DTYPES)}, got {port.dtype}")
 
 
 def _port(value: ValueInfoProto, tensor: str) -> Port:

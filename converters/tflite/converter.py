@@ -12,7 +12,7 @@ from modelfleet.converters.converter import Converted
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import read_model
 from modelfleet.converters.tflite.batch import holds_batches, is_free, of_one
-from modelfleet.converters.tflite.boundary import bounded, replain
+from modelfleet.converters.tflite.boundary import bounded, replain, require_numpy_types
 from modelfleet.converters.tflite.expand import expanded, folded
 from modelfleet.converters.tflite.flatbuffer import require_builtin
 from modelfleet.converters.tflite.float import OnnxToTfError, to_flatbuffer
@@ -57,6 +57,7 @@ class ToTfLite:
             offered = sorted([Precision.FLOAT, *PRECISIONS])
             raise ConversionError("", profile.name, f"expected a precision of {offered}, got {precision}")
         model, interface = prepared(read_model(model_path), profile.name)
+        require_numpy_types(interface, profile.name)
         try:
             content = to_flatbuffer(model, [port.tensor for port in interface.inputs])
         except OnnxToTfError as error:

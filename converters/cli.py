@@ -149,7 +149,7 @@ def _end(error: Exception, as_json: bool) -> NoReturn:
         told = {"title": type(error).__name__, "detail": str(error), "node": getattr(error, "node", "")}
         click.echo(json.dumps(told), err=True)
     else:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {_printable(str(error))}", err=True)
     sys.exit(REFUSED)
 
 
@@ -178,6 +178,11 @@ def _show(result: "LocalResult", request: "LocalRequest", as_json: bool) -> None
         click.echo(f"{chosen.precision} for {result.profile.name}{where}")
 
 
+def _printable(text: str) -> str:
+    """Return the text without control characters: names in a model come from whoever made it, and steer no terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 def _show_table(candidates: "Sequence[Candidate]") -> None:
     from rich import box
     from rich.console import Console
@@ -193,7 +198,7 @@ def _show_table(candidates: "Sequence[Candidate]") -> None:
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "reason")
     for row in candidates:
         style = "bold" if row.verdict == "chosen" else "dim" if row.verdict != "held" else ""
-        table.add_row(*(Text(column(row)) for column in shown.values()), style=style)
+        table.add_row(*(Text(_printable(column(row))) for column in shown.values()), style=style)
     # A pipe gets full lines: nothing is cut where nobody looks at a screen.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 

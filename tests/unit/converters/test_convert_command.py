@@ -130,6 +130,17 @@ def test_a_bad_model_is_one_error_that_names_node_and_profile(here, models):
     assert "linux-cpu-float: node 'evil': expected standard ONNX operators" in done.output
 
 
+def test_a_name_in_a_model_steers_no_terminal(here, models):
+    folder, expected = here
+    expected.add("evil.onnx")
+    node = helper.make_node("Harm", ["x"], ["y"], name="evil\x1b[2J\x1b]0;taken\x07", domain="com.evil")
+    (folder / "evil.onnx").write_bytes(models.model([node], domains=["com.evil"]).SerializeToString())
+    done = run(str(folder / "evil.onnx"), "--profile", "linux-cpu-float", "--golden", GOLDEN)
+    assert done.exit_code == REFUSED
+    assert "evil" in done.output
+    assert not {"\x1b", "\x07"} & set(done.output)
+
+
 def endless(models):
     """A model that a golden set makes run without end."""
     weights = {"zero": np.array(0, np.float32), "value": np.array(1e15, np.float32)}

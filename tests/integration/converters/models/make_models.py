@@ -216,7 +216,14 @@ def write(name: str, exporter: str) -> None:
             batch = torch.export.Dim("batch", min=1, max=64)
             shapes = tuple({0: batch} for _ in makers)
             torch.onnx.export(
-                model, tuple(samples[2]), path, dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False, **told
+                model,
+                tuple(samples[2]),
+                path,
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=shapes,
+                verbose=False,
+                **told,
             )
     strip(path)
     size = path.stat().st_size

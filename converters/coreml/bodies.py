@@ -1,5 +1,7 @@
 """The bodies of operators that ONNX itself defines as functions, for one node and the types of its inputs."""
 
+from typing import Any
+
 import onnx
 from onnx import GraphProto, NodeProto, TypeProto, helper, inliner, shape_inference
 
@@ -10,7 +12,7 @@ from modelfleet.converters.coreml.values import Value
 def function_body(node: NodeProto, found: Node) -> GraphProto | None:
     """Return the node's body as a graph with the node's own input and output names, types inferred; None where it has none."""
     try:
-        schema = onnx.defs.get_schema(node.op_type, found.opset, node.domain)
+        schema: Any = onnx.defs.get_schema(node.op_type, found.opset, node.domain)
     except onnx.defs.SchemaError:
         return None
     if not (schema.has_function or schema.has_context_dependent_function):

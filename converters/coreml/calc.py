@@ -143,7 +143,7 @@ def reshape(x: Operand, shape: Operand) -> Operand:
 def product(vector: Operand) -> Operand:
     """Return the product of a vector's elements, a scalar."""
     if is_known(vector):
-        return ints(int(np.prod(vector)))
+        return ints(int(np.asarray(vector).prod()))
     return mb.reduce_prod(x=vector, axes=ints([0]), keep_dims=False)
 
 
@@ -163,7 +163,7 @@ def where(condition: Operand, x: Operand, y: Operand) -> Operand:
         if chosen.size and not bool(chosen.any()):
             return expanded(y, condition, x)
         if is_known(x) and is_known(y):
-            return np.where(chosen, x, y)
+            return cast("Array", np.where(chosen, x, y))
     # MIL's select infers its shape from x and y alone.
     if not _covers((x, y), condition):
         x = expanded(x, condition)

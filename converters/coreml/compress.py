@@ -4,7 +4,8 @@ A weight is compressed where it is large enough to gain by it; scales and tables
 result in which nothing was compressed is refused.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import coremltools.optimize.coreml as _optimize
@@ -80,7 +81,8 @@ def _weights(model: Any, keep: frozenset[str]) -> tuple[dict[str, Array], set[st
         value: Array = meta.val
         if value.dtype.kind != "f" or value.ndim < 2:
             continue
-        if any(child.name in keep for child in meta.child_ops):
+        # In fp16 an operation is written anew, its name telling so.
+        if any(re.sub(r"_cast_fp16(_\d+)?$", "", child.name) in keep for child in meta.child_ops):
             kept.add(name)
         else:
             weights[name] = value
@@ -98,9 +100,11 @@ def _config(precision: Precision, weight: Array) -> Any:
             mode="linear_symmetric", dtype="int4", weight_threshold=least, **granularity
         )
     bits = PALETTE_BITS[precision]
-    return optimize.OpPalettizerConfig(
-        mode="custom", lut_function=lambda values: palette_of(values, bits), weight_threshold=least
-    )
+    return optimize.OpPalettizerConfig(mode="custom", lut_function=_palettes(bits), weight_threshold=least)
+
+
+def _palettes(bits: int) -> Callable[[Array], tuple[Array, Array]]:
+    return lambda weight: palette_of(weight, bits)
 
 
 def _operations(model: Any) -> list[Any]:

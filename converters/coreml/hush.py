@@ -5,13 +5,13 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 _LOGGER = "coremltools"
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def hushed() -> Generator[None]:
     """Run with coremltools' output discarded; it is imported here for the first time, or not at all."""
     logger = logging.getLogger(_LOGGER)
     before, bars = logger.level, os.environ.get("TQDM_DISABLE")

@@ -4,8 +4,8 @@ An operator without a lowering of its own that ONNX defines as a function is rep
 refused names the node of the model, never one of a body.
 """
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, MutableMapping
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -89,8 +89,8 @@ class Lowering:
         lowering = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if lowering is None:
             return self._body(node, found, environment)
-        results = lowering(found)
-        results = results if isinstance(results, tuple) else (results,)
+        answer: Any = lowering(found)
+        results = cast("tuple[Operand, ...]", answer) if isinstance(answer, tuple) else (answer,)
         if len(results) < max((index + 1 for index, output in enumerate(node.output) if output), default=0):
             found.refuse(f"expected {len(results)} outputs asked for, got {len(node.output)}")
         return {
@@ -160,13 +160,13 @@ def _refuse_operator(node: NodeProto) -> NoReturn:
 
 
 def _attribute(attribute: AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
+    value: Any = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, TensorProto):
         return numpy_helper.to_array(value)
-    if isinstance(value, (Sequence, Iterable)) and not isinstance(value, str):
-        return [each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in value]
+    if attribute.type == AttributeProto.STRINGS:
+        return [each.decode("utf-8", "replace") for each in value]
     return value
 
 

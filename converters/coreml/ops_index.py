@@ -1,7 +1,7 @@
 """Elements picked and placed by index: slices, gathers, scatters, the largest. Indices below 0 count from the end."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from modelfleet.converters.coreml import calc
 from modelfleet.converters.coreml.calc import ints, mb
 from modelfleet.converters.coreml.node import Node
 from modelfleet.converters.coreml.ops_shape import positive
-from modelfleet.converters.coreml.values import Operand, dims, fixed_dims, is_known
+from modelfleet.converters.coreml.values import Array, Operand, dims, fixed_dims, is_known
 
 _FAR: Final = 2**31 - 1
 
@@ -125,7 +125,7 @@ def _slice_at_run(node: Node, x: Operand, rank: int) -> Operand:
 def from_front(indices: Operand, size: Operand) -> Operand:
     """Return indices >= 0."""
     if is_known(indices) and is_known(size):
-        return np.where(indices < 0, indices + size, indices).astype(np.int32)
+        return cast("Array", np.where(indices < 0, indices + size, indices)).astype(np.int32)
     if is_known(indices) and not (indices < 0).any():
         return indices
     return calc.where(calc.less(indices, ints(0)), calc.add(indices, size), indices)

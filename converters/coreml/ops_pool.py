@@ -1,7 +1,7 @@
 """Pooling. Padding and the cut of the last window follow ONNX: both are made explicit, so that no rule of MIL's own applies."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from modelfleet.converters.coreml import calc
 from modelfleet.converters.coreml.calc import ints, like, mb
 from modelfleet.converters.coreml.node import Node
 from modelfleet.converters.coreml.ops_convolution import pads_of, window
-from modelfleet.converters.coreml.values import Operand, dims
+from modelfleet.converters.coreml.values import Array, Operand, dims
 
 MAX_PLACES: Final = 128
 """Of a window that is written out place by place: a dilated one, or one whose indices are asked for."""
@@ -171,7 +171,7 @@ def _counts(ones: Any, shape: _Window, *, inclusive: bool) -> Any:
     ones = np.pad(ones, [(0, 0), (0, 0), *((0, more) for more in shape.more)])
     for axis, (size, stride, dilation) in enumerate(zip(shape.kernel, shape.strides, shape.dilations, strict=True), 2):
         count = (ones.shape[axis] - (size - 1) * dilation - 1) // stride + 1
-        starts = np.arange(count) * stride
+        starts = cast("Array", np.arange(count)) * stride
         ones = sum(np.take(ones, starts + at * dilation, axis=axis) for at in range(size))
     return ones
 

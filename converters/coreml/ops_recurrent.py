@@ -1,7 +1,4 @@
-"""Recurrent layers, unrolled: each step of the sequence is written out, so that every activation, clip and peephole holds.
-
-Long sequences of LSTMs with weights known now take MIL's own operator instead.
-"""
+"""Recurrent layers, unrolled: each step of the sequence is written out, so that every activation, clip and peephole holds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -235,10 +232,8 @@ def _lstm_step(node: Node, layer: _Layer) -> Step:
         total = calc.add(calc.add(_product(x, layer.w), _product(h, layer.r)), bias)
         gate_in, gate_out, forget, new = _gates(total, 4)
         opened = first(_clipped(node, seen(gate_in, cell, 0)))
-        if node.attribute("input_forget", 0):
-            kept = calc.sub(like(1, x), opened)
-        else:
-            kept = first(_clipped(node, seen(forget, cell, 2)))
+        coupled = node.attribute("input_forget", 0)
+        kept = calc.sub(like(1, x), opened) if coupled else first(_clipped(node, seen(forget, cell, 2)))
         cell = calc.add(calc.mul(kept, cell), calc.mul(opened, second(_clipped(node, new))))
         shown = first(_clipped(node, seen(gate_out, cell, 1)))
         return calc.mul(shown, third(cell)), cell

@@ -147,7 +147,7 @@ def _along(node: Node, x: Operand, axis: int, plan: _Axis, places: Operand) -> O
     if mode == "linear":
         taps = [(0, calc.sub(np.float32(1), rest)), (1, rest)]
     elif mode == "cubic":
-        taps = _cubic(rest, np.float32(node.attribute("cubic_coeff_a", -0.75)))
+        taps = cubic_taps(rest, np.float32(node.attribute("cubic_coeff_a", -0.75)))
     else:
         node.refuse(f"expected mode nearest, linear or cubic, got {mode}")
     if mode == "cubic" and node.attribute("exclude_outside", 0):
@@ -178,7 +178,7 @@ def _nearest(node: Node, places: Operand) -> Operand:
     return calc.cast_to(found(), "int32")
 
 
-def _cubic(rest: Operand, a: Any) -> list[tuple[int, Operand]]:
+def cubic_taps(rest: Operand, a: Any) -> list[tuple[int, Operand]]:
     """Return the four places around and their weights (ONNX, Resize: cubic coefficients)."""
 
     def near(t: Operand) -> Operand:

@@ -209,13 +209,12 @@ def _tile(node: Node) -> Operand:
 
 def _depth_to_space(node: Node) -> Operand:
     x, block = node[0], node.attribute("blocksize")
-    batch, channels, height, width = dims(x)
+    _, channels, height, width = dims(x)
     if channels is None or height is None or width is None:
         node.refuse("expected channels, height and width known before the run, got free ones")
     deep = channels // block**2
     if node.attribute("mode", "DCR") == "DCR":
-        shape, order = [-1, block, block, deep * height, width], None
-        parts = calc.reshape(x, ints(shape))
+        parts = calc.reshape(x, ints([-1, block, block, deep * height, width]))
         # Two steps, for six dimensions are more than Core ML has: first the rows' block, then the columns'.
         parts = mb.transpose(x=parts, perm=ints([0, 1, 3, 4, 2]))
         parts = calc.reshape(parts, ints([-1, block, deep, height, width * block]))
@@ -225,7 +224,6 @@ def _depth_to_space(node: Node) -> Operand:
         parts = mb.transpose(x=parts, perm=ints([0, 1, 3, 4, 2]))
         parts = calc.reshape(parts, ints([-1, deep, block, height, width * block]))
         parts = mb.transpose(x=parts, perm=ints([0, 1, 3, 2, 4]))
-    del batch, order
     return calc.reshape(parts, ints([-1, deep, height * block, width * block]))
 
 

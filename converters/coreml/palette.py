@@ -3,7 +3,7 @@
 The values are sorted once, so a step costs one search per centre; equal weights give equal tables.
 """
 
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
@@ -33,8 +33,8 @@ def palette_of(weight: Array, bits: int) -> tuple[Array, Array]:
 
 def _start(ordered: Array, count: int) -> Array:
     """Return starting centres: half by rank, half evenly over the range, so that neither crowd nor outliers are lost."""
-    ranks = np.quantile(ordered, (np.arange(count // 2) + 0.5) / (count // 2))
-    evenly = np.linspace(ordered[0], ordered[-1], count - count // 2)
+    ranks = np.quantile(ordered, [(place + 0.5) / (count // 2) for place in range(count // 2)])
+    evenly = cast("Array", np.linspace(ordered[0], ordered[-1], count - count // 2))
     return np.sort(np.concatenate([ranks, evenly]))
 
 

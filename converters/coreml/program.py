@@ -6,8 +6,7 @@ from typing import Any
 
 import coremltools as _coremltools
 import numpy as np
-from coremltools.converters.mil import Function as _Function
-from coremltools.converters.mil import Program as _Program
+from coremltools.converters import mil as _mil
 from onnx import ModelProto, ValueInfoProto, helper
 
 from modelfleet.benchmarks.runtimes.coreml import MAX_FREE_DIMENSION, Interface, Port
@@ -25,6 +24,7 @@ from modelfleet.converters.coreml.values import (
 from modelfleet.converters.errors import ConversionError
 
 coremltools: Any = _coremltools
+mil: Any = _mil
 _MIL: Any = {"fp32": mil_types.fp32, "fp16": mil_types.fp16, "int32": mil_types.int32}
 _Dim = int | str | None
 
@@ -56,7 +56,7 @@ def build_program(model: ModelProto, target: str, profile: str) -> tuple[Any, In
     except RefusedError as error:
         raise ConversionError("", profile, str(error)) from error
     lowering = Lowering({opset.domain: opset.version for opset in model.opset_import}, profile)
-    with _Function(placeholders, opset_version=coremltools.target[target]) as function:
+    with mil.Function(placeholders, opset_version=coremltools.target[target]) as function:
         environment = {port.name: _given(port, function) for port in ports}
         lowering.graph(model.graph, environment)
         try:
@@ -66,7 +66,7 @@ def build_program(model: ModelProto, target: str, profile: str) -> tuple[Any, In
             raise ConversionError("", profile, str(error)) from error
     _keep_names(function, {port.feature for port in (*ports, *outputs)})
     function.set_input_types(tuple(types.values()))
-    program: Any = _Program()
+    program: Any = mil.Program()
     program.add_function("main", function)
     return program, Interface(target=target, inputs=tuple(ports), outputs=tuple(outputs)), lowering.made
 

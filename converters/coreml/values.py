@@ -97,7 +97,8 @@ def is_known(value: Operand) -> bool:
 def dims(value: Operand) -> tuple[int | None, ...]:
     """Return an operand's dimensions; None where only the run knows."""
     shape = cast("tuple[Any, ...]", value.shape)
-    return tuple(int(dim) if isinstance(dim, (int, np.integer)) else None for dim in shape)
+    whole = (int, np.integer)
+    return tuple(int(cast("int", dim)) if isinstance(dim, whole) else None for dim in shape)
 
 
 def fixed_dims(value: Operand) -> tuple[int, ...]:

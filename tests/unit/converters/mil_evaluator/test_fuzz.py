@@ -17,7 +17,7 @@ from tests.unit.converters.mil_evaluator.packages import mb, save
 X = np.linspace(-2, 2, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6).astype(np.float32)
 INDEX = np.array([1, 0], np.int32)
 FILES = ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin")
-MUTATIONS = 100
+MUTATIONS = 60
 
 
 def _program(x: Any, index: Any) -> Any:

@@ -17,7 +17,10 @@ from modelfleet.agent_client import Model, ModelError, open_model
 from modelfleet.agent_client.benchmark import measure_variant
 from modelfleet.agent_client.errors import BenchmarkError, LocalBuildError
 from modelfleet.agent_client.local_build import build_here, is_built, space_bytes
-from modelfleet.agent_client.storage import Disk
+from modelfleet.agent_client.protocol import DeviceState
+from modelfleet.agent_client.record import Goal, SlotRecord
+from modelfleet.agent_client.slot_state import MAX_BENCHMARKS
+from modelfleet.agent_client.storage import Disk, encode_struct
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.golden import GoldenSet, save_golden
 from modelfleet.benchmarks.runtimes.local_build import (
@@ -35,7 +38,7 @@ from modelfleet.signer.desired import Limits as RolloutLimits
 from modelfleet.signer.desired import Release
 from modelfleet.signer.manifest import ManifestFile, encode_manifest
 from modelfleet.signer.names import sha256_of
-from tests.unit.agent_client.fleet import SLOT, Device, Fleet, golden_of, linear_model, make_device, send
+from tests.unit.agent_client.fleet import SLOT, Device, Fleet, golden_of, linear_model, make_device, now, send
 from tests.unit.agent_client.test_slots import variant
 
 ORDER = "recipe.json"
@@ -232,6 +235,47 @@ def test_builds_again_after_a_start_that_finds_it_damaged(fleet: Fleet, tmp_path
             model.run({"image": IMAGE})
     finally:
         device.stop()
+
+
+def test_a_way_back_builds_again_what_other_tools_had_built(fleet: Fleet, tmp_path: Path, build: CopyBuild) -> None:
+    device = make_device(fleet, tmp_path / "device", **build.options())
+    device.start()
+    first = order_release(fleet, "1.0.0")
+    wants(fleet, device, first)
+    device.waits_for("COMMITTED", "1.0.0")
+    fleet.stable = first
+    wants(fleet, device, order_release(fleet, "1.1.0", seed=2), rollout="r2")
+    device.waits_for("COMMITTED", "1.1.0")
+    device.stop()
+    build.installed = Tools(builder="copier", version="2.0", gpu="Toy (1.0)")
+    device.start()
+    try:
+        assert eventually(lambda: build.times == 3)  # the active one, mended
+        fleet.candidates = ()
+        device.told()
+        device.waits_for("ROLLED_BACK", "1.0.0")
+        assert build.times == 4
+        with build.model(device.root) as model:
+            assert model.version == "1.0.0"
+            model.run({"image": IMAGE})
+    finally:
+        device.stop()
+
+
+def test_a_build_that_took_the_agent_down_too_often_is_rejected(fleet: Fleet, tmp_path: Path, build: CopyBuild) -> None:
+    device = make_device(fleet, tmp_path / "device", **build.options())
+    folder = device.root / "slots" / SLOT
+    folder.mkdir(parents=True)
+    goal = Goal(release=order_release(fleet, "1.0.0"), seen_at=now())
+    died = SlotRecord(state=DeviceState.VERIFYING, goal=goal, benchmarks=MAX_BENCHMARKS)
+    (folder / "record.json").write_bytes(encode_struct(died))
+    device.start()
+    try:
+        assert "expected a build that ends, got 3" in device.waits_for_refusal("BenchmarkError")
+        device.waits_for("REJECTED")
+    finally:
+        device.stop()
+    assert build.times == 0
 
 
 def test_a_driver_that_comes_up_late_costs_no_build(fleet: Fleet, tmp_path: Path, build: CopyBuild) -> None:

@@ -1,14 +1,17 @@
 """What flows through a float model: the values of its inner tensors on calibration samples, one sample at a time."""
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
-from onnx import ModelProto, ValueInfoProto
+import numpy as np
+from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.benchmarks.session import Array, Outputs
 
 Range = tuple[float, float]
+UNBOUNDED: Final[Range] = (float("-inf"), float("inf"))
 
 
 def watch(model: ModelProto, names: Iterable[str], golden: GoldenSet, samples: int) -> Iterator[Outputs]:
@@ -37,14 +40,29 @@ def watch(model: ModelProto, names: Iterable[str], golden: GoldenSet, samples: i
 
 
 def ranges(model: ModelProto, names: Iterable[str], golden: GoldenSet, samples: int) -> dict[str, Range]:
-    """Return tensor name -> its least and greatest value on the samples, zero included; tensors of float32 only."""
+    """Return tensor name -> its least and greatest value on the samples, zero included; tensors of float32 only.
+
+    A tensor that is infinite or not a number anywhere has the range (-inf, inf).
+    """
     found: dict[str, Range] = {}
     for values in watch(model, names, golden, samples):
         for name, value in values.items():
             if value.dtype.name == "float32" and value.size:
                 low, high = found.get(name, (0.0, 0.0))
-                found[name] = (min(low, float(value.min())), max(high, float(value.max())))
+                seen = (float(value.min()), float(value.max())) if bool(np.isfinite(value).all()) else UNBOUNDED
+                found[name] = (min(low, seen[0]), max(high, seen[1]))
     return found
+
+
+def nodes_without_bounds(model: ModelProto, golden: GoldenSet, samples: int) -> list[str]:
+    """Return the names of the nodes that read or write values without a range, such as the -inf of an attention's mask."""
+    computed = [name for node in model.graph.node for name in node.output if name]
+    seen = ranges(model, computed, golden, samples)
+    tensors = {name for name, bounds in seen.items() if bounds == UNBOUNDED}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and not bool(np.isfinite(numpy_helper.to_array(tensor)).all()):
+            tensors.add(tensor.name)
+    return [node.name for node in model.graph.node if not tensors.isdisjoint((*node.input, *node.output))]
 
 
 def outputs(model: ModelProto, golden: GoldenSet, samples: int) -> list[dict[str, Array]]:

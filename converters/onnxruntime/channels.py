@@ -133,6 +133,8 @@ class _Walk:
             "MatMul": self._matmul,
             "BatchNormalization": self._normalisation,
             "Flatten": self._flatten,
+            "ReduceMean": self._reduce,
+            "ReduceMax": self._reduce,
             "Reshape": self._reshape,
         }
         found |= dict.fromkeys(_UNARY, self._pass)
@@ -210,6 +212,18 @@ class _Walk:
         flow = self._flows.get(node.input[0])
         if flow is not None and (flow.axis != 1 or flow.repeat != 1 or len(node.output) > 1):
             return False
+        return self._pass(node)
+
+    def _reduce(self, node: NodeProto) -> bool:
+        flow, values = self._flows.get(node.input[0]), attributes(node)
+        if flow is None:
+            return True
+        axes = values.get("axes", [])
+        if len(node.input) > 1 and node.input[1] in self._constants:
+            axes = [int(axis) for axis in numpy_helper.to_array(self._constants[node.input[1]])]
+        rank = len(self._shapes.get(node.input[0], ()))
+        if not axes or not all(axis % rank > flow.axis for axis in axes):
+            return False  # those before the channels would move them
         return self._pass(node)
 
     def _normalisation(self, node: NodeProto) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from onnx import ModelProto
 
+from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.benchmarks.runtimes.onnxruntime import open_onnxruntime
 from modelfleet.benchmarks.session import Session
@@ -84,6 +85,7 @@ class ToOnnxRuntime:
         if precision is not Precision.FP16:
             compact(model)
         write_model(model, entry)
+        _require_loads(entry, precision, profile)
         return Converted(entry=ENTRY, files=(ENTRY,), report=report)
 
     def open(self, entry: Path) -> Session:
@@ -111,6 +113,15 @@ def _made(
             return quantize_weights(read_model(model_path), calibration, bits, keep_float)
         case _:
             return pruned(read_model(model_path), out_dir, precision, calibration, profile, keep_float)
+
+
+def _require_loads(entry: Path, precision: Precision, profile: HardwareProfile) -> None:
+    # The fp16 library casts to float32 what the next node wants in half; such a file does not load.
+    try:
+        open_onnxruntime(entry)
+    except MeasureError as error:
+        entry.unlink()
+        raise ConversionError(named_in(str(error)), profile.name, f"{precision}: {error}") from error
 
 
 def _changed(model: ModelProto, precision: Precision) -> bool:

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from onnx import ModelProto, numpy_helper
 
-from modelfleet.converters.graphs import read_model
+from modelfleet.converters.graphs import read_model, write_model
 from modelfleet.converters.onnxruntime.layers import layers
-from modelfleet.converters.onnxruntime.static import hush
+from modelfleet.converters.onnxruntime.static import quiet
 from modelfleet.converters.onnxruntime.stored_weights import rounded, store
 
 _INTEGER: Final = frozenset({"MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"})
@@ -29,20 +29,23 @@ def quantize_dynamic(model_path: Path, work: Path, keep_float: frozenset[str]) -
     from onnxruntime import quantization as _quantization
 
     quantization: Any = _quantization  # untyped
-    hush()
     source = read_model(model_path)
-    quantization.quantize_dynamic(
-        model_path,
-        work,
-        op_types_to_quantize=["MatMul", "LSTM", "Attention"],
-        per_channel=True,
-        reduce_range=True,
-        weight_type=quantization.QuantType.QInt8,
-        nodes_to_exclude=[
-            *sorted(keep_float),
-            *(f"{name}_MatMul" for name in sorted(keep_float)),
-        ],  # what it makes of a Gemm
-    )
+    unshaped = work.with_name("unshaped.onnx")
+    _without_shapes(source, unshaped)
+    with quiet():
+        quantization.quantize_dynamic(
+            unshaped,
+            work,
+            op_types_to_quantize=["MatMul", "LSTM", "Attention"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=[
+                *sorted(keep_float),
+                *(f"{name}_MatMul" for name in sorted(keep_float)),
+            ],  # what it makes of a Gemm
+        )
+    unshaped.unlink()
     model = read_model(work)
     work.unlink()
     left = [layer for layer in layers(model) if layer.name not in keep_float and layer.node.op_type != "MatMul"]
@@ -59,6 +62,14 @@ def quantize_dynamic(model_path: Path, work: Path, keep_float: frozenset[str]) -
         "weights_only": dict.fromkeys(grids, "computed in float: ONNX Runtime has no integer form of it"),
         "kept_float": dict.fromkeys(sorted(keep_float & {node.name for node in source.graph.node}), "asked for"),
     }
+
+
+def _without_shapes(model: ModelProto, path: Path) -> None:
+    # It transposes weights of a Gemm and leaves what the file says of their shapes; then its own shape inference fails.
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    write_model(copy, path)
 
 
 def quantizes_dynamically(model: ModelProto) -> bool:

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.benchmarks.session import Array
 from modelfleet.converters.graphs import read_model
-from modelfleet.converters.onnxruntime.activations import Range, outputs, ranges
+from modelfleet.converters.onnxruntime.activations import UNBOUNDED, Range, outputs, ranges
 
 SAMPLES: Final = 16
 SECONDS: Final = 30.0
@@ -64,7 +64,8 @@ def rank_sensitive(model_path: Path, calibration: GoldenSet, work_dir: Path, *, 
 def damage_of_nodes(model: ModelProto, calibration: GoldenSet, *, deadline: float) -> dict[str, float]:
     """Return node name -> damage (see the module), of the nodes measured before the deadline (`time.monotonic`)."""
     nodes = _candidates(model)
-    seen = ranges(model, (name for node in nodes for name in (*node.input, *node.output)), calibration, SAMPLES)
+    found = ranges(model, (name for node in nodes for name in (*node.input, *node.output)), calibration, SAMPLES)
+    seen = {name: bounds for name, bounds in found.items() if bounds != UNBOUNDED}  # what has no range stays in float
     original = outputs(model, calibration, SAMPLES)
     damages: dict[str, float] = {}
     for node in nodes:

@@ -6,16 +6,21 @@ the device's own check against its golden set needs.
 """
 
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from onnx import ModelProto, TensorProto
 
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.converters.calibrate import CalibrationReader
 from modelfleet.converters.graphs import graphs, read_model
+from modelfleet.converters.onnxruntime.activations import nodes_without_bounds
 from modelfleet.converters.onnxruntime.layers import layers
+
+SAMPLES: Final = 8
 
 
 def quantize_static(
@@ -32,27 +37,33 @@ def quantize_static(
     from onnxruntime import quantization as _quantization
 
     quantization: Any = _quantization  # untyped
-    hush()
-    quantization.quantize_static(
-        model_path,
-        work,
-        CalibrationReader(calibration),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        calibrate_method=quantization.CalibrationMethod.MinMax,
-        nodes_to_exclude=sorted(keep_float),
-    )
+    source = read_model(model_path)
+    unbounded = frozenset(nodes_without_bounds(source, calibration, SAMPLES))
+    with quiet():
+        quantization.quantize_static(
+            model_path,
+            work,
+            CalibrationReader(calibration),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            nodes_to_exclude=sorted(keep_float | unbounded),
+        )
     model = read_model(work)
     work.unlink()
-    return model, _report(read_model(model_path), model, keep_float)
+    return model, _report(source, model, keep_float, unbounded)
 
 
-def hush() -> None:
-    """Keep the libraries' warnings out: they come through the root logger; we are in a child process of our own."""
+@contextmanager
+def quiet() -> Generator[None]:
+    """Keep the libraries' warnings out, those through the root logger (we are in a child process of our own) and Python's."""
     logging.getLogger().setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def quantizes(model: ModelProto) -> bool:
@@ -62,13 +73,16 @@ def quantizes(model: ModelProto) -> bool:
     return weights and any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
-def _report(source: ModelProto, quantized: ModelProto, keep_float: frozenset[str]) -> Mapping[str, Any]:
+def _report(
+    source: ModelProto, quantized: ModelProto, keep_float: frozenset[str], unbounded: frozenset[str]
+) -> Mapping[str, Any]:
     floats = {tensor.name for tensor in quantized.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    kept = {layer.name for layer in layers(source) if layer.weight.name in floats}
+    kept = {
+        layer.name: "not taken by ONNX Runtime's quantizer" for layer in layers(source) if layer.weight.name in floats
+    }
+    kept |= dict.fromkeys(unbounded, "its values have no range: infinite or not a number")
+    kept |= dict.fromkeys(keep_float & {node.name for node in source.graph.node}, "asked for")
     return {
         "quantized": [layer.name for layer in layers(source) if layer.name not in kept],
-        "kept_float": {
-            name: "asked for" if name in keep_float else "not taken by ONNX Runtime's quantizer"
-            for name in sorted(kept | (keep_float & {node.name for node in source.graph.node}))
-        },
+        "kept_float": {name: kept[name] for name in sorted(kept)},
     }

@@ -206,3 +206,30 @@ def test_equal_conversions_give_equal_files(tmp_path: Path, profiles):
     for precision in (Precision.INT8, Precision.INT8_DYNAMIC, Precision.INT4_WEIGHTS):
         files = [converted(DIGITS, tmp_path / f"{precision}{n}", precision, profiles, golden)[0] for n in (1, 2)]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+MODELS = Path(__file__).parents[3] / "integration" / "converters" / "models"
+
+
+def test_a_mask_of_minus_infinity_stays_in_float(models, written, samples: Path, tmp_path: Path, profiles):
+    mask = np.where(np.arange(4) < 3, 0, -np.inf).astype(np.float32)
+    made = models.classifier()
+    made.graph.initializer.append(numpy_helper.from_array(mask, "mask"))
+    made.graph.node[-1].output[0] = "z"
+    nodes = [("Add", ["z", "mask"], "m", "masked"), ("Softmax", ["m"], "y", "softmax")]
+    made.graph.node.extend(helper.make_node(op, inputs, [result], name=name) for op, inputs, result, name in nodes)
+    golden = load_golden(samples)
+    entry, report = converted(written(made), tmp_path / "out", Precision.INT8, profiles, golden)
+    got = answers(open_onnxruntime(entry), golden)["y"]
+    assert np.allclose(got, answers(OnnxRuntimeSession(made.SerializeToString()), golden)["y"], atol=0.15)
+    assert not got[:, 3].any()
+    assert report["kept_float"]["masked"] == "its values have no range: infinite or not a number"
+    assert report["quantized"] == ["first", "last"]
+
+
+def test_refuses_a_file_that_does_not_load(tmp_path: Path, profiles):
+    source = MODELS / "encoder-script.onnx"
+    golden = load_golden(GOLDEN)
+    with pytest.raises(ConversionError, match="fp16: onnxruntime does not load"):
+        converted(source, tmp_path / "out", Precision.FP16, profiles, golden)
+    assert list((tmp_path / "out").iterdir()) == []

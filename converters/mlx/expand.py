@@ -3,7 +3,7 @@
 The nodes of a function keep the name of the node they stand for, so that an error names what the user wrote.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, defs, inliner, shape_inference
@@ -12,12 +12,6 @@ from modelfleet.converters.graphs import graphs, places
 
 MAX_ROUNDS: Final = 8
 _DOMAIN: Final = "modelfleet.expanded"
-
-
-# Operators with a rule that knows only a part of what they may be: these go to their function.
-_PARTIAL: Final[Mapping[str, Callable[[NodeProto], bool]]] = {
-    "LayerNormalization": lambda node: len([name for name in node.output if name]) > 1,
-}
 
 
 def expand(model: ModelProto, ruled: Collection[str]) -> ModelProto:
@@ -45,8 +39,7 @@ def _opset(model: ModelProto) -> int:
 def _function(
     node: NodeProto, ruled: Collection[str], known: Mapping[str, TypeProto], opset: int
 ) -> FunctionProto | None:
-    partial = _PARTIAL.get(node.op_type)
-    if node.domain not in ("", "ai.onnx") or (node.op_type in ruled and not (partial and partial(node))):
+    if node.domain not in ("", "ai.onnx") or node.op_type in ruled:
         return None
     try:
         schema: Any = defs.get_schema(node.op_type, opset, "")

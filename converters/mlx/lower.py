@@ -59,7 +59,10 @@ def lower(model: ModelProto, profile: str) -> Lowered:
     Raises:
         ConversionError: an operator, an attribute or a type that MLX has not; names the node.
     """
-    model = expand(model, _RULES)
+    try:
+        model = expand(model, _RULES)
+    except (RuntimeError, ValueError) as error:  # the inliner, and inference after it, raise what they meet
+        raise ConversionError("", profile, f"expected functions that can be written out, got {error}") from error
     known = _known(model, profile)
     taken = {name for graph in graphs(model) for node in graph.node for name in (*node.input, *node.output)}
     taken |= {value.name for graph in graphs(model) for value in (*graph.input, *graph.output)}

@@ -94,7 +94,7 @@ class _Packing:
         product = Node(
             name=node.name,
             op="quantized_matmul",
-            inputs=(node.inputs[0], *packed.names),
+            inputs=(*node.inputs[:1], *packed.names),
             outputs=found,
             attributes=attributes,
         )

@@ -47,6 +47,15 @@ def _batch_norm_training(source: Source) -> None:
             source.emit("add", [kept, added], [source.output(place)])
 
 
+def _layer_norm(source: Source) -> None:
+    attributes = {"axis": source.attribute("axis", -1), "epsilon": source.attribute("epsilon", 1e-5)}
+    source.emit("layer_norm", source.inputs, source.outputs[:1], **attributes)
+    if len(source.outputs) > 1:
+        if source.known(0).dtype not in ("float32", "float64"):
+            raise UnsupportedError(f"expected statistics of float32 or float64, got {source.known(0).dtype}")
+        source.emit("layer_statistics", source.inputs[:1], source.outputs[1:], **attributes)
+
+
 def _gemm(source: Source) -> None:
     source.emit(
         "gemm",
@@ -242,7 +251,7 @@ def _tensor_scatter(source: Source) -> None:
 
 LAYERS: Final[Mapping[str, Rule]] = {
     "BatchNormalization": _batch_norm,
-    "LayerNormalization": carrying("layer_norm", axis=("axis", -1), epsilon=("epsilon", 1e-5)),
+    "LayerNormalization": _layer_norm,
     "RMSNormalization": carrying("rms_norm", axis=("axis", -1), epsilon=("epsilon", 1e-5)),
     "InstanceNormalization": carrying("instance_norm", epsilon=("epsilon", 1e-5)),
     "LRN": carrying("local_response", size=("size", 1), alpha=("alpha", 1e-4), beta=("beta", 0.75), bias=("bias", 1.0)),

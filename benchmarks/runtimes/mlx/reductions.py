@@ -169,6 +169,16 @@ def layer_norm(x: Value, scale: Value, bias: Value | None = None, /, *, axis: in
     return (found if shift is None else found + shift).astype(value.dtype)
 
 
+def layer_statistics(x: Value, /, *, axis: int, epsilon: float) -> tuple[Value, Value]:
+    """The mean of x over the axes from `axis` on, and the inverse of its deviation."""
+    value = device(x)
+    axes = tuple(range(axis_of(axis, value.ndim), value.ndim))
+    mean = mx.mean(value, axis=axes, keepdims=True)
+    centred = value - mean
+    variance = mx.mean(centred * centred, axis=axes, keepdims=True)
+    return mean, mx.rsqrt(variance + like(epsilon, variance))
+
+
 def rms_norm(x: Value, scale: Value, /, *, axis: int, epsilon: float) -> Value:
     """X over its root mean square over the axes from `axis` on, times scale."""
     value, weight = device(x), device(scale)
@@ -363,6 +373,7 @@ REDUCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "cumulative_product": cumulative("cumprod"),
     "top_k": top_k,
     "layer_norm": layer_norm,
+    "layer_statistics": layer_statistics,
     "rms_norm": rms_norm,
     "instance_norm": instance_norm,
     "lp_normalization": lp_normalization,

@@ -153,7 +153,7 @@ def _refusal(parser: Any, logger: Any) -> EngineBuildError:
         error = parser.get_error(index)
         node, operator = error.node_name(), error.node_operator()
         reason = " ".join(error.desc().split())[:500]
-        return EngineBuildError(f"{operator}: {reason}" if operator else reason, node)
+        return EngineBuildError(f"{operator or 'the network'}: the parser refuses it: {reason}", node)
     return EngineBuildError(f"expected a network that the parser takes, got one that it refuses: {logger.said()}")
 
 

@@ -1,16 +1,16 @@
 """Does a variant with a free batch answer several samples as it answers each? The proof asks it for one at a time.
 
-onnx2tf writes some shapes down with the batch that it saw. Where that shows, the batch is fixed at one, as it is proved.
+onnx2tf writes some shapes down with the batch that it saw. Where that shows, the model is converted again, for a batch of one.
 """
 
 from typing import Final
 
-import msgspec
 import numpy as np
+from onnx import ModelProto
 
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.golden import GoldenSet
-from modelfleet.benchmarks.runtimes.litert import Interface, Port
+from modelfleet.benchmarks.runtimes.litert import Interface
 from modelfleet.benchmarks.session import Array, Outputs, Session
 
 SAMPLES: Final = 3
@@ -34,13 +34,11 @@ def holds_batches(session: Session, samples: GoldenSet) -> bool:
     return all(_same(name, value, single) for name, value in together.items())
 
 
-def of_one(interface: Interface) -> Interface:
-    """Return the interface with a batch of one."""
-
-    def fixed(port: Port) -> Port:
-        return msgspec.structs.replace(port, shape=(1, *port.shape[1:])) if port.shape[:1] == (None,) else port
-
-    return Interface(inputs=tuple(map(fixed, interface.inputs)), outputs=tuple(map(fixed, interface.outputs)))
+def has_free_batch(model: ModelProto) -> bool:
+    """Return whether the first dimension of an input is free."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in held]
+    return any(shape and not shape[0].HasField("dim_value") for shape in shapes)
 
 
 def _same(name: str, together: Array, single: list[Outputs]) -> bool:

@@ -73,8 +73,7 @@ def unbound(content: bytes) -> Iterator[tuple[str, tuple[str, ...]]]:
         names, bound = _names(graph), set(_indices(graph.InputsAsNumpy()))
         for index in range(graph.TensorsLength()):
             tensor = graph.Tensors(index)
-            constant = tensor.Buffer() and model.Buffers(tensor.Buffer()).DataLength()
-            if constant or tensor.IsVariable() or 0 in _indices(tensor.ShapeAsNumpy()):
+            if _is_constant(model, tensor) or tensor.IsVariable() or 0 in _indices(tensor.ShapeAsNumpy()):
                 bound.add(index)
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
@@ -88,7 +87,7 @@ def tensor_types(content: bytes) -> list[tuple[int, tuple[int, ...], bool]]:
     """Return (type code, shape, whether it is a constant) of every tensor."""
     model = _model(content)
     return [
-        (tensor.Type(), tuple(_indices(tensor.ShapeAsNumpy())), model.Buffers(tensor.Buffer()).DataLength() > 0)
+        (tensor.Type(), tuple(_indices(tensor.ShapeAsNumpy())), _is_constant(model, tensor))
         for graph in _graphs(model)
         for tensor in (graph.Tensors(index) for index in range(graph.TensorsLength()))
     ]
@@ -122,6 +121,12 @@ def _model(content: bytes) -> Any:
 
 def _graphs(model: Any) -> Iterator[Any]:
     return (model.Subgraphs(index) for index in range(model.SubgraphsLength()))
+
+
+def _is_constant(model: Any, tensor: Any) -> bool:
+    # Buffer 0 is the empty one. Large buffers lie behind the flatbuffer: then they have a size in place of data.
+    buffer = model.Buffers(tensor.Buffer())
+    return bool(tensor.Buffer()) and (buffer.DataLength() > 0 or buffer.Size() > 0)
 
 
 def _names(graph: Any) -> dict[int, str]:

@@ -21,6 +21,10 @@ def require_convertible(model: ModelProto, profile: str) -> None:
     """
     build = Builder(model, 0)
     for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise ConversionError(
+                node.name, profile, f"{node.op_type}: expected a standard operator, got one of {node.domain}"
+            )
         check = _CHECKS.get(node.op_type)
         reason = (check(node, build) if check else None) or _rank(node, build)
         if reason:

@@ -80,12 +80,12 @@ class Pruner:
         kept = [(plan.space, plan.kept(bound)) for plan in self._plans]
         model = removed(self._model, kept)
         outputs = {name: channels for space, channels in kept for name in space.producers}
-        grids: dict[str, Grid] = {}
+        plain, grids = {layer.name for layer in self._plain}, dict[str, Grid]()
         total = sum(int(np.prod(layer.weight.dims)) for layer in layers(model))
         for name in [layer.name for layer in layers(model) if layer.name not in self._keep]:
             layer = next(one for one in layers(model) if one.name == name)
             bits = self._bits and (8 if np.prod(layer.weight.dims) < SMALL_SHARE * total else self._bits)
-            if plain_layer(layer):
+            if name in plain:  # judged before pruning: a depthwise convolution of one channel left is plain too
                 grid = self._fit(model, layer, outputs.get(name), bits)
             else:
                 weight = numpy_helper.to_array(layer.weight)

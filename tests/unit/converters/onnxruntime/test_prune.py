@@ -17,6 +17,8 @@ from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
 from modelfleet.converters.onnxruntime.fit import matrix, moments, removal_order, rounded_rows, windows
 from modelfleet.converters.onnxruntime.judge import MIN_SAMPLES, Judge, split
 from modelfleet.converters.onnxruntime.layers import layers
+from modelfleet.converters.onnxruntime.prune import Pruner
+from modelfleet.converters.onnxruntime.stored_weights import store
 from modelfleet.hardware_profiles.profile import Precision, Tolerance
 
 DIGITS = Path(__file__).parents[4] / "examples" / "digits" / "digits-1.2.0.onnx"
@@ -93,6 +95,23 @@ def test_removing_channels_that_reach_no_output_changes_no_answer():
     before, after = (OnnxRuntimeSession(m.SerializeToString()).run({"x": x})["y"] for m in (model, smaller))
     assert np.allclose(before, after, rtol=1e-4, atol=1e-4)
     assert [layer.weight.dims[0] for layer in layers(smaller)] == [6, 6, 6, 6 * 9]
+
+
+def test_a_mean_over_places_passes_channels_on_and_one_over_channels_keeps_them():
+    weights = random_weights(wa=(8, 3, 3, 3), wy=(8, 4))
+    for axes, frozen in ([2, 3], ""), ([1], "read by ReduceMean m"):
+        mean = ("ReduceMean", ["a"], ["m"], {"axes": axes, "keepdims": 0})
+        model = network([("Conv", ["x", "wa"], ["a"], {}), mean, ("MatMul", ["m", "wy"], ["y"], {})], weights)
+        assert spaces(model)[0].frozen == frozen
+
+
+def test_a_depthwise_convolution_may_be_left_with_one_channel():
+    model, random = residual(), np.random.default_rng(0)
+    golden = GoldenSet(inputs={"x": random.standard_normal((20, 3, 6, 6)).astype(np.float32)}, expected={}, labels=None)
+    pruned, grids, report = Pruner(model, golden, 4, frozenset()).build(1e9)
+    assert {row["layer"]: row["channels"][1] for row in report["layers"]} == {"a": 1, "b": 1, "c": 1, "y": 4}
+    got = OnnxRuntimeSession(store(pruned, grids).SerializeToString()).run(golden.sample(0))["y"]
+    assert got.shape == (1, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A MIL program as the flat files of a variant; equal programs give equal bytes."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +19,16 @@ _DATE: Final = "com.github.apple.coremltools.conversion_date"
 
 def to_model(program: Any, target: str, *, half: bool) -> Any:
     """Return coremltools' model of a MIL program, computed in fp16 if `half`; it is not loaded."""
+    passes = coremltools.PassPipeline()
+    # It takes a reshape whose *shape* is another reshape's result for two in a row, and merges them wrongly.
+    passes.remove_passes({"common::merge_consecutive_reshapes"})
     precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
     return coremltools.convert(
         program,
         convert_to="mlprogram",
         minimum_deployment_target=coremltools.target[target],
         compute_precision=precision,
+        pass_pipeline=passes,
         skip_model_load=True,
     )
 
@@ -67,8 +70,3 @@ def _manifest(weights: bool) -> dict[str, object]:
             "path": f"{author}/weights",
         }
     return {"fileFormatVersion": "1.0.0", "itemInfoEntries": items, "rootModelIdentifier": _MODEL_ID}
-
-
-def remove(folder: Path) -> None:
-    """Remove a temporary folder, whatever is in it."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,6 @@ EXPANDED: Final = frozenset(
         "FlexAttention",
         "GroupNormalization",
         "LinearAttention",
-        "MeanVarianceNormalization",
         "NegativeLogLikelihoodLoss",
         "RMSNormalization",
         "RotaryEmbedding",

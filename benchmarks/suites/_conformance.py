@@ -17,6 +17,7 @@ from modelfleet.benchmarks.suites._trial import REFUSED, Verdict
 TABLES = Path(__file__).with_name("conformance_tables")
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_PER_CASE = 60.0
+SECONDS_TO_START = 300.0
 
 
 def run_cases(
@@ -83,9 +84,13 @@ def _work(target: str, waiting: "SimpleQueue[str]", keep: Callable[[Verdict], No
 def _start(target: str, said: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "modelfleet.benchmarks.suites._trial", target]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, cwd=ROOT, env=environment
     )
+    if _line(child, SECONDS_TO_START) != b"ready\n":
+        _end(child)
+        raise RuntimeError(f"a worker for {target} did not start within {SECONDS_TO_START:g} s")
+    return child
 
 
 def _ask(child: subprocess.Popen[bytes], name: str) -> bytes:
@@ -96,9 +101,14 @@ def _ask(child: subprocess.Popen[bytes], name: str) -> bytes:
     except BrokenPipeError:
         child.wait()
         return b""
+    return _line(child, SECONDS_PER_CASE)
+
+
+def _line(child: subprocess.Popen[bytes], seconds: float) -> bytes:
+    assert child.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
-        if not selector.select(SECONDS_PER_CASE):
+        if not selector.select(seconds):
             return b""
     line = child.stdout.readline()
     if not line:

@@ -1,4 +1,5 @@
-"""One conformance case through one target: `python -m benchmarks.suites._trial TARGET`, names in, verdicts out, a line each.
+"""One conformance case through one target: `python -m benchmarks.suites._trial TARGET`, "ready" when the cases are
+made, then names in, verdicts out, a line each.
 
 The steps are a build's own: normalise, convert, open, and the proof against onnxruntime on the original. The proof sees *other*
 values than the case (its own, shuffled), so that a wrong converter is judged by the case's reference, not by a copy of it.
@@ -20,7 +21,7 @@ import numpy as np
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.benchmarks.session import Outputs, Session
-from modelfleet.benchmarks.suites._cases import Case, TargetRule, agrees, cases_of, rules
+from modelfleet.benchmarks.suites._cases import Case, TargetRule, agrees, made_cases, rules
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import write_model
 from modelfleet.converters.normalise import normalise
@@ -130,7 +131,9 @@ def main() -> int:
     rule = rules()[sys.argv[1]]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not mix with the answers
-    cases = cases_of(rule)
+    cases = made_cases()
+    answers.write("ready\n")
+    answers.flush()
     for line in sys.stdin:
         with np.errstate(all="ignore"):
             verdict = attempt(cases[line.strip()], rule)

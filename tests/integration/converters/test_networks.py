@@ -49,6 +49,7 @@ def require_agreement(path: Path, target: str, folder: Path, count: int = 2) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("network", light_networks())
 def test_the_networks_that_ship_with_onnx(network: str, target: str, tmp_path: Path):

@@ -18,6 +18,7 @@ def function_body(node: NodeProto, found: Node) -> GraphProto | None:
     if not (schema.has_function or schema.has_context_dependent_function):
         return None
     inputs = {name: value for name, value in zip(node.input, found.inputs, strict=True) if name and value is not None}
+    node = _with_defaults(node, schema)
     graph = helper.make_graph(
         [node],
         "body",
@@ -32,6 +33,17 @@ def function_body(node: NodeProto, found: Node) -> GraphProto | None:
     if any(inner.op_type == node.op_type for inner in body.graph.node):
         return None
     return shape_inference.infer_shapes(body).graph
+
+
+def _with_defaults(node: NodeProto, schema: Any) -> NodeProto:
+    """Return the node with the attributes that it leaves out at their defaults: the inliner does not put them in."""
+    whole = NodeProto()
+    whole.CopyFrom(node)
+    given = {attribute.name for attribute in node.attribute}
+    for name, attribute in schema.attributes.items():
+        if name not in given and attribute.default_value.name:
+            whole.attribute.append(attribute.default_value)
+    return whole
 
 
 def _type(value: Value) -> TypeProto:

@@ -124,8 +124,8 @@ CASES = {
         {"x": floats(1, 8, 2, 3)},
     ),
     "a function's body where MIL has no such operator": (
-        "g (float[1, 4, 3] x) => (float[1, 4, 3] y) { y = MeanVarianceNormalization <axes = [0, 2]> (x) }",
-        {"x": floats(1, 4, 3)},
+        "g (float[2, 4, 3, 2] x) => (float[2, 4, 3, 2] y) { y = MeanVarianceNormalization (x) }",
+        {"x": floats(2, 4, 3, 2)},
     ),
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""One conformance case through one target: `python -m benchmarks.suites._trial TARGET`, "ready" when the cases are
-made, then names in, verdicts out, a line each.
+"""One conformance case through one target: `python -m benchmarks.suites._trial TARGET`.
 
-The steps are a build's own: normalise, convert, open, and the proof against onnxruntime on the original. The proof sees *other*
-values than the case (its own, shuffled), so that a wrong converter is judged by the case's reference, not by a copy of it.
+It says "ready" once the cases are made; then names come in, and verdicts go out, a line each. The steps are a build's own:
+normalise, convert, open, and the proof against onnxruntime on the original. The proof sees *other* values than the case (its
+own, shuffled), so that a wrong converter is judged by the case's reference, not by a copy of it.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 from onnx import ModelProto
 
 from modelfleet.benchmarks.errors import MeasureError
@@ -18,7 +19,7 @@ from modelfleet.converters.normalise import normalise
 from modelfleet.converters.tflite.batch import has_free_batch, holds_batches, is_free
 from modelfleet.converters.tflite.boundary import bounded, replain, require_numpy_types
 from modelfleet.converters.tflite.expand import expanded, folded
-from modelfleet.converters.tflite.flatbuffer import require_builtin
+from modelfleet.converters.tflite.flatbuffer import computes_in_int32, require_builtin
 from modelfleet.converters.tflite.float import OnnxToTfError, to_flatbuffer
 from modelfleet.converters.tflite.quantize import PRECISIONS, QuantizeError, quantized
 from modelfleet.converters.tflite.refuse import require_convertible
@@ -95,6 +96,7 @@ def _converted(
     except OnnxToTfError as error:
         raise ConversionError(_named_in(str(error)), profile, f"onnx2tf: {error}") from error
     require_builtin(content, model, profile)
+    interface = msgspec.structs.replace(interface, narrow=computes_in_int32(content))
     if precision is not Precision.FLOAT:
         try:
             content, interface = quantized(content, precision, interface, calibration, _values_of(model, keep_float))

@@ -11,7 +11,8 @@ from onnx import ModelProto
 
 from modelfleet.converters.errors import ConversionError
 
-CUSTOM = 32  # BuiltinOperator.CUSTOM
+CUSTOM, CAST = 32, 53  # BuiltinOperator
+INT32, INT64 = 2, 4  # TensorType
 DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
 """TensorType -> numpy's name of it."""
 ADDED_BY_ONNX2TF = "ONNX_"
@@ -73,7 +74,8 @@ def unbound(content: bytes) -> Iterator[tuple[str, tuple[str, ...]]]:
         names, bound = _names(graph), set(_indices(graph.InputsAsNumpy()))
         for index in range(graph.TensorsLength()):
             tensor = graph.Tensors(index)
-            if _is_constant(model, tensor) or tensor.IsVariable() or 0 in _indices(tensor.ShapeAsNumpy()):
+            # A variable tensor is none of these: it is a state, which would outlive an inference.
+            if _is_constant(model, tensor) or 0 in _indices(tensor.ShapeAsNumpy()):
                 bound.add(index)
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
@@ -91,6 +93,18 @@ def tensor_types(content: bytes) -> list[tuple[int, tuple[int, ...], bool]]:
         for graph in _graphs(model)
         for tensor in (graph.Tensors(index) for index in range(graph.TensorsLength()))
     ]
+
+
+def computes_in_int32(content: bytes) -> bool:
+    """Return whether any int64 is cast to int32: LiteRT has many operators in that width only, and a cast does not saturate."""
+    model = _model(content)
+    for graph in _graphs(model):
+        types = {name: graph.Tensors(index).Type() for index, name in _names(graph).items()}
+        for operator in operators(content):
+            pair = [types.get(name) for name in (*operator.inputs[:1], *operator.outputs[:1])]
+            if operator.code == CAST and pair == [INT64, INT32]:
+                return True
+    return False
 
 
 def signature_types(content: bytes) -> dict[str, str]:

@@ -138,7 +138,7 @@ def _renamed(before: bytes, after: bytes, interface: Interface, precision: Preci
     def renamed(ports: tuple[Port, ...]) -> tuple[Port, ...]:
         return tuple(msgspec.structs.replace(port, tensor=names[port.tensor]) for port in ports)
 
-    return Interface(inputs=renamed(interface.inputs), outputs=renamed(interface.outputs))
+    return msgspec.structs.replace(interface, inputs=renamed(interface.inputs), outputs=renamed(interface.outputs))
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.tflite.recurrent import unsupported
 from modelfleet.converters.tflite.rewrite import Builder, attribute
 
 HIGHEST_RANK: Final = 6
+_INT32: Final = np.iinfo(np.int32)
 UNSIGNED: Final = frozenset({TensorProto.UINT32, TensorProto.UINT64})
 
 
@@ -66,11 +68,31 @@ def _lp_pool(node: NodeProto, _: Builder) -> str | None:
 
 def _div(node: NodeProto, build: Builder) -> str | None:
     kind = build.kind(node.input[0])
-    return f"expected floats or int32, got {TensorProto.DataType.Name(kind)}" if kind in UNSIGNED else None
+    return (
+        f"expected floats or int32, got {TensorProto.DataType.Name(kind)}" if kind in UNSIGNED else _whole(node, build)
+    )
+
+
+def _whole(node: NodeProto, build: Builder) -> str | None:
+    """Refuse constants that are cut where onnx2tf computes in int32."""
+    for name in node.input:
+        value = build.value(name)
+        if (
+            value is not None
+            and value.dtype.kind in "iu"
+            and value.size
+            and not _INT32.min <= value.min() <= value.max() <= _INT32.max
+        ):
+            return f"expected whole numbers within int32, which LiteRT computes in, got {value.min()} to {value.max()}"
+    return None
 
 
 _CHECKS: Final[Mapping[str, Callable[[NodeProto, Builder], str | None]]] = {
+    **dict.fromkeys(("Add", "Max", "Min", "Mod", "Mul", "Sub"), _whole),
     "Div": _div,
+    "GRU": unsupported,
+    "LSTM": unsupported,
     "LpPool": _lp_pool,
+    "RNN": unsupported,
     "Resize": _resize,
 }

@@ -5,7 +5,7 @@ from typing import Final
 
 from onnx import NodeProto
 
-from modelfleet.converters.tflite import arithmetic, declared, quantized
+from modelfleet.converters.tflite import arithmetic, declared, quantized, recurrent
 from modelfleet.converters.tflite.rewrite import Builder, Rule
 
 
@@ -42,12 +42,14 @@ RULES: Final[Mapping[str, Rule]] = {
     "DequantizeLinear": quantized.dequantize,
     "Elu": arithmetic.elu,
     "Expand": declared.expand,
+    "GRU": recurrent.recurrent,
     "GatherElements": arithmetic.wrapped_indices,
     "Gelu": arithmetic.gelu,
     "Hardmax": arithmetic.hardmax,
     "InstanceNormalization": arithmetic.instance_norm,
     "LogSoftmax": arithmetic.log_softmax,
     "LpNormalization": arithmetic.norm,
+    "LSTM": recurrent.recurrent,
     "MatMulInteger": quantized.matmul_integer,
     "Max": arithmetic.single,
     "Mean": arithmetic.single,
@@ -59,6 +61,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "QLinearConv": quantized.qlinear_conv,
     "QLinearMatMul": quantized.qlinear_matmul,
     "QuantizeLinear": quantized.quantize,
+    "RNN": recurrent.recurrent,
     "ReduceL1": either(declared.reduce, arithmetic.reduce_l1),
     "ReduceL2": either(declared.reduce, arithmetic.reduce_l2),
     "ReduceLogSum": declared.reduce,

@@ -150,6 +150,47 @@ def test_the_last_of_equal_values_is_found(convert: Convert) -> None:
     assert got["y"].tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(("kind", "gates", "states"), [("LSTM", 4, 2), ("GRU", 3, 1), ("RNN", 1, 1)])
+def test_a_recurrent_layer_keeps_no_state_between_inferences(
+    kind: str, gates: int, states: int, direction: str, convert: Convert
+) -> None:
+    hidden, both = 3, 2 if direction == "bidirectional" else 1
+    weights = {
+        "w": _random(both, gates * hidden, 4),
+        "r": _random(both, gates * hidden, hidden),
+        "b": _random(both, 2 * gates * hidden),
+        "h": _random(both, 2, hidden),
+        "c": _random(both, 2, hidden),
+        "p": _random(both, 3 * hidden),
+    }
+    read = ["x", "w", "r", "b", "", "h", "c", "p"][: 8 if kind == "LSTM" else 6]
+    more = {"linear_before_reset": 1} if kind == "GRU" else {}
+    layer = helper.make_node(
+        kind, read, ["y", "h1", "c1"][: 1 + states], name="layer", hidden_size=hidden, direction=direction, **more
+    )
+    model = _model(
+        [layer],
+        {"x": [5, 2, 4]},
+        {"y": [5, both, 2, hidden], "h1": [both, 2, hidden]},
+        {k: weights[k] for k in read[1:] if k},
+    )
+    session = open_litert(convert(model))
+    for _ in range(2):
+        sample = {"x": _random(5, 2, 4)}
+        expected, got = _original(model).run(sample), session.run(sample)
+        assert all(np.allclose(got[name], expected[name], rtol=1e-4, atol=1e-5) for name in expected)
+
+
+def test_a_layer_with_a_state_of_its_own_is_refused(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelfleet.converters.tflite.converter.RULES", {})  # as onnx2tf writes it by itself
+    weights = {"w": _random(1, 12, 4), "r": _random(1, 12, 3), "b": _random(1, 24)}
+    layer = helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], name="layer", hidden_size=3)
+    model = _model([layer], {"x": [5, 2, 4]}, {"y": [5, 1, 2, 3]}, weights)
+    with pytest.raises(ConversionError, match="expected every input computed"):
+        convert(model)
+
+
 def test_whole_numbers_that_overflow_their_type_are_an_error(convert: Convert) -> None:
     model = _model(
         [helper.make_node("Add", ["x", "x"], ["y"], name="add")], {"x": [2]}, {"y": [2]}, kind=TensorProto.INT8

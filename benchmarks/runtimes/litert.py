@@ -37,10 +37,14 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's inputs and outputs in its own order."""
+    """The model's inputs and outputs in its own order.
+
+    narrow: whole numbers are computed in int32 somewhere inside, so that an input beyond is refused.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    narrow: bool = False
 
 
 class LiteRtSession:
@@ -92,6 +96,8 @@ class LiteRtSession:
             value = _fitting(port, inputs)
             if not port.tensor:
                 continue
+            if self._interface.narrow and value.dtype.kind in "iu":
+                _require_within(value, np.dtype(np.int32), port.name)
             detail = self._inputs[port.tensor]
             given = _as(value.reshape(-1) if port.flat else value, detail["dtype"], port.name)
             if given.shape != tuple(self._interpreter.get_input_details()[detail["position"]]["shape"]):
@@ -118,9 +124,12 @@ def open_litert(path: Path, *, threads: int = 1) -> Session:
 def read_interface(path: Path) -> Interface:
     """Return what was appended to a variant's file (MeasureError: nothing, or something else)."""
     try:
-        with zipfile.ZipFile(path) as appended, appended.open(INTERFACE_FILE) as stream:
-            return msgspec.json.decode(stream.read(MAX_INTERFACE_BYTES), type=Interface)
-    except (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        with zipfile.ZipFile(path) as appended:
+            entry = appended.getinfo(INTERFACE_FILE)
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > MAX_INTERFACE_BYTES:
+                raise ValueError(f"{entry.file_size} bytes, expected {MAX_INTERFACE_BYTES} at most, not compressed")
+            return msgspec.json.decode(appended.read(entry), type=Interface)
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError, ValueError, RuntimeError) as error:
         raise MeasureError(f"{path.name}: expected {INTERFACE_FILE} at its end, got {error}") from error
 
 
@@ -164,8 +173,14 @@ def _as(value: Array, dtype: Any, name: str) -> Array:
     wanted: np.dtype[Any] = np.dtype(dtype)
     if value.dtype == wanted:
         return value
-    if wanted.kind in "iu" and value.dtype.kind in "iu" and value.size:
-        limits = np.iinfo(wanted)
-        if int(value.min()) < limits.min or int(value.max()) > limits.max:
-            raise MeasureError(f"{name!r}: expected values of {wanted}, got {value.min()} to {value.max()}")
+    if wanted.kind in "iu" and value.dtype.kind in "iu":
+        _require_within(value, wanted, name)
     return value.astype(wanted)
+
+
+def _require_within(value: Array, wanted: np.dtype[Any], name: str) -> None:
+    if not value.size:
+        return
+    limits = np.iinfo(wanted)
+    if int(value.min()) < limits.min or int(value.max()) > limits.max:
+        raise MeasureError(f"{name!r}: expected values of {wanted}, got {value.min()} to {value.max()}")

@@ -45,7 +45,9 @@ def run_confined(
     wrapped = [sys.executable, "-I", str(_WRAPPER), str(os.getpid()), str(file_bytes), *command]
     until = time.monotonic() + timeout_seconds
     with stderr.open("wb") as said:
-        child = subprocess.Popen(wrapped, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+        child = subprocess.Popen(
+            wrapped, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
     try:
         while child.poll() is None:
             _require_within(child.pid, until, timeout_seconds, memory_bytes)
@@ -53,7 +55,8 @@ def run_confined(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(POLL_SECONDS)
     finally:
-        child.kill()
+        with contextlib.suppress(ProcessLookupError):  # what it has started goes with it
+            os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
@@ -63,7 +66,9 @@ def run_confined(
 
 def last_line(path: Path) -> str:
     """Return the last line that a program said into the file, "" where there is none."""
-    lines = path.read_bytes()[-_MAX_SAID_BYTES:].decode("utf-8", "replace").strip().splitlines()
+    with path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - _MAX_SAID_BYTES, 0))
+        lines = file.read(_MAX_SAID_BYTES).decode("utf-8", "replace").strip().splitlines()
     return lines[-1][:500] if lines else ""
 
 

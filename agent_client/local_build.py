@@ -6,7 +6,6 @@ device's own benchmark has proved it. A pin is removed before, and written after
 leaves none, or a whole one: then nothing is opened, and it is built again.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,6 +41,12 @@ WORK_NAME: Final = "build"
 SPACE_FACTOR: Final = 3
 """An engine holds the weights and compiled code; while it is written, the one before it may still be there."""
 
+MAX_REFUSAL_BYTES: Final = 64 * 1024
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    refused: str
+
 
 def build_of(builds: Mapping[str, LocalBuild], manifest: Manifest) -> LocalBuild | None:
     """Return how the variant is built here, None where it is opened as it came."""
@@ -63,6 +68,13 @@ def reasons_against_build(builds: Mapping[str, LocalBuild], manifest: Manifest) 
             f"confidential: expected a variant that is opened in memory, got one of {manifest.runtime} that is built on disk"
         ]
     return []
+
+
+def sweep(slot: Path, disk: Disk) -> None:
+    """Give back the space of a building that a crash or a power cut left in the slot's folder."""
+    if (slot / WORK_NAME).is_dir():
+        shutil.rmtree(slot / WORK_NAME)
+        disk.sync_folder(slot)
 
 
 def is_built(build: LocalBuild, folder: Path, manifest: Manifest, *, proved: bool) -> bool:
@@ -175,9 +187,17 @@ def _empty(work: Path, disk: Disk) -> None:
 
 
 def _require_built(status: int, out: Path, what: str) -> None:
-    refusal = refusal_path(out)
-    if refusal.exists():
-        reason = json.loads(refusal.read_bytes())["refused"]
+    reason = _refusal(refusal_path(out))
+    if reason:
         raise BenchmarkError(f"{what} on this device: building: {reason}"[:1024])
     if status != 0 or not out.is_file() or out.stat().st_size == 0:
         raise LocalBuildError(f"expected a file, got status {status}: {last_line(out.with_name('stderr'))}")
+
+
+def _refusal(path: Path) -> str:
+    """Return why the builder refuses, "" where it does not say so whole: a full disk cuts a reason off, and is none."""
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_REFUSAL_BYTES), type=_Refusal).refused
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""

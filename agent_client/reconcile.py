@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from modelfleet.agent_client.errors import (
     TransferError,
     UnhealthyError,
 )
-from modelfleet.agent_client.local_build import build_here, build_of, have_built, is_built, prove
+from modelfleet.agent_client.local_build import build_here, build_of, have_built, is_built, prove, sweep
 from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
 from modelfleet.agent_client.record import MAX_REMEMBERED, Goal, with_rejection
 from modelfleet.agent_client.slot_state import MAX_BENCHMARKS, SlotState, reported
@@ -38,6 +39,9 @@ from modelfleet.signer.verify import Reason, Wanted, require_startable
 
 LOOK_UP_SECONDS = 5.0
 """How long a way back may be held up by asking for revocations."""
+
+MEND_SECONDS = 60.0
+"""How long after a build that did not end the next is begun, of a variant that is active already."""
 
 S, E = DeviceState, Event
 
@@ -52,6 +56,7 @@ class SlotWorker:
         self._store = self.state.store
         self._said_expired: str | None = None
         self._may_be_stale = False
+        self._mend_at = 0.0
 
     def step(self) -> None:
         """Bring the slot to what is wanted now, as far as it goes without waiting."""
@@ -127,7 +132,8 @@ class SlotWorker:
         self._said_expired = None
         old = self.state.record
         same = old.goal is not None and old.goal.release == goal.release
-        self.state.enter(E.START, goal=goal, error=None, bench=None, attempts=old.attempts if same else 0)
+        tries = {"attempts": old.attempts, "benchmarks": old.benchmarks} if same else {"attempts": 0, "benchmarks": 0}
+        self.state.enter(E.START, goal=goal, error=None, bench=None, **tries)
         self._ending(lambda: self._update(goal))
 
     def _update(self, goal: Goal) -> None:
@@ -148,6 +154,7 @@ class SlotWorker:
         if directory is not None:
             self.state.enter(E.LOCAL)
             return self._store.path(directory)
+        sweep(self._store.folder, self._device.disk)
         install.require_space(self._device, self._store, manifest)
         folder = self._store.prepare(manifest)
         missing = self._store.missing(manifest, folder)
@@ -182,7 +189,9 @@ class SlotWorker:
     def _mend_build(self) -> None:
         """After a start: build the active variant again where its tools have changed since, without a network."""
         pointer, running = self._store.pointer(), self.state.record.running
-        if not self._may_be_stale or pointer is None or running is None or self.state.damaged:
+        if pointer is None or running is None or self.state.damaged:
+            return
+        if not self._may_be_stale or time.monotonic() < self._mend_at:
             return
         folder = self._store.path(pointer.directory)
         try:
@@ -191,6 +200,10 @@ class SlotWorker:
                 self.state.keep()
         except StoppingError:
             raise
+        except LocalBuildError as error:  # not this time: what was built is kept, and so is the way back beside it
+            self._device.refuse(error)
+            self._mend_at = time.monotonic() + MEND_SECONDS
+            return
         except (AgentError, UntrustedError, OSError) as error:
             self._device.refuse(error)
             self.state.damaged = True
@@ -277,7 +290,7 @@ class SlotWorker:
                 self._store.activate(self.state.pointer_to(goal, directory))
         except StoppingError:
             raise
-        except (OSError, AgentError) as error:
+        except (OSError, AgentError, UntrustedError) as error:
             self.state.enter(E.TRANSIENT, error=reported(error), attempts=self.state.record.attempts + 1)
             self.state.back_off()
             return

@@ -89,7 +89,7 @@ def read_pin(path: Path) -> Pin | None:
     try:
         with path.open("rb") as file:
             return msgspec.json.decode(file.read(MAX_PIN_BYTES), type=Pin)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -41,7 +41,8 @@ class RecipeBuild:
 
     def command(self, entry: Path, out: Path) -> Sequence[str]:
         """Return this module, to be run as a program (as `LocalBuild`)."""
-        return (sys.executable, "-m", "modelfleet.benchmarks.runtimes.tensorrt", str(entry), str(out))
+        # -P: the agent's working folder may be anybody's; nothing is imported from there.
+        return (sys.executable, "-P", "-m", "modelfleet.benchmarks.runtimes.tensorrt", str(entry), str(out))
 
     def open(self, entry: Path, data: bytes, *, threads: int = 1) -> Session:  # noqa: ARG002 - it runs on the GPU
         """Open the engine on the GPU (as `LocalBuild`)."""
@@ -82,12 +83,26 @@ def build(entry: Path, out: Path) -> None:
     out.write_bytes(engine.data)
 
 
+def needs_gpu(entry: Path) -> bool:
+    """Whether the recipe's builder builds on a GPU only; TensorRT-RTX needs none."""
+    return read_recipe(entry).builder == "tensorrt"
+
+
 def main() -> int:
-    """Build: the recipe and the file to write are the arguments; 0: it is there, 1: refused, and said why."""
+    """Build: the recipe and the file to write are the arguments.
+
+    0: it is there. 1: refused, and said why. 2: there is no GPU just now, so that a failure says nothing of the network.
+    """
     entry, out = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         build(entry, out)
-    except (MeasureError, EngineBuildError) as error:
+    except EngineBuildError as error:
+        if needs_gpu(entry) and not gpu_name():
+            sys.stderr.write(f"expected a GPU, got none: {error}\n")
+            return 2
+        refusal_path(out).write_text(json.dumps({"refused": str(error)}))
+        return 1
+    except MeasureError as error:
         refusal_path(out).write_text(json.dumps({"refused": str(error)}))
         return 1
     return 0

@@ -33,6 +33,7 @@ from modelfleet.benchmarks.runtimes.local_build import (
     refusal_path,
 )
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
+from modelfleet.benchmarks.runtimes.table import LOCAL_BUILDS, PROVED_ON_DEVICE
 from modelfleet.benchmarks.session import Session
 from modelfleet.signer.desired import Limits as RolloutLimits
 from modelfleet.signer.desired import Release
@@ -53,6 +54,15 @@ with log.open("a") as file:
 if order["act"] == "refuse":
     refused.write_text(json.dumps({"refused": "operator Frobnicate"}))
     sys.exit(1)
+if order["act"] == "cut off":
+    refused.write_text('{"refused": "opera')
+    sys.exit(1)
+if order["act"] == "talk":
+    sys.stderr.write("x" * 900_000 + "\\nthe last words")
+    sys.exit(3)
+if order["act"] == "fork" and os.fork() == 0:
+    log.with_name("child").write_text(f"{os.getpid()};")
+    time.sleep(60)
 if order["act"] == "hang":
     time.sleep(60)
 if order["act"] == "grow":
@@ -66,6 +76,8 @@ network = entry.with_name("model.onnx").read_bytes()
 out.write_bytes(network if order["act"] == "copy" else network.replace(b"MatMul", b"MatMul"))
 if order["act"] == "other":
     shutil.copyfile(order["network"], out)
+if order["act"] == "fork":
+    time.sleep(60)
 """
 
 
@@ -296,6 +308,61 @@ def test_a_driver_that_comes_up_late_costs_no_build(fleet: Fleet, tmp_path: Path
     assert build.times == 1 and (active(device) / BUILT_NAME).read_bytes() == before
 
 
+def test_a_driver_that_comes_up_late_rejects_nothing_and_spares_the_way_back(
+    fleet: Fleet, tmp_path: Path, build: CopyBuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelfleet.agent_client.reconcile.MEND_SECONDS", 0.1)
+    device = make_device(fleet, tmp_path / "device", **build.options())
+    device.start()
+    first, second = order_release(fleet, "1.0.0"), order_release(fleet, "1.1.0", seed=2)
+    for release in (first, second):
+        wants(fleet, device, release, rollout=release.version)
+        device.waits_for("COMMITTED", release.version)
+        fleet.stable = release
+    device.stop()
+    slot, was = active(device).parent, active(device).name
+    build.installed = Tools(builder="copier", version="2.0", gpu="")
+    device.start()
+    try:
+        device.waits_for_refusal("LocalBuildError")
+        wants(fleet, device, second, rollout="again")
+        time.sleep(1.0)  # many tries
+        assert build.times == 2 and active(device).name == was
+        assert all((slot / name / PIN_NAME).exists() for name in "ab")
+        build.installed = Tools(builder="copier", version="2.0", gpu="Toy (1.0)")
+        assert eventually(lambda: json.loads((active(device) / PIN_NAME).read_bytes())["tools"]["version"] == "2.0")
+        assert build.times == 3 and active(device).name == was
+    finally:
+        device.stop()
+
+
+def test_builds_of_one_release_that_took_the_agent_down_are_not_held_against_another(
+    fleet: Fleet, tmp_path: Path, build: CopyBuild
+) -> None:
+    device = make_device(fleet, tmp_path / "device", **build.options())
+    folder = device.root / "slots" / SLOT
+    folder.mkdir(parents=True)
+    goal = Goal(release=order_release(fleet, "1.0.0"), seen_at=now())
+    died = SlotRecord(state=DeviceState.VERIFYING, goal=goal, benchmarks=MAX_BENCHMARKS)
+    (folder / "record.json").write_bytes(encode_struct(died))
+    device.start()
+    try:
+        device.waits_for("REJECTED")
+        wants(fleet, device, order_release(fleet, "1.1.0", seed=2))
+        device.waits_for("COMMITTED", "1.1.0")
+    finally:
+        device.stop()
+
+
+def test_what_a_crash_left_of_a_build_gives_its_space_back(fleet: Fleet, device: Device, build: CopyBuild) -> None:
+    left = device.root / "slots" / SLOT / "build"
+    left.mkdir(parents=True)
+    (left / "built").write_bytes(b"x" * 1000)
+    wants(fleet, device, fleet.release("1.0.0"))  # built of nothing: nobody else would remove it
+    device.waits_for("COMMITTED", "1.0.0")
+    assert not left.exists()
+
+
 def out_of_order(request: BaseHTTPRequestHandler) -> bool:
     send(request, b"", 503)
     return True
@@ -393,6 +460,8 @@ def test_what_the_server_could_not_run_needs_the_originals_answers_to_be_proved_
         ("grow", "expected at most 100000000 bytes of memory"),
         ("crash", "got SIGABRT"),
         ("large", "File too large"),
+        ("cut off", "expected a file, got status 1"),
+        ("talk", "expected a file, got status 3: the last words"),
     ],
 )
 def test_a_builder_is_held_to_its_limits(act: str, said: str, tmp_path: Path, build: CopyBuild) -> None:
@@ -472,6 +541,23 @@ def test_a_directory_needs_room_for_what_is_built(directory: Directory, build: C
     model = sum(entry.length for entry in directory.manifest.files if entry.role != "golden")
     assert space_bytes({"onnxruntime": build}, directory.manifest) == 3 * model
     assert space_bytes({}, directory.manifest) == 0
+
+
+def test_what_a_builder_has_started_ends_with_it(tmp_path: Path, build: CopyBuild) -> None:
+    directory = make_directory(tmp_path / "slots" / SLOT / "a", "fork")
+    child = build.folder / "child"
+
+    def look() -> None:
+        if child.exists() and child.read_text().endswith(";"):
+            raise BenchmarkError("something newer")
+
+    with pytest.raises(BenchmarkError, match="something newer"):
+        build_here(build, directory.folder, directory.manifest, Disk(), look)
+    assert eventually(lambda: not alive(int(child.read_text().rstrip(";"))))
+
+
+def test_whatever_is_built_here_is_proved_here() -> None:
+    assert set(LOCAL_BUILDS) <= PROVED_ON_DEVICE
 
 
 def test_a_builder_ends_with_its_agent(tmp_path: Path) -> None:

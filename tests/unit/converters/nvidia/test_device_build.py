@@ -1,6 +1,7 @@
 """A recipe executed as on a device, with TensorRT-RTX as its builder: real up to the engine's bytes, which need no GPU."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from modelfleet.agent_client.local_build import build_here, is_built, reasons_ag
 from modelfleet.agent_client.storage import Disk
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.golden import load_golden
+from modelfleet.benchmarks.runtimes import tensorrt
 from modelfleet.benchmarks.runtimes.cuda import gpu_name
-from modelfleet.benchmarks.runtimes.engine_builder import builder_version
-from modelfleet.benchmarks.runtimes.local_build import BUILT_NAME, UNPROVED_NAME, open_built
+from modelfleet.benchmarks.runtimes.engine_builder import EngineBuildError, builder_version
+from modelfleet.benchmarks.runtimes.local_build import BUILT_NAME, UNPROVED_NAME, open_built, refusal_path
 from modelfleet.benchmarks.runtimes.recipe import encode_recipe, read_recipe
 from modelfleet.benchmarks.runtimes.table import LOCAL_BUILDS
 from modelfleet.benchmarks.runtimes.tensorrt import RECIPE_BUILD
@@ -126,6 +128,36 @@ def test_a_build_within_too_little_memory_is_stopped(folder: Path) -> None:
     change(folder, memory_bytes=2**20)
     with pytest.raises(LocalBuildError, match="expected at most 1048576 bytes of memory"):
         build(folder)
+
+
+def test_the_builder_imports_nothing_from_the_folder_that_the_agent_was_started_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attack: another local user leaves a module of a well-known name where the agent is started."""
+    anybodys = tmp_path / "anybodys"
+    anybodys.mkdir()
+    for name in ("json.py", "modelfleet.py"):
+        (anybodys / name).write_text(f"open({str(tmp_path / 'taken')!r}, 'w')\n")
+    monkeypatch.chdir(anybodys)
+    (folder / "network.onnx").write_bytes(b"")  # refused before the builder is even loaded
+    with pytest.raises((BenchmarkError, LocalBuildError)) as refused:
+        build(folder)
+    assert not (tmp_path / "taken").exists()
+    assert "network.onnx: expected sha256" in str(refused.value)
+
+
+def test_a_failure_without_a_gpu_is_no_verdict_on_the_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise EngineBuildError("no CUDA-capable device is detected")
+
+    out = folder / "out"
+    monkeypatch.setattr(tensorrt, "build_engine", fails)
+    monkeypatch.setattr(sys, "argv", ["tensorrt", str(folder / "recipe.json"), str(out)])
+    for builder, gpu, status in (("tensorrt", "", 2), ("tensorrt", "Toy (1.0)", 1), ("tensorrt-rtx", "", 1)):
+        change(folder, builder=builder)
+        monkeypatch.setattr(tensorrt, "gpu_name", lambda gpu=gpu: gpu)
+        assert (tensorrt.main(), refusal_path(out).exists()) == (status, status == 1)
+        refusal_path(out).unlink(missing_ok=True)
 
 
 def test_a_confidential_variant_is_never_built_on_a_disk(folder: Path) -> None:

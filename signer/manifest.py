@@ -110,9 +110,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         names = [file.name for file in self.files]
-        if len(set(names)) != len(names):
+        folded = [name.lower() for name in names]  # file systems of Macs and Windows do not tell them apart
+        if len(set(folded)) != len(names):
             raise ValueError("two files have the same name")
-        if any(name == "manifest.json" or name.endswith(".part") for name in names):
+        if any(name == "manifest.json" or name.endswith(".part") for name in folded):
             raise ValueError("a file has a name that a slot uses itself: manifest.json or *.part")
         if self.entry not in names or self.golden not in names:
             raise ValueError("entry and golden must name files of the manifest")

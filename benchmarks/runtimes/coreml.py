@@ -1,6 +1,6 @@
 """Core ML on Apple devices, and what a Core ML variant is made of everywhere.
 
-A variant travels as flat files: `Manifest.json`, `model.mlmodel` (the entry) and `weight.bin`, which are laid out as the
+A variant travels as flat files: `package.json`, `model.mlmodel` (the entry) and `weight.bin`, which are laid out as the
 `.mlpackage` folder that Core ML opens, and `interface.json`, which tells the ONNX model's names and types beside the package's.
 Core ML takes and gives float32, float16 and int32 of one dimension at least: int64 and other whole numbers travel as int32, what
 lies beyond is refused and never cut; a scalar travels as one element.
@@ -23,12 +23,13 @@ from modelfleet.signer.manifest import Tensor
 
 ENTRY: Final = "model.mlmodel"
 WEIGHTS: Final = "weight.bin"
-MANIFEST: Final = "Manifest.json"
+MANIFEST: Final = "package.json"
+"""Not by the name it has in a package: on a Mac's file system that is the slot's own `manifest.json`."""
 INTERFACE: Final = "interface.json"
 MAX_FREE_DIMENSION: Final = 4096
 """Core ML wants a largest size of every free dimension; memory is taken for the size that comes."""
 _PLACES: Final[Mapping[str, str]] = {
-    MANIFEST: MANIFEST,
+    MANIFEST: "Manifest.json",
     ENTRY: f"Data/com.apple.CoreML/{ENTRY}",
     WEIGHTS: f"Data/com.apple.CoreML/weights/{WEIGHTS}",
 }
@@ -117,7 +118,7 @@ def read_interface(folder: Path) -> Interface:
     """Return what `interface.json` among a variant's files tells (MeasureError: it is none)."""
     try:
         found = msgspec.json.decode((folder / INTERFACE).read_bytes(), type=Interface)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise MeasureError(f"expected {INTERFACE} beside {ENTRY}: {error}") from error
     if found.format != 1:
         raise MeasureError(f"{INTERFACE}: expected format 1, got {found.format}")

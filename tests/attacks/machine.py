@@ -102,6 +102,7 @@ class Machine:
             trust=self.trust,
             documents=self.documents,
             openers=OPENERS,
+            builds={},
             facts=detect(),
             profiles=load_profiles(),
             clock=self.clock,

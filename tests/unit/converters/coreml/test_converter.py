@@ -212,6 +212,11 @@ def test_the_package_is_laid_out_as_core_ml_expects_it(tmp_path: Path, variant):
         lay_out_package(out, package)
 
 
+def test_no_file_of_a_variant_is_a_slots_own_where_names_are_told_apart_without_case(variant):
+    converted, _ = variant(Precision.FLOAT)
+    assert "manifest.json" not in [name.lower() for name in converted.files]  # a Mac's file system has one for both
+
+
 def test_refuses_files_without_their_interface(convert):
     converted, out = convert(model_of("g (float[2] x) => (float[2] y) { y = Relu (x) }"))
     (out / INTERFACE).write_text('{"format": 2}')

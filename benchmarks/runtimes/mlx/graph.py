@@ -140,20 +140,25 @@ def _require_order(graph: Graph) -> None:
         _read(known, tensor.name, "the graph")
 
 
-def _require_nodes(nodes: tuple[Node, ...], known: set[str]) -> None:
+def _require_nodes(nodes: tuple[Node, ...], known: set[str]) -> list[str]:
+    """Return what the nodes write, which is known afterwards."""
+    written: list[str] = []
     for node in nodes:
         for name in node.inputs:
             _read(known, name, node.name)
         for body in node.bodies.values():
-            inner = set(known)
-            for name in body.inputs:
-                _write(inner, name, node.name)
-            _require_nodes(body.nodes, inner)
+            own = [*body.inputs]
+            for name in own:
+                _write(known, name, node.name)
+            own += _require_nodes(body.nodes, known)
             for name in body.outputs:
-                _read(inner, name, node.name)
+                _read(known, name, node.name)
+            known.difference_update(own)  # not a copy for each body: that is quadratic
         for name in node.outputs:
             if name is not None:
                 _write(known, name, node.name)
+                written.append(name)
+    return written
 
 
 def _read(known: set[str], name: str | None, where: str) -> None:

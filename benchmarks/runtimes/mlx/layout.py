@@ -133,20 +133,20 @@ def _slice(begin: int, end: int, step: int, size: int) -> slice:
 def expand(x: Value, shape: Value, /) -> Value:
     """X broadcast with the shape."""
     module, (value,) = lift(x)
-    return module.broadcast_to(value, _bounded(np.broadcast_shapes(tuple(value.shape), ints(shape))))
+    return module.broadcast_to(value, bounded(np.broadcast_shapes(tuple(value.shape), ints(shape))))
 
 
 def tile(x: Value, repeats: Value, /) -> Value:
     """X repeated along each axis."""
     module, (value,) = lift(x)
     times = ints(repeats)
-    _bounded(tuple(a * b for a, b in zip(value.shape, times, strict=True)))
+    bounded(tuple(a * b for a, b in zip(value.shape, times, strict=True)))
     return module.tile(value, times)
 
 
 def full(shape: Value, value: Value, /) -> Value:
     """One value everywhere."""
-    sizes = _bounded(ints(shape))
+    sizes = bounded(ints(shape))
     if math.prod(sizes) <= MAX_SMALL and kind_of(value) != "f" and on_host(value):
         return np.full(sizes, host(value).reshape(-1)[0])
     return mx.broadcast_to(device(value).reshape([]), sizes)
@@ -175,7 +175,7 @@ def pad(
     if mode != "constant":
         return _pad_by_index(found, around, mode)
     pairs = [tuple(max(count, 0) for count in around.get(axis, (0, 0))) for axis in range(found.ndim)]
-    _bounded(tuple(size + sum(pair) for size, pair in zip(found.shape, pairs, strict=True)))
+    bounded(tuple(size + sum(pair) for size, pair in zip(found.shape, pairs, strict=True)))
     fill = mx.zeros((), dtype=found.dtype) if value is None else device(value).reshape([])
     found = mx.pad(found, pairs, constant_values=fill)
     for axis, (before, after) in around.items():
@@ -186,6 +186,7 @@ def pad(
 
 def _pad_by_index(x: Value, around: Mapping[int, tuple[int, int]], mode: str) -> Value:
     for axis, (before, after) in around.items():
+        bounded((*x.shape[:axis], x.shape[axis] + before + after, *x.shape[axis + 1 :]))
         whole = counting(x.shape[axis])
         places: Any = whole[max(-before, 0) : len(whole) - max(-after, 0)]
         pad_places: Any = np.pad
@@ -223,6 +224,7 @@ def center_crop_pad(x: Value, shape: Value, /, *, axes: tuple[int, ...] | None =
             found = found[at(axis, found.ndim, slice(first, first + wanted))]
         elif size < wanted:
             before = (wanted - size) // 2
+            bounded((*found.shape[:axis], wanted, *found.shape[axis + 1 :]))
             pairs = [(before, wanted - size - before) if position == axis else (0, 0) for position in range(found.ndim)]
             found = mx.pad(found, pairs)
     return found
@@ -237,6 +239,7 @@ def one_hot(indices: Value, depth: Value, values: Value, /, *, axis: int) -> Val
     """values[1] where the index is, values[0] elsewhere, along a new axis."""
     places, count, pair = device(indices).astype(mx.int64), int(number(depth)), device(values)
     along = axis_of(axis, places.ndim + 1)
+    bounded((*places.shape, count))
     places = mx.where(places < 0, places + count, places)
     classes = mx.arange(count, dtype=mx.int64).reshape([-1 if a == along else 1 for a in range(places.ndim + 1)])
     return mx.where(mx.expand_dims(places, along) == classes, pair[1], pair[0])
@@ -255,7 +258,8 @@ def reverse_sequence(x: Value, lengths: Value, /, *, batch_axis: int, time_axis:
     return mx.take_along_axis(value, mx.broadcast_to(places, value.shape), axis=time_axis)
 
 
-def _bounded(sizes: tuple[int, ...]) -> tuple[int, ...]:
+def bounded(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes (ValueError: more elements than anything here may have)."""
     if math.prod(sizes) > MAX_ELEMENTS or min(sizes, default=0) < 0:
         raise ValueError(f"expected a shape of at most {MAX_ELEMENTS} elements, got {[*sizes]}")
     return sizes

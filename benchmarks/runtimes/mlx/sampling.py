@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from modelfleet.benchmarks.runtimes.mlx.convolution import Sizes
+from modelfleet.benchmarks.runtimes.mlx.layout import bounded
 from modelfleet.benchmarks.runtimes.mlx.values import (
     Value,
     cast,
@@ -48,6 +49,7 @@ def resize(
     value = device(x)
     along = [axis % value.ndim for axis in axes] or list(range(value.ndim))
     factors, wanted = _wanted(value.shape, along, scales, sizes, keep_aspect)
+    bounded((math.prod(value.shape) // max(math.prod(value.shape[axis] for axis in along), 1), *wanted))
     window = [] if roi is None else [float(edge) for edge in host(roi).reshape(-1)]
     outside: Any = None
     for place, axis in enumerate(along):
@@ -251,6 +253,7 @@ def col2im(x: Value, image: Value, block: Value, /, *, strides: Sizes, pads: Siz
     padded = [sizes[axis] + pads[axis] + pads[axis + rank] for axis in range(rank)]
     counts = [(padded[axis] - dilations[axis] * (kernel[axis] - 1) - 1) // strides[axis] + 1 for axis in range(rank)]
     channels = value.shape[1] // math.prod(kernel)
+    bounded((value.shape[0], channels, *padded))
     columns = value.reshape([value.shape[0], channels, math.prod(kernel), *counts])
     found = mx.zeros([value.shape[0], channels, *padded], dtype=value.dtype)
     for place, corner in enumerate(itertools.product(*(range(size) for size in kernel))):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from modelfleet.benchmarks.errors import MeasureError
+from modelfleet.benchmarks.runtimes.mlx.graph import parse_graph
 from modelfleet.benchmarks.runtimes.mlx.session import MlxSession
 from modelfleet.benchmarks.runtimes.mlx.tensors import read_tensors, write_tensors
 from modelfleet.benchmarks.runtimes.table import open_session
@@ -177,3 +179,43 @@ def test_a_failed_operation_names_its_node(tmp_path: Path) -> None:
     session = MlxSession(write(tmp_path, lambda graph: graph["inputs"][0].update(shape=[None, None])))
     with pytest.raises(MeasureError, match=r"node 'product' \(matmul\)"):
         session.run({"x": np.ones((2, 5), np.float32)})
+
+
+def test_reading_takes_no_time_for_each_value_in_each_body() -> None:
+    """Attack: so many values, and so many bodies, that seeing all of those in each of these takes minutes."""
+    small = {f"c{place}": {"dtype": "bool", "shape": [1], "data": "AA=="} for place in range(60_000)}
+    branch = {"inputs": [], "outputs": [], "nodes": []}
+    node = {"name": "n", "op": "if", "inputs": ["c0"], "outputs": [], "bodies": {"then": branch, "else": branch}}
+    graph = {
+        "format": "modelfleet-mlx-1", "weights": "weights.safetensors", "inputs": [], "outputs": [],
+        "small": small, "nodes": [node] * 60_000,
+    }  # fmt: skip
+    data = json.dumps(graph).encode()
+    before = time.process_time()
+    parse_graph(data)
+    assert time.process_time() - before < 20  # a copy for each body takes ten times that; without, it is less than one
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes", "constants"),
+    [
+        ("one_hot", ["i", "huge", "pair"], {"axis": -1}, {"huge": [2**40], "pair": [0, 1]}),
+        ("center_crop_pad", ["x", "huge"], {}, {"huge": [2**20, 2**20]}),
+        ("pad", ["x", "huge"], {"mode": "edge"}, {"huge": [0, 2**40, 0, 0]}),
+    ],
+)
+def test_a_size_in_a_file_takes_no_memory_beyond_the_cap(
+    op: str, inputs: list[str], attributes: dict[str, Any], constants: dict[str, list[int]], tmp_path: Path
+) -> None:
+    def edit(graph: dict[str, Any]) -> None:
+        graph["inputs"].append({"name": "i", "dtype": "int64", "shape": [2]})
+        graph["nodes"][:] = [
+            {"name": "bomb", "op": op, "inputs": inputs, "outputs": ["y"], "attributes": attributes}
+        ]  # fmt: skip
+        for name, values in constants.items():
+            data = base64.b64encode(np.array(values, np.int64).tobytes()).decode()
+            graph["small"][name] = {"dtype": "int64", "shape": [len(values)], "data": data}
+
+    session = MlxSession(write(tmp_path, edit))
+    with pytest.raises(MeasureError, match=r"node 'bomb' .*expected a shape of at most"):
+        session.run({"x": np.ones((2, 4), np.float32), "i": np.zeros(2, np.int64)})

@@ -21,7 +21,8 @@ def to_model(program: Any, target: str, *, half: bool) -> Any:
     """Return coremltools' model of a MIL program, computed in fp16 if `half`; it is not loaded."""
     passes = coremltools.PassPipeline()
     # It takes a reshape whose *shape* is another reshape's result for two in a row, and merges them wrongly.
-    passes.remove_passes({"common::merge_consecutive_reshapes"})
+    # And division by a constant as a product with its reciprocal: 49 / 49 is 0.99999994 then, whose floor is 0.
+    passes.remove_passes({"common::merge_consecutive_reshapes", "common::divide_to_multiply"})
     precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
     return coremltools.convert(
         program,

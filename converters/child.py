@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelfleet.benchmarks.errors import GoldenSetError
-from modelfleet.converters.errors import ConversionError, ConvertersError, ParityError, ScanError
+from modelfleet.converters.errors import BuildFailedError, ConversionError, ConvertersError, ParityError, ScanError
 
 _KEPT: Final = (
     "PATH",
@@ -64,6 +64,7 @@ def run_child(step: str, request: Mapping[str, object], limits: ChildLimits, pro
 
     Raises:
         ScanError, ConversionError, GoldenSetError: the step refused; the same error as in the child.
+        BuildFailedError: a library is not installed; says how to get it.
         ChildError: it crashed, ran past a limit, or failed otherwise.
     """
     with tempfile.TemporaryDirectory(prefix="modelfleet-step-") as folder:
@@ -126,6 +127,8 @@ def _raise(error: Mapping[str, Any], step: str, profile: str) -> None:
         raise ParityError(node, profile, reason, error["figures"])
     if kind == "ConversionError":
         raise ConversionError(node, profile, reason)
+    if kind == "BuildFailedError":
+        raise BuildFailedError(f"{profile}: {reason}".removeprefix(": "))
     if kind == "GoldenSetError":
         raise GoldenSetError(reason)
     raise ChildError(f"{step}: {reason}", node)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from modelfleet.benchmarks.errors import GoldenSetError, MeasureError
+from modelfleet.benchmarks.errors import GoldenSetError, MeasureError, RuntimeMissingError
 from modelfleet.converters.confine import HELPER_BYTES, die_with_parent, limit_resources
-from modelfleet.converters.errors import ConversionError, ParityError, ScanError
+from modelfleet.converters.errors import BuildFailedError, ConversionError, ParityError, ScanError
+from modelfleet.converters.libraries import missing_library
 
 
 def main() -> int:
@@ -40,6 +41,10 @@ def _attempt(
         return _error("ParityError", error.node, error.reason, error.figures)
     except (ConversionError, ScanError) as error:
         return _error(type(error).__name__, error.node, error.reason)
+    except RuntimeMissingError as error:
+        return _error(BuildFailedError.__name__, "", str(error))
+    except ModuleNotFoundError as error:
+        return _error(BuildFailedError.__name__, "", missing_library(error.name or str(error)))
     except (GoldenSetError, MeasureError) as error:
         return _error(type(error).__name__, _node_in(str(error)), str(error))
     except MemoryError:

@@ -1,35 +1,84 @@
-"""Runtime -> converter. A new target is one file, one row here (and in `benchmarks.session.OPENERS`), and a profile."""
+"""Runtime -> converter. A new target is one folder, one function and one row here, one in `benchmarks.runtimes.table`, a profile.
 
-from collections.abc import Mapping
+A converter is imported when it is asked for: a worker that lacks one target's libraries builds for all others.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from modelfleet.converters.browser.converter import ToBrowser
 from modelfleet.converters.converter import Converter
-from modelfleet.converters.coreml.converter import ToCoreML
 from modelfleet.converters.errors import ConversionError
-from modelfleet.converters.mlx.converter import ToMlx
-from modelfleet.converters.nvidia.onnxruntime_gpu import ToOnnxRuntimeGpu
-from modelfleet.converters.nvidia.tensorrt import ToTensorRt
-from modelfleet.converters.nvidia.tensorrt_rtx import ToTensorRtRtx
-from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
-from modelfleet.converters.tflite.converter import ToTfLite
 from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
 
-CONVERTERS: Final[Mapping[Runtime, Converter]] = {
-    Runtime.COREML: ToCoreML(),
-    Runtime.ONNXRUNTIME: ToOnnxRuntime(),
-    Runtime.ONNXRUNTIME_GPU: ToOnnxRuntimeGpu(),
-    Runtime.ONNXRUNTIME_WEB: ToBrowser(),
-    Runtime.LITERT: ToTfLite(),
-    Runtime.MLX: ToMlx(),
-    Runtime.TENSORRT: ToTensorRt(),
-    Runtime.TENSORRT_RTX: ToTensorRtRtx(),
+
+def _coreml() -> Converter:
+    from modelfleet.converters.coreml.converter import ToCoreML
+
+    return ToCoreML()
+
+
+def _litert() -> Converter:
+    from modelfleet.converters.tflite.converter import ToTfLite
+
+    return ToTfLite()
+
+
+def _mlx() -> Converter:
+    from modelfleet.converters.mlx.converter import ToMlx
+
+    return ToMlx()
+
+
+def _onnxruntime() -> Converter:
+    from modelfleet.converters.onnxruntime.converter import ToOnnxRuntime
+
+    return ToOnnxRuntime()
+
+
+def _onnxruntime_gpu() -> Converter:
+    from modelfleet.converters.nvidia.onnxruntime_gpu import ToOnnxRuntimeGpu
+
+    return ToOnnxRuntimeGpu()
+
+
+def _onnxruntime_web() -> Converter:
+    from modelfleet.converters.browser.converter import ToBrowser
+
+    return ToBrowser()
+
+
+def _tensorrt() -> Converter:
+    from modelfleet.converters.nvidia.tensorrt import ToTensorRt
+
+    return ToTensorRt()
+
+
+def _tensorrt_rtx() -> Converter:
+    from modelfleet.converters.nvidia.tensorrt_rtx import ToTensorRtRtx
+
+    return ToTensorRtRtx()
+
+
+CONVERTERS: Final[Mapping[Runtime, Callable[[], Converter]]] = {
+    Runtime.COREML: _coreml,
+    Runtime.LITERT: _litert,
+    Runtime.MLX: _mlx,
+    Runtime.ONNXRUNTIME: _onnxruntime,
+    Runtime.ONNXRUNTIME_GPU: _onnxruntime_gpu,
+    Runtime.ONNXRUNTIME_WEB: _onnxruntime_web,
+    Runtime.TENSORRT: _tensorrt,
+    Runtime.TENSORRT_RTX: _tensorrt_rtx,
 }
 
 
 def converter_for(profile: HardwareProfile) -> Converter:
-    """Return the converter of the profile's runtime (ConversionError: there is none)."""
-    converter = CONVERTERS.get(profile.runtime)
-    if converter is None:
+    """Return the converter of the profile's runtime.
+
+    Raises:
+        ConversionError: there is none.
+        ModuleNotFoundError: a library of its own is not installed (`libraries.missing_library` says how to get it).
+    """
+    make = CONVERTERS.get(profile.runtime)
+    if make is None:
         raise ConversionError("", profile.name, f"expected a runtime of {sorted(CONVERTERS)}, got {profile.runtime}")
-    return converter
+    return make()

@@ -18,7 +18,7 @@ from modelfleet.converters.attempt import GOLDEN, Proved, Report, Wanted, built_
 from modelfleet.converters.attest import Measured, attest
 from modelfleet.converters.choose import choose
 from modelfleet.converters.confine import die_with_parent
-from modelfleet.converters.errors import ConversionError, GateError
+from modelfleet.converters.errors import BuildFailedError, ConversionError, GateError
 from modelfleet.converters.request import BuildRequest, BuildResult, Progress, decode, encode
 from modelfleet.converters.results import results_of
 from modelfleet.policies.gates import Failure
@@ -125,6 +125,8 @@ def _attempt(request: BuildRequest, out: Path, timeout_seconds: float, memory_by
         return WorkerReply(error=WorkerError(kind="ConversionError", message=error.reason, node=error.node))
     except GoldenSetError as error:
         return WorkerReply(error=WorkerError(kind="GoldenSetError", message=str(error)))
+    except BuildFailedError as error:
+        return WorkerReply(error=WorkerError(kind="BuildFailedError", message=str(error)))
     except (SignerError, OSError) as error:
         return WorkerReply(error=WorkerError(kind="BuildFailedError", message=f"{type(error).__name__}: {error}"))
 

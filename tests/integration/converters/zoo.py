@@ -41,7 +41,7 @@ def missing(target: str) -> str:
 def variant(model: ModelProto, target: str, samples: Arrays, folder: Path) -> Session:
     """Return the opened float variant of a target."""
     profile = load_profiles()[TARGETS[target]]
-    converter = CONVERTERS[profile.runtime]
+    converter = CONVERTERS[profile.runtime]()
     with tempfile.TemporaryDirectory(dir=folder) as work:
         shapes = {name: array.shape for name, array in samples.items()}
         write_model(normalise(model, Path(work), profile, shapes), folder / "normal.onnx")

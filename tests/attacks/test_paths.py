@@ -90,6 +90,8 @@ def test_path_trick_with_a_name_that_the_slot_itself_uses(name: str, fleet: Flee
 def test_a_file_name_that_only_its_case_tells_from_another(name: str, fleet: Fleet) -> None:
     """On a Mac the one would replace the other after it was verified, the slot's own manifest among them."""
     honest = manifest_of(fleet, fleet.release("1.0.0"))
-    files = (*honest.files, ManifestFile(name=name, sha256="0" * 64, length=1, role="model"))
+    bent = json.loads(encode_manifest(honest))
+    parse_manifest(json.dumps(bent).encode())
+    bent["files"].append({**bent["files"][0], "name": name})
     with pytest.raises(FormatError, match=r"same name|a slot uses itself"):
-        parse_manifest(encode_manifest(msgspec.structs.replace(honest, files=files)))
+        parse_manifest(json.dumps(bent).encode())

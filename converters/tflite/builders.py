@@ -61,7 +61,8 @@ def _div(node: Any, ctx: Any) -> None:
     if width != given:
         shape = [int(size) for size in ctx.get_tensor_shape(output)]
         found = ctx.add_intermediate_tensor(f"{output}_div_int32", dtype=width, shape=shape)
-    options = {"fusedActivationFunction": "NONE"}
+    # A later pass makes products of divisions by constants, but for those of quantized models.
+    options = {"fusedActivationFunction": "NONE", "preserveDivisionForOnnxRequantization": True}
     ctx.add_operator(OperatorIR(op_type="DIV", inputs=same, outputs=[found], options=options))
     if found != output:
         types = {"inDataType": width, "outDataType": given}

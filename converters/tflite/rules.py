@@ -5,7 +5,7 @@ from typing import Final
 
 from onnx import NodeProto
 
-from modelfleet.converters.tflite import arithmetic, declared, quantized, recurrent
+from modelfleet.converters.tflite import arithmetic, declared, exact, quantized, recurrent
 from modelfleet.converters.tflite.rewrite import Builder, Rule
 
 
@@ -55,6 +55,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "Mean": arithmetic.single,
     "Min": arithmetic.single,
     "Mish": arithmetic.mish,
+    "OneHot": exact.one_hot,
     "Pad": declared.pad,
     "Pow": arithmetic.power,
     "PRelu": arithmetic.p_relu,
@@ -65,7 +66,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "ReduceL1": either(declared.reduce, arithmetic.reduce_l1),
     "ReduceL2": either(declared.reduce, arithmetic.reduce_l2),
     "ReduceLogSum": declared.reduce,
-    "ReduceLogSumExp": declared.reduce,
+    "ReduceLogSumExp": either(declared.reduce, exact.reduce_log_sum_exp),
     "ReduceMax": either(declared.reduce, arithmetic.reduce_bool),
     "ReduceMean": declared.reduce,
     "ReduceMin": either(declared.reduce, arithmetic.reduce_bool),

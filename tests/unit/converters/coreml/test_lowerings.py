@@ -24,6 +24,10 @@ CASES = {
         "g (int64[4] a, int64[4] b) => (int64[4] y) { y = Div (a, b) }",
         {"a": whole(7, -7, 7, -7), "b": whole(2, 2, -2, -2)},
     ),
+    "a number by itself is one after a division by a constant": (
+        "g (float[3] x) => (float[3] y) <float d = {41}> { q = Div (x, d) y = Floor (q) }",
+        {"x": np.float32([41, 82, 164])},
+    ),
     "mod has the divisor's sign, fmod the dividend's": (
         "g (int32[4] a, int32[4] b) => (int32[4] y, int32[4] z) { y = Mod (a, b) z = Mod <fmod = 1> (a, b) }",
         {"a": np.int32([7, -7, 7, -7]), "b": np.int32([3, 3, -3, -3])},

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from modelfleet.benchmarks.runtimes.mlx.layout import bounded
 from modelfleet.benchmarks.runtimes.mlx.values import (
     MX_DTYPES,
     Value,
@@ -343,7 +344,7 @@ def numbers_from(start: Value, limit: Value, delta: Value, /) -> Value:
     """start, start + delta, ... before limit."""
     dtype = dtype_of(start)
     first, end, step = number(start), number(limit), number(delta)
-    count = max(math.ceil((end - first) / step), 0)
+    (count,) = bounded((max(math.ceil((end - first) / step), 0),))
     if dtype.startswith(("int", "uint")):
         return (np.arange(count, dtype=np.int64) * int(step) + int(first)).astype(dtype)
     return mx.array(first, dtype=MX_DTYPES[dtype]) + mx.arange(count, dtype=MX_DTYPES[dtype]) * mx.array(

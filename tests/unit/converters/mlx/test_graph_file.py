@@ -201,6 +201,7 @@ def test_reading_takes_no_time_for_each_value_in_each_body() -> None:
     [
         ("one_hot", ["i", "huge", "pair"], {"axis": -1}, {"huge": [2**40], "pair": [0, 1]}),
         ("center_crop_pad", ["x", "huge"], {}, {"huge": [2**20, 2**20]}),
+        ("range", ["zero", "huge", "one"], {}, {"zero": [0], "huge": [2**40], "one": [1]}),
         ("pad", ["x", "huge"], {"mode": "edge"}, {"huge": [0, 2**40, 0, 0]}),
     ],
 )

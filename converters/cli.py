@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
@@ -79,6 +80,10 @@ def convert(
         profile = load_profile(Path(profile_name)) if profile_name.endswith(".toml") else _named(profile_name)
     except ProfileError as error:
         raise click.BadParameter(str(error), param_hint="--profile") from error
+    if report_file is not None and not os.access(report_file.absolute().parent, os.W_OK):
+        raise click.BadParameter(
+            f"expected a folder that can be written, got {report_file.parent}", param_hint="--report"
+        )
     request = LocalRequest(
         model=model,
         profile=profile,
@@ -123,7 +128,7 @@ def _converted(request: "LocalRequest", as_json: bool) -> "LocalResult":
 
             with _cancelled_by_sigterm():
                 return convert_here(request, show)
-    except (ConvertersError, GoldenSetError) as error:
+    except (ConvertersError, GoldenSetError, OSError) as error:  # such as a full disk
         _end(error, as_json)
     except KeyboardInterrupt:
         click.echo("Cancelled: nothing is left behind.", err=True)

@@ -73,7 +73,7 @@ def convert_here(request: LocalRequest, report: Report) -> LocalResult:
 
     Raises:
         ConversionError: the model may not be opened, or a precision is none of the profile's. GoldenSetError: the golden set is
-            none, or does not fit. BuildFailedError: `out` is not empty.
+            none, or does not fit. BuildFailedError: `out` is not empty, or cannot be made.
     """
     profile = _profile(request)
     with _work_folder(request.out) as work:
@@ -138,9 +138,8 @@ def _work_folder(out: Path | None) -> Generator[Path]:
     parent = None
     if out is not None:
         parent = out.absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
     before, before_tempdir = os.environ.get("TMPDIR"), tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=parent) as name:
+    with _temporary(parent) as name:
         os.environ["TMPDIR"] = tempfile.tempdir = name
         try:
             yield Path(name)
@@ -150,6 +149,15 @@ def _work_folder(out: Path | None) -> Generator[Path]:
                 del os.environ["TMPDIR"]
             else:
                 os.environ["TMPDIR"] = before
+
+
+def _temporary(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
+    try:
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".convert-", dir=parent)
+    except OSError as error:
+        raise BuildFailedError(f"expected to write in {parent or 'the temporary folder'}: {error.strerror}") from error
 
 
 def _golden(request: LocalRequest, source: Path, work: Path) -> Path:

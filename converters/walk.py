@@ -1,6 +1,7 @@
 """The scanner's walk over a parsed model: all graphs, subgraphs and functions. Runs in a child process (see `scan`)."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -274,7 +275,9 @@ def _require_valid(model: ModelProto) -> None:
     try:
         checker.check_model(model)  # pyright: ignore[reportUnknownMemberType]
     except Exception as error:
-        raise ScanError(f"expected a valid ONNX model: {str(error)[:500]}") from error
+        said = " ".join(str(error).split())
+        named = re.search(r"Bad node spec for node\. Name: (.+) OpType:", said)
+        raise ScanError(f"expected a valid ONNX model: {said[:500]}", named[1] if named else "") from error
 
 
 def _require_bounded_shapes(model: ModelProto) -> None:

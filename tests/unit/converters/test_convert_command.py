@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
-from modelfleet.converters.cli import CANCELLED, REFUSED, convert
+from modelfleet.converters.cli import CANCELLED, REFUSED, USAGE, convert
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 MODEL, GOLDEN = str(DIGITS / "digits-1.1.0.onnx"), str(DIGITS / "golden.npz")
@@ -116,6 +116,30 @@ def test_never_writes_over_files(here):
     assert done.exit_code == REFUSED
     assert "to be an empty folder, or absent" in done.output
     assert [path.name for path in (folder / "variant").iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(here):
+    done = run(MODEL, "--profile", "linux-cpu-float", "--golden", GOLDEN, "--out", f"{GOLDEN}/variant")
+    assert done.exit_code == REFUSED
+    assert done.stderr.strip() == f"Error: expected to write in {GOLDEN}: File exists"
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(here):
+    folder, _ = here
+    arguments = ("--out", str(folder / "variant"), "--report", str(folder / "none" / "report.html"))
+    done = run(MODEL, "--profile", "linux-cpu-float", "--golden", GOLDEN, *arguments)
+    assert done.exit_code == USAGE
+    assert "expected a folder that can be written" in done.output
+
+
+def test_an_operator_that_onnx_lacks_is_refused_by_its_node(here, models):
+    folder, expected = here
+    expected.add("unknown.onnx")
+    model = models.model([helper.make_node("Foo", ["x"], ["y"], name="odd")], width=8)
+    (folder / "unknown.onnx").write_bytes(model.SerializeToString())
+    done = run(str(folder / "unknown.onnx"), "--profile", "linux-cpu-float")
+    assert done.exit_code == REFUSED
+    assert "'odd'" in done.stderr and "No Op registered for Foo" in done.stderr
 
 
 def test_a_bad_model_is_one_error_that_names_node_and_profile(here, models):

@@ -76,4 +76,4 @@ docs: $(STAMP)   ## build the documentation site into site/
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:           ## remove what make made
-	rm -rf $(VENV) .uv .cache site build dist
+	rm -rf $(VENV) .venv-gpu $(WEB) .uv .cache site build dist

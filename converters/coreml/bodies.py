@@ -7,6 +7,7 @@ from onnx import GraphProto, NodeProto, TypeProto, helper, inliner, shape_infere
 
 from modelfleet.converters.coreml.node import Node
 from modelfleet.converters.coreml.values import Value
+from modelfleet.converters.functions import fill_defaults
 
 
 def function_body(node: NodeProto, found: Node) -> GraphProto | None:
@@ -18,9 +19,11 @@ def function_body(node: NodeProto, found: Node) -> GraphProto | None:
     if not (schema.has_function or schema.has_context_dependent_function):
         return None
     inputs = {name: value for name, value in zip(node.input, found.inputs, strict=True) if name and value is not None}
-    node = _with_defaults(node, schema)
+    whole = NodeProto()
+    whole.CopyFrom(node)
+    fill_defaults(whole, found.opset)
     graph = helper.make_graph(
-        [node],
+        [whole],
         "body",
         [helper.make_value_info(name, _type(value)) for name, value in inputs.items()],
         [onnx.ValueInfoProto(name=name) for name in node.output if name],
@@ -33,17 +36,6 @@ def function_body(node: NodeProto, found: Node) -> GraphProto | None:
     if any(inner.op_type == node.op_type for inner in body.graph.node):
         return None
     return shape_inference.infer_shapes(body).graph
-
-
-def _with_defaults(node: NodeProto, schema: Any) -> NodeProto:
-    """Return the node with the attributes that it leaves out at their defaults: the inliner does not put them in."""
-    whole = NodeProto()
-    whole.CopyFrom(node)
-    given = {attribute.name for attribute in node.attribute}
-    for name, attribute in schema.attributes.items():
-        if name not in given and attribute.default_value.name:
-            whole.attribute.append(attribute.default_value)
-    return whole
 
 
 def _type(value: Value) -> TypeProto:

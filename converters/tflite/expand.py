@@ -4,8 +4,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from onnx import FunctionProto, ModelProto, NodeProto, TypeProto, defs, helper, inliner
+from onnx import ModelProto, NodeProto, TypeProto, helper, inliner
 
+from modelfleet.converters.functions import FUNCTION_DOMAIN, call_function, function_of
 from modelfleet.converters.graphs import places, read_model
 from modelfleet.converters.normalise import opset_of
 from modelfleet.converters.tflite.rewrite import attribute, inferred
@@ -53,35 +54,14 @@ def expanded(model: ModelProto) -> ModelProto:
 def _written_out(model: ModelProto, nodes: list[NodeProto], kinds: dict[str, TypeProto]) -> bool:
     opset = opset_of(model)
     for index, node in enumerate(nodes):
-        function = _definition(node, opset, [kinds.get(name, TypeProto()) for name in node.input])
+        function = function_of(node, [kinds.get(name, TypeProto()) for name in node.input], opset)
         if function is None:
             continue
-        function.name, function.domain = f"{node.op_type}_{index}", "written.out"
-        node.op_type, node.domain = function.name, function.domain
+        call_function(node, function, f"{node.op_type}_{index}", opset)
         model.functions.append(function)
     if model.functions:
-        model.opset_import.append(helper.make_opsetid("written.out", 1))
+        model.opset_import.append(helper.make_opsetid(FUNCTION_DOMAIN, 1))
     return bool(model.functions)
-
-
-def _definition(node: NodeProto, opset: int, kinds: list[TypeProto]) -> FunctionProto | None:
-    schema: Any = defs.get_schema(node.op_type, opset)  # its methods have no types
-    function = FunctionProto()
-    if schema.has_context_dependent_function:
-        versions = [each for each in schema.context_dependent_function_opset_versions if each <= opset]
-        if not versions:
-            return None
-        function.ParseFromString(
-            schema.get_context_dependent_function_with_opset_version(
-                max(versions), node.SerializeToString(), [kind.SerializeToString() for kind in kinds]
-            )
-        )
-    elif schema.has_function:
-        versions = [each for each in schema.function_opset_versions if each <= opset]
-        if not versions:
-            return None
-        function.ParseFromString(schema.get_function_with_opset_version(max(versions)))
-    return function if function.node else None
 
 
 def folded(model: ModelProto) -> ModelProto:

@@ -25,8 +25,6 @@ TARGET_OPSET: Final = 17
 RUNS_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB})
 """Runtimes with the operators of `ai.onnx.ml`."""
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-KNOW_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB})
-"""Runtimes that have the operators of `ai.onnx.ml` themselves."""
 
 
 def normalise(

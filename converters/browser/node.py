@@ -30,7 +30,6 @@ HEAP_MEBIBYTES: Final = 1024
 """Of JavaScript; the model's own memory is WebAssembly's, 4 GiB at most."""
 DEADLINE_SECONDS: Final = 60.0
 _CHUNK: Final = 1 << 16
-_LEAST_VERSION: Final = 18
 
 
 def node_missing() -> str:

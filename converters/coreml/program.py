@@ -26,7 +26,6 @@ from modelfleet.converters.errors import ConversionError
 coremltools: Any = _coremltools
 mil: Any = _mil
 _MIL: Any = {"fp32": mil_types.fp32, "fp16": mil_types.fp16, "int32": mil_types.int32}
-_Dim = int | str | None
 
 
 def build_program(model: ModelProto, target: str, profile: str) -> tuple[Any, Interface, dict[str, list[str]]]:

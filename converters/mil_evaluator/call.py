@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from modelfleet.converters.mil_evaluator.errors import MilError
-from modelfleet.converters.mil_evaluator.ir import STORED, Array, Named, Operation, Tensors, TensorType, Value
+from modelfleet.converters.mil_evaluator.ir import STORED, Array, Operation, Tensors, Value
 
 Result = Array | Value | Sequence[Array]
 Evaluate = Callable[["Call"], Result]
@@ -160,13 +160,6 @@ class Call:
         axes = tuple(range(rank)) if given is None else tuple(self.normal_axis(axis, rank) for axis in given)
         self.require(len(set(axes)) == len(axes), f"{name}: expected distinct axes, got {given}")
         return axes
-
-    def output_type(self, index: int = 0) -> TensorType:
-        """The declared type of an output that is a tensor."""
-        named: Named = self.operation.outputs[index]
-        return (
-            named.type if isinstance(named.type, TensorType) else self.refuse("expected a tensor as output, got a list")
-        )
 
     def dtype_named(self, name: str, text: str) -> np.dtype[np.generic]:
         """The numpy dtype of MIL's name for it, handed over as a string."""

@@ -22,16 +22,13 @@ def main() -> int:
     """Run the cases, show the table, and return the exit status."""
     asked = _arguments()
     found = {name: _run(name, asked) for name in asked.target or _available()}
+    targets = [] if asked.match else [target for name in found for target in _targets(name, found[name])]
     _show(found)
     for name, verdicts in found.items():
         _show_reasons(name, verdicts, asked.reasons)
         if asked.write:
             write_table(name, {**(read_table(name) if asked.match else {}), **verdicts})
-    return (
-        0
-        if asked.match
-        else verdict("conformance", [target for name in found for target in _targets(name, found[name])])
-    )
+    return verdict("conformance", targets) if targets else 0
 
 
 def _arguments() -> argparse.Namespace:

@@ -276,3 +276,11 @@ def wrapped_indices(node: NodeProto, build: Builder) -> Sequence[str] | None:
             "GatherElements", node.input[0], build.op("Where", below, build.op("Add", asked, size), asked), axis=axis
         )
     ]
+
+
+def max_pool(node: NodeProto, build: Builder) -> Sequence[str] | None:
+    """MaxPool of 8-bit whole numbers in float, which holds each of them: LiteRT has none for int32."""
+    kind = build.kind(node.input[0])
+    if kind not in (TensorProto.INT8, TensorProto.UINT8) or len(node.output) > 1:
+        return None
+    return [build.cast(build.op("MaxPool", build.cast(node.input[0], FLOAT), **without(node)), kind)]

@@ -52,6 +52,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "LSTM": recurrent.recurrent,
     "MatMulInteger": quantized.matmul_integer,
     "Max": arithmetic.single,
+    "MaxPool": arithmetic.max_pool,
     "Mean": arithmetic.single,
     "Min": arithmetic.single,
     "Mish": arithmetic.mish,

@@ -39,7 +39,6 @@ from modelfleet.signer.verify import Reason, Wanted, require_startable
 
 LOOK_UP_SECONDS = 5.0
 """How long a way back may be held up by asking for revocations."""
-
 MEND_SECONDS = 60.0
 """How long after a build that did not end the next is begun, of a variant that is active already."""
 
@@ -138,7 +137,8 @@ class SlotWorker:
 
     def _update(self, goal: Goal) -> None:
         """The table of contents of an update."""
-        manifest, data = install.verify(self._device, goal, accepted_before=self._accepted_before(goal))
+        accepted = goal.release.sha256 in self.state.record.accepted
+        manifest, data = install.verify(self._device, goal, accepted_before=accepted)
         install.require_compatible(self._device, manifest)
         folder = self._receive(manifest, goal)
         self._verify_files(folder, data)
@@ -236,7 +236,7 @@ class SlotWorker:
         self.state.damaged = False
         remove_counts(self._store.folder / "counters", before=self.state.record.activation - 1)
         self.state.enter(E.PASSED, running=goal, leaving=None, attempts=0)
-        if left is not None and _was_left_behind(left, goal):
+        if left is not None and left.was_left_behind_for(goal):
             self.state.say(S.ROLLED_BACK, left)
 
     def _watch(self) -> None:
@@ -398,13 +398,3 @@ class SlotWorker:
         if wanted.release is None or wanted.release.sha256 != goal.release.sha256:
             self.state.try_at_once()
             self.state.enter(E.LATE if wanted.reason is Reason.TOO_LATE else E.NEWER)
-
-    def _accepted_before(self, goal: Goal) -> bool:
-        return goal.release.sha256 in self.state.record.accepted
-
-
-def _was_left_behind(left: Goal, goal: Goal) -> bool:
-    """Whether a candidate that never became stable was given up for an older release."""
-    return (
-        bool(left.rollout) and not left.promoted and not goal.rollout and goal.release.counter <= left.release.counter
-    )

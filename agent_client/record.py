@@ -23,6 +23,11 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     seen_at: Moment
     promoted: bool = False
 
+    def was_left_behind_for(self, goal: "Goal") -> bool:
+        """Whether this is a candidate that never became stable, given up for the older release of `goal`."""
+        older = goal.release.counter <= self.release.counter
+        return bool(self.rollout) and not self.promoted and not goal.rollout and older
+
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
     """Why a digest is not tried again; `release` is the digest of the one `Release` that it holds for, empty: of all.

@@ -4,7 +4,6 @@ Its parser refuses zero points other than 0 and quantized biases (TensorRT, "Wor
 Weights use all eight bits: its kernels add int8 products in 32 bits and do not saturate.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from onnx import ModelProto, TensorProto
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.converters.calibrate import CalibrationReader
 from modelfleet.converters.graphs import graphs, read_model
+from modelfleet.converters.quiet import quiet
 
 
 def quantize_symmetric(
@@ -30,22 +30,20 @@ def quantize_symmetric(
     from onnxruntime import quantization as _quantization
 
     quantization: Any = _quantization  # untyped
-    logging.getLogger().setLevel(
-        logging.ERROR
-    )  # it warns through the root logger; we are in a child process of our own
     known = sorted(keep_float & {node.name for node in read_model(model_path).graph.node})
-    quantization.quantize_static(
-        model_path,
-        work,
-        CalibrationReader(calibration),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QInt8,
-        weight_type=quantization.QuantType.QInt8,
-        calibrate_method=quantization.CalibrationMethod.MinMax,
-        nodes_to_exclude=known,
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-    )
+    with quiet():
+        quantization.quantize_static(
+            model_path,
+            work,
+            CalibrationReader(calibration),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            nodes_to_exclude=known,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+        )
     model = read_model(work)
     work.unlink()
     return model, {"kept_float": dict.fromkeys(known, "asked for")}

@@ -12,8 +12,8 @@ from onnx import ModelProto, numpy_helper
 
 from modelfleet.converters.graphs import read_model, write_model
 from modelfleet.converters.onnxruntime.layers import layers
-from modelfleet.converters.onnxruntime.static import quiet
 from modelfleet.converters.onnxruntime.stored_weights import rounded, store
+from modelfleet.converters.quiet import quiet
 
 _INTEGER: Final = frozenset({"MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"})
 

@@ -5,10 +5,7 @@ Weights use seven bits (`reduce_range`): without VNNI, x86 adds pairs of u8*s8 p
 the device's own check against its golden set needs.
 """
 
-import logging
-import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +16,7 @@ from modelfleet.converters.calibrate import CalibrationReader
 from modelfleet.converters.graphs import graphs, read_model
 from modelfleet.converters.onnxruntime.activations import nodes_without_bounds
 from modelfleet.converters.onnxruntime.layers import layers
+from modelfleet.converters.quiet import quiet
 
 SAMPLES: Final = 8
 
@@ -55,15 +53,6 @@ def quantize_static(
     model = read_model(work)
     work.unlink()
     return model, _report(source, model, keep_float, unbounded)
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Keep the libraries' warnings out, those through the root logger (we are in a child process of our own) and Python's."""
-    logging.getLogger().setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def quantizes(model: ModelProto) -> bool:

@@ -65,6 +65,7 @@ class Counters:
     def __init__(self, folder: Path, activation: int) -> None:
         self._path = folder / f"{activation}.{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._n = self._errors = self._slow = 0
         self._latency = [0] * (len(LATENCY_BUCKETS_MS) + 1)
         self._classes = [0] * MAX_CLASSES
@@ -106,16 +107,17 @@ class Counters:
 
     def flush(self) -> None:
         """Put the counts into the file, if they changed; a disk that refuses is tried again later."""
-        if not self._dirty:
-            return
-        self._dirty = False
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        try:
-            temporary.write_bytes(encode_struct(self.counts()))
-            temporary.rename(self._path)
-        except OSError as error:
-            self._dirty = True
-            log.debug("counters not written: %s", error)
+        with self._flushing:  # one at a time, or what was counted first would lie over what was counted last
+            if not self._dirty:
+                return
+            self._dirty = False
+            temporary = self._path.with_name(f".{self._path.name}.tmp")
+            try:
+                temporary.write_bytes(encode_struct(self.counts()))
+                temporary.rename(self._path)
+            except OSError as error:
+                self._dirty = True
+                log.debug("counters not written: %s", error)
 
 
 class Flusher:

@@ -187,9 +187,9 @@ def control(workers: list[Worker], folder: Path, tests: Iterable[str]) -> dict[s
     return seconds
 
 
-def check(mutations: list[Mutation], folder: Path) -> tuple[int, dict[str, float]]:
-    """Check every mutation; return how many were not caught, and the seconds that each change took."""
-    failed, seconds, printing = 0, dict[str, float](), threading.Lock()
+def check(mutations: list[Mutation], folder: Path) -> tuple[list[str], dict[str, float]]:
+    """Check every mutation; return what each that was not caught told, and the seconds that each change took."""
+    survived, seconds, printing = list[str](), dict[str, float](), threading.Lock()
     groups: dict[tuple[str, str, str], list[Mutation]] = {}
     for mutation in mutations:
         groups.setdefault(mutation.change, []).append(mutation)
@@ -208,7 +208,6 @@ def check(mutations: list[Mutation], folder: Path) -> tuple[int, dict[str, float
             idle.put(worker)
 
         def checked(group: list[Mutation]) -> None:
-            nonlocal failed
             worker, started = idle.get(), time.monotonic()
             try:
                 with mutated(worker.tree, group[0]):
@@ -221,17 +220,14 @@ def check(mutations: list[Mutation], folder: Path) -> tuple[int, dict[str, float
                 seconds[", ".join(mutation.name for mutation in group)] = took
                 for mutation in group:
                     wrong = wrong_with(mutation, answer)
-                    failed += wrong is not None
-                    said = "caught  " if wrong is None else "SURVIVED"
-                    print(
-                        f"{said} {mutation.name} ({took:.1f} s): {mutation.find!r} -> {mutation.replace!r}", flush=True
-                    )
+                    told = f"{mutation.name} ({took:.1f} s): {mutation.find!r} -> {mutation.replace!r}"
+                    print("caught  " if wrong is None else "SURVIVED", told, flush=True)
                     if wrong is not None:
-                        print(wrong, flush=True)
+                        survived.append(f"SURVIVED {told}\n{wrong}")
 
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(checked, sorted(groups.values(), key=expected, reverse=True)))  # no long one at the end
-    return failed, seconds
+    return survived, seconds
 
 
 def main(names: list[str]) -> int:
@@ -243,12 +239,16 @@ def main(names: list[str]) -> int:
         raise SystemExit(f"expected names of mutations, got {sorted(unknown)}")
     mutations = [m for m in mutations if not names or m.name in names]
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        failed, seconds = check(mutations, Path(folder))
+        survived, seconds = check(mutations, Path(folder))
     slowest = sorted(seconds.items(), key=lambda each: each[1], reverse=True)[:SLOWEST]
     print("slowest:", *(f"{took:6.1f} s  {name}" for name, took in slowest), sep="\n  ")
     took = time.monotonic() - started
-    print(f"mutations: {len(mutations) - failed} caught, {failed} survived in {took:.0f} s")
-    return 1 if failed else 0
+    print(
+        f"mutations: {len(mutations) - len(survived)} caught, {len(survived)} survived in {took:.0f} s",
+        *survived,
+        sep="\n",
+    )
+    return 1 if survived else 0
 
 
 if __name__ == "__main__":

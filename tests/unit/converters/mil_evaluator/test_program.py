@@ -317,6 +317,14 @@ def test_a_damaged_package_is_refused(damage: str, saved: Path, tmp_path: Path) 
         MilProgram(package).run({"x": X})
 
 
+def test_a_value_of_another_shape_than_declared_is_named(saved: Path, tmp_path: Path) -> None:
+    package = tmp_path / "damaged.mlpackage"
+    shutil.copytree(saved, package)
+    DAMAGE["another shape declared"](package)
+    with pytest.raises(MilError, match="the program declares shape"):
+        MilProgram(package).run({"x": X})
+
+
 def test_the_package_is_right_without_damage(saved: Path) -> None:
     (answer,) = MilProgram(saved).run({"x": X}).values()
     np.testing.assert_array_equal(answer, X @ np.arange(12, dtype=np.float32).reshape(4, 3).T)

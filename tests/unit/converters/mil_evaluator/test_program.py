@@ -320,7 +320,11 @@ def test_a_damaged_package_is_refused(damage: str, saved: Path, tmp_path: Path) 
 def test_a_value_of_another_shape_than_declared_is_named(saved: Path, tmp_path: Path) -> None:
     package = tmp_path / "damaged.mlpackage"
     shutil.copytree(saved, package)
-    DAMAGE["another shape declared"](package)
+
+    def constant(model: Any) -> Any:
+        return next(o for o in _operations(model) if o.attributes["val"].WhichOneof("value") == "blobFileValue")
+
+    _edit_model(_set(lambda m: constant(m).outputs[0].type.tensorType.dimensions[0].constant, "size", 5))(package)
     with pytest.raises(MilError, match="the program declares shape"):
         MilProgram(package).run({"x": X})
 

@@ -28,6 +28,8 @@ class Runtime(enum.StrEnum):
     ONNXRUNTIME_GPU = "onnxruntime-gpu"
     ONNXRUNTIME_WEB = "onnxruntime-web"
     LITERT = "litert"
+    C99 = "c99"
+    """Sources for a microcontroller's firmware: no runtime, no operating system."""
     COREML = "coreml"
     MLX = "mlx"
     TENSORRT_RTX = "tensorrt-rtx"
@@ -38,6 +40,7 @@ RUNTIME_DISTRIBUTIONS: Final[Mapping[Runtime, tuple[str, ...]]] = {
     Runtime.ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu"),
     Runtime.ONNXRUNTIME_GPU: ("onnxruntime-gpu",),
     Runtime.ONNXRUNTIME_WEB: (),
+    Runtime.C99: (),
     Runtime.LITERT: ("ai-edge-litert", "tflite-runtime"),
     Runtime.COREML: ("coremltools",),
     Runtime.MLX: ("mlx",),

@@ -13,6 +13,10 @@ declare -A packages=(
   [node]=nodejs
   [npm]=npm
   [chromium]=chromium
+  [clang]=clang
+  [cmake]=cmake
+  [arm-none-eabi-gcc]=gcc-arm-none-eabi
+  [qemu-system-arm]=qemu-system-arm
 )
 
 missing=()

@@ -1,0 +1,1 @@
+"""Memory planned, sources and the files around them written."""

@@ -1,0 +1,1 @@
+"""ONNX operators on tensors of any type and static shape, as portable loops."""

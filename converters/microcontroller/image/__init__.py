@@ -1,0 +1,1 @@
+"""The data image: new weights for a microcontroller without new firmware, signed, in two banks."""

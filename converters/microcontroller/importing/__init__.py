@@ -1,0 +1,1 @@
+"""ONNX graphs, quantized or float, as the program of `ir`."""

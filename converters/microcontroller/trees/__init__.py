@@ -1,0 +1,1 @@
+"""Tree ensembles, linear models and scalers as C: packed tables or code."""

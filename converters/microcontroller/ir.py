@@ -75,13 +75,19 @@ class Onnx(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Requantization:
-    """Parameters of `requantize` (see the module). multiplier: int32, (channels,) or (1,) for all alike; the rest as there."""
+    """Parameters of `requantize` (see the module). multiplier: int32, (channels,) or (1,) for all alike; the rest as there.
+
+    factor: float32, as multiplier: the real multiplier as onnxruntime computes it, `input scale * weight scale / output scale`.
+    With `Rounding.ONNXRUNTIME` kernels use it in place of multiplier and shift:
+    `min(max(half_to_even(float32(acc) * factor) + z, lo), hi)`, the product rounded to float32.
+    """
 
     multiplier: Array
     shift: int
     zero_point: int
     lo: int = -128
     hi: int = 127
+    factor: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +164,7 @@ class MulInt8(Operator):
 class AveragePool2D(Operator):
     """`requantize(sum over the window - count * input's zero point)`, (1, H, W, C) -> (1, OH, OW, C).
 
-    input_zero_point: what a tap outside the image reads, so that it adds nothing; every window counts alike, kernel[0] * kernel[1]
+    input_zero_point: what a tap outside the image reads, so that it adds nothing; every window counts kernel[0] * kernel[1]
     (the multiplier has 1 / count in it).
     """
 

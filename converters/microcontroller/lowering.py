@@ -57,7 +57,7 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """C expressions for what a call needs: pointers, `const T *` (inputs, constants) and `T *` (outputs; scratch: `uint8_t *`)."""
+    """C expressions for what a call needs: pointers, `const T *` (inputs, constants), `T *` (outputs), `uint8_t *` (scratch)."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

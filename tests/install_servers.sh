@@ -15,13 +15,13 @@ declare -A packages=(
   [chromium]=chromium
   [clang]=clang
   [cmake]=cmake
-  [arm-none-eabi-gcc]=gcc-arm-none-eabi
+  [arm-none-eabi-gcc]="gcc-arm-none-eabi libnewlib-arm-none-eabi"
   [qemu-system-arm]=qemu-system-arm
 )
 
 missing=()
 for program in "${!packages[@]}"; do
-  PATH="$PATH:/usr/sbin:/sbin:$(echo /usr/lib/postgresql/*/bin | tr " " :)" command -v "$program" >/dev/null || missing+=("${packages[$program]}")
+  PATH="$PATH:/usr/sbin:/sbin:$(echo /usr/lib/postgresql/*/bin | tr " " :)" command -v "$program" >/dev/null || missing+=(${packages[$program]})
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -91,15 +91,13 @@ class _Expressions:
         tensor = self._program.tensors[name]
         kind = f"{constness}{c_type(tensor.dtype, name)} *"
         place = self._plan.places[name]
-        if place in self._given:
-            expression = self._given[place]
-            return (
-                expression if _dtype(self._program, place) == tensor.dtype else f"(({kind})(const void *){expression})"
-            )
         if self._program.tensors[place].data is not None:
             if place not in self._constants:
                 return _PLACEHOLDER.format(self._numbers[place])
             return constant_expression(c_type(tensor.dtype, name), self._constants[place])
+        if place in self._given:
+            expression = self._given[place]
+            return expression if _dtype(self._program, place) == tensor.dtype else f"(({kind})(const void *){expression})"
         return f"(({kind})(void *)(places + {self._plan.offsets[name]}u))"
 
 

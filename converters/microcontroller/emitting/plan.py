@@ -15,7 +15,8 @@ from modelfleet.converters.microcontroller.emitting.plan_lifetimes import (
     SCRATCH_ALIGNMENT,
     Block,
     aligned,
-    overlaps,
+    in_workspace,
+    overlap_distances,
     shared_places,
     tensor_blocks,
 )
@@ -55,7 +56,8 @@ def plan(program: Program, lowered: Sequence[Lowered]) -> Plan:
         lowered: one for each operator of the program, in its order (of a `View` nothing is read).
     """
     places = shared_places(program)
-    order = order_of_least_peak(program, lowered, places)
+    sizes = {name: aligned(program.tensors[name].size_bytes) for name in sorted(in_workspace(program, places))}
+    order = order_of_least_peak(program, lowered, places, sizes)
     tensors = tensor_blocks(program, places, order)
     scratches = _scratch_blocks(lowered, order)
     names = (*tensors, *scratches)
@@ -65,8 +67,8 @@ def plan(program: Program, lowered: Sequence[Lowered]) -> Plan:
     return Plan(
         offsets={name: offset[place] for name, place in places.items() if place in tensors},
         scratch=tuple(offset.get(index, 0) for index in range(len(program.operators))),
-        size_bytes=aligned(packing.size_bytes, SCRATCH_ALIGNMENT),
-        floor_bytes=aligned(packing.floor_bytes, SCRATCH_ALIGNMENT),
+        size_bytes=packing.size_bytes,
+        floor_bytes=packing.floor_bytes,
         bound_bytes=in_place_bound(program),
         order=order,
         places=places,
@@ -102,13 +104,7 @@ def _gaps(
         if isinstance(operator, View) or operator.outputs[0] not in number:
             continue
         output = number[operator.outputs[0]]
-        dying = frozenset(
-            place for place in (places[name] for name in operator.inputs if name) if _dies(blocks, number, place, step)
-        )
-        for place, distance in overlaps(operator, lowered[index], places, dying).items():
-            gaps[output, number[place]] = min(distance, blocks[output].size)
+        for place, distance in overlap_distances(operator, lowered[index], places).items():
+            if place in number and blocks[number[place]].last == step:
+                gaps[output, number[place]] = min(distance, blocks[output].size)
     return gaps
-
-
-def _dies(blocks: Sequence[Block], number: Mapping[str | int, int], place: str, step: int) -> bool:
-    return place in number and blocks[number[place]].last == step

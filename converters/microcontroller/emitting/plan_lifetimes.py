@@ -15,6 +15,7 @@ from modelfleet.converters.microcontroller.lowering import Lowered
 
 WORD_BYTES: Final = 4
 SCRATCH_ALIGNMENT: Final = 16
+WORKSPACE_ALIGNMENT: Final = 16
 
 
 def aligned(size_bytes: int, alignment: int = WORD_BYTES) -> int:
@@ -83,13 +84,10 @@ def tensor_blocks(program: Program, places: Mapping[str, str], order: Sequence[i
     return blocks
 
 
-def overlaps(operator: Operator, lowered: Lowered, places: Mapping[str, str], dying: frozenset[str]) -> dict[str, int]:
-    """Return place -> the distance that its first output must keep below it, for every input that the output may overlap.
+def overlap_distances(operator: Operator, lowered: Lowered, places: Mapping[str, str]) -> dict[str, int]:
+    """Return place -> the distance that the first output must keep below it, for every input that it may overlap.
 
-    Args:
-        operator: what runs; lowered: the same as C.
-        places: of `shared_places`.
-        dying: places that nothing reads after this operator.
+    Only inputs that nothing reads afterwards may be overlapped in fact: the caller knows which.
     """
     distances: dict[str, int] = {}
     apart: set[str] = set()
@@ -97,8 +95,19 @@ def overlaps(operator: Operator, lowered: Lowered, places: Mapping[str, str], dy
         if not name:
             continue
         place = places[name]
-        if index in lowered.overlap and place in dying:
-            distances[place] = max(distances.get(place, lowered.overlap[index]), lowered.overlap[index])
+        if index in lowered.overlap:
+            distances[place] = max(distances.get(place, 0), aligned(lowered.overlap[index]))
         else:
             apart.add(place)
-    return {place: aligned(distance) for place, distance in distances.items() if place not in apart}
+    return {place: distance for place, distance in distances.items() if place not in apart}
+
+
+def least_span(output_size: int, inputs: Sequence[tuple[int, int]]) -> int:
+    """Return the least number of bytes in which an output and the inputs that it may overlap fit: (size, distance) each.
+
+    The inputs lie above the output, in the order of their distances: the least makespan of jobs with release times.
+    """
+    end = 0
+    for size, distance in sorted(inputs, key=lambda item: item[1]):
+        end = max(end, min(distance, output_size)) + size
+    return max(end, output_size)

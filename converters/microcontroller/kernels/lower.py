@@ -1,0 +1,30 @@
+"""Which module lowers which quantized operator: one table for all back ends; a module chooses the kernel by target and shape."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.microcontroller.ir import Dense, Operator, Program
+from modelfleet.converters.microcontroller.kernels import dense
+from modelfleet.converters.microcontroller.lowering import Lowered, Target
+
+Lower = Callable[[Any, Program, Target], Lowered]
+
+LOWERS: Final[Mapping[type[Operator], Lower]] = {
+    Dense: dense.lower,
+}
+"""Type of operator -> its `lower(operator, program, target)`."""
+
+
+def lower(operator: Operator, program: Program, target: Target) -> Lowered:
+    """Return a quantized operator as C.
+
+    Raises:
+        ConversionError: it has no kernel.
+    """
+    found = LOWERS.get(type(operator))
+    if found is None:
+        raise ConversionError(
+            operator.name, "c99", f"expected an operator with a kernel, got {type(operator).__name__}"
+        )
+    return found(operator, program, target)

@@ -10,9 +10,11 @@ from modelfleet.converters.microcontroller.lowering import Lowered, Target
 
 Lower = Callable[[Any, Program, Target], Lowered]
 
-LOWERS: Final[Mapping[type[Operator], Lower]] = {
-    Dense: dense.lower,
-}
+LOWERS: Final[Mapping[type[Operator], Lower]] = dict[type[Operator], Lower](
+    {
+        Dense: dense.lower,
+    }
+)
 """Type of operator -> its `lower(operator, program, target)`."""
 
 

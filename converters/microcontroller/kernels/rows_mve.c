@@ -49,7 +49,6 @@ static void mve_rows(const int8_t *x, const int8_t *weights, int8_t *y, const mv
     const uint32_t chunks = (length + 15u) / 16u, last = length < 16u ? 0u : length - 16u;
     const uint32_t block_bytes = 32u + 64u * chunks;
     for (uint32_t row = 0; row < shape->rows; ++row) {
-        int8_t values[16];
         for (uint32_t channel = 0; channel < shape->channels; ++channel) {
             const int8_t *const block = weights + 16 + (size_t)(channel / 4u) * block_bytes;
             const int8_t *const own = block + 16 + 16u * (channel % 4u);
@@ -60,7 +59,6 @@ static void mve_rows(const int8_t *x, const int8_t *weights, int8_t *y, const mv
                     sum += (uint32_t)(x[begin + i] * own[64u * chunk + i]);
                 }
             }
-            (void)values;
             y[channel] = mve_scaled((int32_t)sum, weights, block + block_bytes - 16 + 4u * (channel % 4u), exact);
         }
         x += shape->stride;

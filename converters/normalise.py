@@ -1,7 +1,7 @@
 """Normalise a model before it is converted, so that every converter sees one form of it.
 
 In order: local functions inlined, opset raised, initializers made constants, Dropout and Identity removed, free dimensions as
-the profile wants them, tree ensembles and their like lowered to tensor operators (not for ONNX Runtime, which has them),
+the profile wants them, tree ensembles and their like lowered to tensor operators (not for ONNX Runtime and C99, which have them),
 constants folded (ONNX Runtime's basic optimisations, which yield standard operators only), equal constants merged and unused
 ones dropped, every node named, shapes inferred with what is known of values. The model given is never changed; that the result
 still gives the same answers is for `prove` to show.
@@ -22,7 +22,7 @@ from modelfleet.hardware_profiles.profile import Axes, Batch, HardwareProfile, R
 
 MIN_OPSET: Final = 13  # per-channel QuantizeLinear and DequantizeLinear came with it
 TARGET_OPSET: Final = 17
-RUNS_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB})
+RUNS_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB, Runtime.C99})
 """Runtimes with the operators of `ai.onnx.ml`."""
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 

@@ -11,6 +11,12 @@ from modelfleet.converters.errors import ConversionError
 from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
 
 
+def _c99() -> Converter:
+    from modelfleet.converters.microcontroller.converter import ToC99
+
+    return ToC99()
+
+
 def _coreml() -> Converter:
     from modelfleet.converters.coreml.converter import ToCoreML
 
@@ -60,6 +66,7 @@ def _tensorrt_rtx() -> Converter:
 
 
 CONVERTERS: Final[Mapping[Runtime, Callable[[], Converter]]] = {
+    Runtime.C99: _c99,
     Runtime.COREML: _coreml,
     Runtime.LITERT: _litert,
     Runtime.MLX: _mlx,

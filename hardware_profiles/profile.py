@@ -16,6 +16,7 @@ import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from modelfleet.hardware_profiles.errors import ProfileError
+from modelfleet.hardware_profiles.microcontroller import Microcontroller
 
 PROFILE_DIRECTORY: Final = Path(__file__).parent
 MAX_PROFILE_BYTES: Final = 64 * 1024
@@ -162,7 +163,10 @@ class Requires:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
-    """A kind of device. `precisions` stand in order of preference; each has its tolerance. See `Prefer`, `Batch` and `Axes`."""
+    """A kind of device. `precisions` stand in order of preference; each has its tolerance. See `Prefer`, `Batch` and `Axes`.
+
+    microcontroller: for `Runtime.C99`, and for no other.
+    """
 
     name: str
     summary: str
@@ -174,12 +178,24 @@ class HardwareProfile:
     batch: Batch = Batch.DYNAMIC
     axes: Axes = Axes.KEEP
     prefer: Prefer = Prefer.ORDER
+    microcontroller: Microcontroller | None = None
 
     def __post_init__(self) -> None:
         if not self.precisions or len(set(self.precisions)) != len(self.precisions):
             raise ValueError("expected one precision at least, none of them twice")
         if set(self.tolerances) != set(self.precisions):
             raise ValueError(f"expected one tolerance for each of {[*self.precisions]}, got {sorted(self.tolerances)}")
+        if (self.microcontroller is not None) != (self.runtime is Runtime.C99):
+            raise ValueError(f"expected [microcontroller] for the runtime {Runtime.C99}, and for no other")
+        if self.microcontroller is not None:
+            self._require_fixed(self.microcontroller)
+
+    def _require_fixed(self, chip: Microcontroller) -> None:
+        if self.batch is not Batch.ONE or self.axes is not Axes.FIX:
+            raise ValueError('[microcontroller]: expected batch = "one" and axes = "fix": its code has fixed shapes')
+        if self.limits.memory_bytes != chip.ram_bytes:
+            got = f"{self.limits.memory_bytes} and {chip.ram_bytes}"
+            raise ValueError(f"expected memory_bytes of [limits] to be ram_bytes of [microcontroller], got {got}")
 
     @property
     def arch(self) -> tuple[str, ...]:
@@ -245,6 +261,7 @@ def _refuse_unknown_keys(table: dict[str, Any]) -> None:
     _refuse_unknown(table, HardwareProfile, "the profile")
     _refuse_unknown(table.get("requires"), Requires, "[requires]")
     _refuse_unknown(table.get("limits"), ProfileLimits, "[limits]")
+    _refuse_unknown(table.get("microcontroller"), Microcontroller, "[microcontroller]")
     for precision, tolerance in _table(table.get("tolerances")).items():
         _refuse_unknown(tolerance, Tolerance, f"[tolerances.{precision}]")
 

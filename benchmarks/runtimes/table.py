@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from modelfleet.benchmarks.errors import RuntimeMissingError
+from modelfleet.benchmarks.runtimes.c99 import open_c99
 from modelfleet.benchmarks.runtimes.coreml import open_coreml
 from modelfleet.benchmarks.runtimes.litert import open_litert
 from modelfleet.benchmarks.runtimes.local_build import LocalBuild
@@ -17,6 +18,7 @@ from modelfleet.benchmarks.runtimes.tensorrt_rtx import open_tensorrt_rtx
 from modelfleet.benchmarks.session import Session, SessionOpener
 
 OPENERS: Final[Mapping[str, SessionOpener]] = {
+    "c99": open_c99,
     "coreml": open_coreml,
     "litert": open_litert,
     "mlx": open_mlx,

@@ -4,32 +4,14 @@
 writes what they return and knows no operator.
 """
 
-import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from modelfleet.converters.microcontroller.ir import Array
-
-
-class Backend(enum.StrEnum):
-    """Which instructions the kernels may use."""
-
-    PORTABLE = "portable"
-    DSP = "dsp"
-    """Armv7E-M: SMLAD, SMMLAR, SXTB16 (Cortex-M4, M7, M33)."""
-    MVE = "mve"
-    """Armv8.1-M: Helium (Cortex-M55, M85)."""
-
-
-class Rounding(enum.StrEnum):
-    """How accumulators become int8."""
-
-    INTEGER = "integer"
-    """`ir.requantize`: no float instruction."""
-    ONNXRUNTIME = "onnxruntime"
-    """Bit for bit as onnxruntime's kernels: float32 product, half to even."""
+from modelfleet.hardware_profiles.microcontroller import Backend as Backend
+from modelfleet.hardware_profiles.microcontroller import Rounding as Rounding
 
 
 @dataclass(frozen=True, kw_only=True)

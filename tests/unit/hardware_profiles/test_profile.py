@@ -92,7 +92,7 @@ def test_there_is_a_profile_for_every_kind_of_device_and_every_runtime():
     profiles = load_profiles()
     assert {profile.runtime for profile in profiles.values()} == set(Runtime)
     expected = """linux-cpu-float linux-cpu-int8 raspberry-pi-5 nvidia-rtx nvidia-datacenter jetson-orin mac-mlx mac-coreml
-        iphone-coreml android-arm64 browser-wasm"""
+        iphone-coreml android-arm64 browser-wasm cortex-m4 cortex-m7 cortex-m55 esp32-s3 generic-c99"""
     assert set(profiles) >= set(expected.split())
 
 

@@ -15,6 +15,8 @@ from modelfleet.signer.trust import BIN_LIFE, PolicyChain
 from modelfleet.signer.wire import (
     MAX_ROOTS,
     ErrorReply,
+    ImageReply,
+    ImageRequest,
     ReleaseReply,
     ReleaseRequest,
     Reply,
@@ -32,7 +34,7 @@ from modelfleet.signer.wire import (
 CALL_SECONDS = 30.0
 RESIGN_BATCH = 256
 
-ReplyT = TypeVar("ReplyT", StatusReply, ReleaseReply, ResignReply)
+ReplyT = TypeVar("ReplyT", StatusReply, ReleaseReply, ImageReply, ResignReply)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,39 @@ class SignerClient:
         )
         reply = self._call(request, ReleaseReply)
         return SignedRelease(bins=reply.bins, bundle=reply.bundle, entry_bundle=reply.entry_bundle)
+
+    def image(
+        self,
+        *,
+        manifest: bytes,
+        source_envelope: bytes,
+        gate_envelopes: Sequence[bytes],
+        policy_chain: PolicyChain,
+        group: str,
+        approvals: Sequence[bytes],
+        downgrade: bool = False,
+    ) -> bytes:
+        """Have the data image of a signed release made, and return its header; what follows it is the file `weights.bin`.
+
+        Args:
+            approvals: DSSE envelopes of k persons who approve of this manifest for `group`.
+            downgrade: whether a device may take it over a higher release counter.
+
+        Raises:
+            UntrustedError, PlanError: the signer refuses. SignerUnavailableError: it does not answer; try again.
+        """
+        request = ImageRequest(
+            manifest=manifest,
+            source=source_envelope,
+            gates=tuple(gate_envelopes),
+            targets=policy_chain.targets,
+            policy=policy_chain.policy,
+            roots=policy_chain.roots[-MAX_ROOTS:],
+            group=group,
+            approvals=tuple(approvals),
+            downgrade=downgrade,
+        )
+        return self._call(request, ImageReply).header
 
     def resign(self, before: datetime, published: Mapping[str, int] | None = None) -> dict[str, bytes]:
         """Have a batch of the bins that expire before `before` signed anew; call again until it returns none.

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 
 from modelfleet.signer.bundle import sign_bundle, sign_entry_bundle
 from modelfleet.signer.errors import DigestError, ReplayError
+from modelfleet.signer.image import sign_image
+from modelfleet.signer.image_release import ImageWish, check_image, marked, require_signed_before
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.manifest import Manifest
 from modelfleet.signer.metadata import Metadata, Root, TargetFile, Targets, require_signed, sign_metadata
@@ -28,6 +30,8 @@ from modelfleet.signer.trust import (
     trusted_root,
 )
 from modelfleet.signer.wire import (
+    ImageReply,
+    ImageRequest,
     ReleaseReply,
     ReleaseRequest,
     Reply,
@@ -75,6 +79,8 @@ class ReleaseSigner:
                 return self.status()
             case ReleaseRequest():
                 return self.release(request)
+            case ImageRequest():
+                return self.image(request)
             case ResignRequest():
                 return self.resign(request)
 
@@ -102,6 +108,36 @@ class ReleaseSigner:
             bundle, entry = sign_bundle(manifest, self._releases), sign_entry_bundle(manifest, self._releases)
             role, data = self._add(manifest, request.manifest, trusted)
         return ReleaseReply(bins={role: data}, bundle=bundle, entry_bundle=entry)
+
+    def image(self, request: ImageRequest) -> ImageReply:
+        """Return the signed header of a release's data image; what it says was remembered before.
+
+        Everything that is checked before a release is signed is checked again, under today's policy, and beside it what
+        `image_release.check_image` lists.
+
+        Raises:
+            UntrustedError: as `release`, or too few approvals, or a lower release counter without a downgrade.
+            PlanError: the release has no data image.
+        """
+        with self._lock:
+            trusted = self._trusted_policy(
+                PolicyChain(targets=request.targets, policy=request.policy, roots=request.roots)
+            )
+            counters = self._state.record.counters
+            manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
+            self._require_signed_before(manifest, request.manifest, trusted)
+            wish = ImageWish(
+                manifest=request.manifest,
+                group=request.group,
+                downgrade=request.downgrade,
+                approvals=request.approvals,
+            )
+            marks = self._state.image_marks(manifest.model, manifest.profile)
+            header = check_image(wish, manifest, trusted.policy, marks, self._clock())
+            signed = sign_image(header, self._releases)
+            self._state.keep_image_marks(manifest.model, manifest.profile, marked(marks, header))
+        log.info("signed a data image", extra={"path": manifest.path, "group": header.group, "serial": header.serial})
+        return ImageReply(header=signed)
 
     def resign(self, request: ResignRequest) -> ResignReply:
         """Return bins that expire before `request.before` or bear another key's signature, signed anew and stored.
@@ -133,6 +169,12 @@ class ReleaseSigner:
         trusted = trusted_policy(self._root, chain, tenant=self._tenant, now=self._clock(), minimum_version=seen)
         self._state.keep_targets_version(trusted.targets.version)
         return trusted
+
+    def _require_signed_before(self, manifest: Manifest, data: bytes, trusted: TrustedPolicy) -> None:
+        role = bin_of(trusted.targets, manifest.path)
+        metadata = self._state.bin(role)
+        require_signed(trusted.targets, role, metadata)  # else the policy no longer names our key
+        require_signed_before(manifest, data, metadata.signed.targets.get(manifest.path))
 
     def _add(self, manifest: Manifest, data: bytes, trusted: TrustedPolicy) -> tuple[str, bytes]:
         role = bin_of(trusted.targets, manifest.path)

@@ -12,19 +12,39 @@ import msgspec
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.files import write_durably
 from modelfleet.signer.metadata import Metadata, Targets, parse_metadata
-from modelfleet.signer.names import Count, ModelName, SemVer
+from modelfleet.signer.names import Count, ModelName, Name, SemVer, Sha256
 from modelfleet.signer.parse import parse_struct
 from modelfleet.signer.trust import BIN_PREFIX
 
 MAX_STATE_BYTES = 64 * 1024 * 1024
 
 
+class GroupMark(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest data image of a group, and the highest release counter of any that was signed for it."""
+
+    serial: Count
+    counter: Count
+    manifest_sha256: Sha256
+    downgrade: bool
+
+
+class ImageMarks(msgspec.Struct, frozen=True, kw_only=True):
+    """The data images of one model and profile: the highest serial, and each group's mark."""
+
+    serial: Count = 0
+    groups: dict[Name, GroupMark] = {}
+
+
 class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """`counters.json`: model -> version -> release counter, and the highest version of targets.json seen."""
+    """`counters.json`: model -> version -> release counter, and the highest version of targets.json seen.
+
+    images: model -> profile -> what was signed as data images.
+    """
 
     format: str = "1.0"
     targets_version: Count = 0
     counters: dict[ModelName, dict[SemVer, Count]] = {}
+    images: dict[ModelName, dict[Name, ImageMarks]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +134,17 @@ class SignerState:
         if version not in versions:
             counters = {**self._record.counters, model: {**versions, version: counter}}
             self._keep(msgspec.structs.replace(self._record, counters=counters))
+
+    def image_marks(self, model: str, profile: str) -> ImageMarks:
+        """Return what was signed as data images of this model and profile."""
+        return self._record.images.get(model, {}).get(profile, ImageMarks())
+
+    def keep_image_marks(self, model: str, profile: str, marks: ImageMarks) -> None:
+        """Remember a data image before it leaves."""
+        if marks != self.image_marks(model, profile):
+            profiles = {**self._record.images.get(model, {}), profile: marks}
+            images = {**self._record.images, model: profiles}
+            self._keep(msgspec.structs.replace(self._record, images=images))
 
     def _keep(self, record: StateRecord) -> None:
         write_durably(self._record_path, msgspec.json.encode(record, order="deterministic"))

@@ -14,7 +14,7 @@ import msgspec
 
 from modelfleet.signer import errors
 from modelfleet.signer.errors import FormatError, SignerError, SignerUnavailableError
-from modelfleet.signer.names import Count
+from modelfleet.signer.names import Count, Name
 from modelfleet.signer.parse import parse_json
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -46,6 +46,23 @@ class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", 
     roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_ROOTS)] = ()
 
 
+class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="image"):
+    """Ask for the data image of a release that was signed before: its header, made and signed by the signer.
+
+    The first six fields are those of `ReleaseRequest`; `approvals` are k persons' DSSE envelopes over this manifest for `group`.
+    """
+
+    manifest: bytes
+    source: bytes
+    gates: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)]
+    targets: bytes
+    policy: bytes
+    roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_ROOTS)] = ()
+    group: Name
+    approvals: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)]
+    downgrade: bool = False
+
+
 class ResignRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="resign"):
     """Ask for the bins that expire before `before`, or bear another key's signature, to be signed anew: `limit` at most.
 
@@ -74,6 +91,12 @@ class ReleaseReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply",
     entry_bundle: bytes
 
 
+class ImageReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="image"):
+    """The signed header; the payload is the release's own file, which the signer never sees."""
+
+    header: bytes
+
+
 class ResignReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="resign"):
     """The bins signed anew."""
 
@@ -87,8 +110,8 @@ class ErrorReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", t
     message: str
 
 
-Request = StatusRequest | ReleaseRequest | ResignRequest
-Reply = StatusReply | ReleaseReply | ResignReply | ErrorReply
+Request = StatusRequest | ReleaseRequest | ImageRequest | ResignRequest
+Reply = StatusReply | ReleaseReply | ImageReply | ResignReply | ErrorReply
 
 
 def parse_request(data: bytes) -> Request:

@@ -96,7 +96,8 @@ def attempt(
     converted = steps.run("convert", {"work": str(steps.work), "out": str(folder), "keep_float": kept})
     entry, golden = folder / converted["entry"], folder / GOLDEN
     models = tuple(built_file(folder / name, "model") for name in converted["files"])
-    size_bytes = sum(file.length for file in models)
+    stated: Mapping[str, int] = converted["report"].get("stated", {})
+    size_bytes = stated.get("size_bytes", sum(file.length for file in models))
     report(Progress(step="prove", precision=precision))
     try:
         proof = steps.run("prove", {"entry": str(entry), "device_golden": str(golden)})
@@ -111,9 +112,12 @@ def attempt(
     else:
         asked |= {"latency_ms": limits.latency_ms, "batch_bytes": limits.memory_bytes}
     bench = steps.run("benchmark", asked)
-    evidence = _evidence(precision, proof["parity"], bench, size_bytes)
+    evidence = _evidence(precision, proof["parity"], {**bench, **_stated_peak(stated)}, size_bytes)
     figures = {**figures_of(evidence, bench), "not_run_here": elsewhere}
-    _require_gates(_gate_of(wanted, limits, proof, elsewhere), wanted, evidence, figures)
+    gate = _gate_of(wanted, limits, proof, elsewhere)
+    if "memory_bytes" in stated:  # it holds on the device, wherever the rest was measured
+        gate = gate.limited(memory_bytes=limits.memory_bytes)
+    _require_gates(gate, wanted, evidence, figures)
     return Proved(
         precision=precision,
         folder=folder,
@@ -187,12 +191,17 @@ def not_run_here(report: Mapping[str, Any]) -> str:
     """Return why what the device runs was not run here but something equal in answers, "" where it was.
 
     Converters tell so by `not_run_here` (a reason) or `proved: network` in their report. Latency and memory are those of the
-    substitute then, so that the limits are for the device to judge, which measures before it activates.
+    substitute then, so that the limits are for the device to judge, which measures before it activates. What a converter
+    knows of the device itself it tells as `stated` (size_bytes, memory_bytes): that is taken in place of files and measurements.
     """
     reason = report.get("not_run_here")
     if reason:
         return str(reason)
     return "built on the device; its network was proved" if report.get("proved") == "network" else ""
+
+
+def _stated_peak(stated: Mapping[str, int]) -> dict[str, int]:
+    return {"peak_memory_bytes": stated["memory_bytes"]} if "memory_bytes" in stated else {}
 
 
 def limits_of(wanted: Wanted, *, labelled: bool) -> ManifestLimits:

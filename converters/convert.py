@@ -85,8 +85,11 @@ def _model(data: bytes) -> ModelProto:
 
 
 def _require_memory(model: ModelProto, size_bytes: int, profile: HardwareProfile) -> None:
-    """Refuse a model that the profile's devices cannot hold; names the node with the largest weights."""
-    if size_bytes > profile.limits.memory_bytes:
+    """Refuse a model that the profile's devices cannot hold; names the node with the largest weights.
+
+    A microcontroller holds what becomes of the model, which may be a fraction of it: its converter judges that.
+    """
+    if profile.microcontroller is None and size_bytes > profile.limits.memory_bytes:
         reason = f"expected a model within the profile's {profile.limits.memory_bytes} bytes of memory, got {size_bytes} bytes"
         raise ConversionError(_heaviest(model), profile.name, reason)
 

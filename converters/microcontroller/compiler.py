@@ -26,11 +26,11 @@ def host_compiler() -> str:
     return found
 
 
-def compile_c(command: Sequence[str], folder: Path) -> str:
-    """Run a compiler in a folder and return what it said.
+def run_tool(command: Sequence[str], folder: Path) -> str:
+    """Run a compiler or one of its tools in a folder and return what it said.
 
     Raises:
-        MeasureError: it refused the code, or did not end in time.
+        MeasureError: it is not there, refused the code, or did not end in time.
     """
     environment = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
     environment["TMPDIR"] = os.environ.get("TMPDIR", tempfile.gettempdir())

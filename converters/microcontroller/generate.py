@@ -1,7 +1,7 @@
 """ONNX in, C out: read, simplify, lower, plan, write."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,11 +31,12 @@ RUN_STACK_BYTES: Final = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What the code takes beside its weights. by: the compiler and flags that say so, "" where it is an estimate."""
+    """What the code takes beside its weights. by: the compiler that says so, "" for none; exact: it is the target's own."""
 
     stack_bytes: int
     code_bytes: int
     by: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,21 @@ class Generated:
         """All inputs and outputs."""
         names = (*self.program.inputs, *self.program.outputs)
         return sum(self.program.tensors[name].size_bytes for name in names)
+
+    def heaviest(self) -> str:
+        """Return the node with the most weights, "" where none has any."""
+        return self._node_of_most([sum(one.data.nbytes for one in lowered.constants) for lowered in self.lowered])
+
+    def widest(self) -> str:
+        """Return the node with the most bytes of inputs, outputs and scratch, "" where there is no node."""
+        tensors = self.program.tensors
+        known = [{*operator.inputs, *operator.outputs} - {""} for operator in self.program.operators]
+        moved = [sum(tensors[name].size_bytes for name in names if tensors[name].data is None) for names in known]
+        return self._node_of_most([a + one.scratch_bytes for a, one in zip(moved, self.lowered, strict=True)])
+
+    def _node_of_most(self, figures: Sequence[int]) -> str:
+        best = max(range(len(figures)), key=figures.__getitem__, default=None)
+        return "" if best is None else self.program.operators[best].name
 
     @property
     def shapes_digest(self) -> str:
@@ -85,7 +101,8 @@ class Generated:
             code_bytes=footprint.code_bytes,
             flash_bytes=weights_bytes + footprint.code_bytes,
             ram_bytes=self.workspace_bytes + footprint.stack_bytes + self.io_bytes,
-            measured_by=footprint.by,
+            figures="measured" if footprint.exact else "estimated",
+            figures_by=footprint.by,
             needs_math=self.text.needs_math,
             shapes_digest=self.shapes_digest,
             weights_digest=hashlib.sha256(self.text.blob.data).hexdigest(),
@@ -99,7 +116,7 @@ class Generated:
             weights_bytes=len(self.text.blob.data),
             workspace_bytes=self.workspace_bytes,
             stack_bytes=known.stack_bytes,
-            stack_by=known.by or "an estimate",
+            stack_by=f"{'' if known.exact else 'estimated, '}{known.by or 'from its kernels'}",
             needs_math=self.text.needs_math,
         )
         described = msgspec.json.format(msgspec.json.encode(self.description(known)), indent=2) + b"\n"

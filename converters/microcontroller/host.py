@@ -16,7 +16,7 @@ import numpy as np
 
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.session import Array, Inputs, Outputs
-from modelfleet.converters.microcontroller.compiler import compile_c, host_compiler
+from modelfleet.converters.microcontroller.compiler import host_compiler, run_tool
 from modelfleet.converters.microcontroller.emitting.description import ENTRY, Description, Port
 from modelfleet.signer.manifest import Tensor
 
@@ -110,7 +110,7 @@ def build_library(
     """Return the shared library of a variant's sources, made in `out` (errors as `HostSession`)."""
     sources = [str((folder / name).absolute()) for name in description.files if name.endswith(".c")]
     command = [compiler or host_compiler(), *flags, "-o", LIBRARY, *sources, "-lm"]
-    compile_c(command, out)
+    run_tool(command, out)
     return out / LIBRARY
 
 

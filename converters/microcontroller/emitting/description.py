@@ -32,7 +32,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     shapes_digest: SHA-256 of model.c; blobs of one shapes digest are exchangeable. weights_digest: SHA-256 of the blob.
     workspace_bytes: what the caller lends; workspace_bound_bytes: the least that in-place execution of this model needs, operator
     by operator. stack_bytes: a bound for one call. code_bytes: instructions and read-only data beside the weights. flash_bytes:
-    both. ram_bytes: workspace, stack, inputs and outputs. measured_by: the compiler and flags that said so, "" where estimated.
+    both. ram_bytes: workspace, stack, inputs and outputs. figures: whether the target's own compiler said stack and code;
+    figures_by: which compiler did, with its flags, "" where none.
     """
 
     format: Literal[1] = FORMAT
@@ -48,7 +49,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     code_bytes: int
     flash_bytes: int
     ram_bytes: int
-    measured_by: str
+    figures: Literal["measured", "estimated"]
+    figures_by: str
     needs_math: bool
     shapes_digest: str
     weights_digest: str

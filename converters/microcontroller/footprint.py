@@ -1,0 +1,70 @@
+"""What code takes of flash and stack, by a compiler: the profile's cross compiler where it is installed, else this machine's.
+
+Flash is all that has to lie in it beside the weights: instructions, read-only data, and what is linked of libm and of the
+compiler's runtime. The stack is that of the deepest chain of calls below the run function (`call_graph`).
+"""
+
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modelfleet.benchmarks.errors import MeasureError
+from modelfleet.converters.microcontroller.call_graph import read_calls, stack_bytes
+from modelfleet.converters.microcontroller.compiler import run_tool
+from modelfleet.converters.microcontroller.emitting.description import HEADER, SOURCE
+from modelfleet.converters.microcontroller.generate import Footprint, Generated
+from modelfleet.hardware_profiles.microcontroller import Microcontroller, Toolchain
+
+COMPILE: Final = ("-std=c99", "-O2", "-ffreestanding", "-ffunction-sections", "-fdata-sections")
+LINK: Final = ("-nostartfiles", "--specs=nano.specs", "--specs=nosys.specs", "-Wl,--gc-sections", "-Wl,-e,model_run")
+_OBJECT, _LINKED, _CALLS = "model.o", "model.elf", "model.ci"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tools:
+    """prefix: of the programs' names; flags: for the processor; exact: they are the chip's own."""
+
+    prefix: str
+    flags: tuple[str, ...]
+    exact: bool
+
+
+def footprint(generated: Generated, chip: Microcontroller) -> Footprint:
+    """Return what the code takes.
+
+    Raises:
+        MeasureError: the chip's own compiler refuses the code, or finds no bound for its stack.
+    """
+    cross = _Tools(prefix=str(chip.toolchain), flags=chip.cpu_flags, exact=True)
+    if chip.toolchain and shutil.which(f"{cross.prefix}gcc") is not None:
+        return _by(cross, generated)
+    try:
+        return _by(_Tools(prefix="", flags=(), exact=False), generated)
+    except MeasureError:  # no GCC on this machine: the lowerings' own figures
+        return generated.estimated()
+
+
+def _by(tools: _Tools, generated: Generated) -> Footprint:
+    files = generated.files()
+    with tempfile.TemporaryDirectory(prefix="modelfleet-footprint-") as name:
+        folder = Path(name)
+        for file in (HEADER, SOURCE):
+            (folder / file).write_bytes(files[file])
+        gcc = f"{tools.prefix}gcc"
+        run_tool([gcc, *tools.flags, *COMPILE, "-fcallgraph-info=su", "-c", SOURCE, "-o", _OBJECT], folder)
+        calls = read_calls((folder / _CALLS).read_text(encoding="utf-8"))
+        sized = _OBJECT
+        if tools.exact and tools.prefix == Toolchain.ARM:
+            run_tool([gcc, *tools.flags, *LINK, _OBJECT, "-o", _LINKED, "-lm"], folder)
+            sized = _LINKED
+        text, data = run_tool([f"{tools.prefix}size", sized], folder).splitlines()[1].split()[:2]
+        version = run_tool([gcc, "-dumpfullversion"], folder).strip()
+    return Footprint(
+        stack_bytes=stack_bytes(calls, "model_run"),
+        code_bytes=int(text) + int(data),
+        by=" ".join([gcc if tools.exact else f"gcc for {platform.machine()}", version, "-O2", *tools.flags]),
+        exact=tools.exact,
+    )

@@ -142,7 +142,8 @@ class Dense(Operator):
 class AddInt8(Operator):
     """`min(max((a * multipliers[0] + b * multipliers[1] + offset) >> shift, lo), hi)`, elementwise, equal shapes.
 
-    multipliers: each within int16; offset: int32 with zero points and half a unit folded in; no sum exceeds int32.
+    multipliers: int32, at most 2**22 in magnitude (16 bits would miss one sum in a thousand, which a deep network multiplies);
+    offset: int32 with zero points and half a unit folded in; shift 0..22; no sum exceeds int32, in any order.
     """
 
     multipliers: tuple[int, int]

@@ -4,15 +4,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from modelfleet.converters.errors import ConversionError
-from modelfleet.converters.microcontroller.ir import Dense, Operator, Program
-from modelfleet.converters.microcontroller.kernels import dense
+from modelfleet.converters.microcontroller.ir import Conv2D, Dense, Depthwise2D, Operator, Program
+from modelfleet.converters.microcontroller.kernels import conv, dense, depthwise
 from modelfleet.converters.microcontroller.lowering import Lowered, Target
 
 Lower = Callable[[Any, Program, Target], Lowered]
 
 LOWERS: Final[Mapping[type[Operator], Lower]] = dict[type[Operator], Lower](
     {
+        Conv2D: conv.lower,
         Dense: dense.lower,
+        Depthwise2D: depthwise.lower,
     }
 )
 """Type of operator -> its `lower(operator, program, target)`."""

@@ -15,6 +15,7 @@ declare -A packages=(
   [chromium]=chromium
   [clang]=clang
   [cmake]=cmake
+  [valgrind]=valgrind
   [arm-none-eabi-gcc]="gcc-arm-none-eabi libnewlib-arm-none-eabi"
   [qemu-system-arm]=qemu-system-arm
 )

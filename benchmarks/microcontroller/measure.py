@@ -113,12 +113,13 @@ def _parts(data: bytes, lengths: Sequence[int]) -> tuple[bytes, ...]:
 def _program(call: Call, board: Board, samples: Sequence[Sequence[bytes]], folder: Path, *, empty: bool) -> Path:
     """Build the measuring program, or the one to compare with: the same without the call, its samples and its workspace."""
     folder.mkdir()
-    (folder / "measured.h").write_text(_header(call, samples, empty=empty), encoding="utf-8")
+    (folder / "measured.h").write_text(header_of(call, samples, empty=empty), encoding="utf-8")
     sources = [FOLDER / "measured.c"] if empty else [FOLDER / "measured.c", *call.sources]
     return build(board, sources, folder / "program.elf", [folder, *call.include])
 
 
-def _header(call: Call, samples: Sequence[Sequence[bytes]], *, empty: bool) -> str:
+def header_of(call: Call, samples: Sequence[Sequence[bytes]], *, empty: bool) -> str:
+    """Return `measured.h`: samples, outputs, workspace, and `measured_call` (empty: without the call itself)."""
     aligned = f"__attribute__((aligned({ALIGNMENT})))"
     output_bytes = sum(map(_padded, call.output_bytes))
     lines = [f"#define SAMPLES {len(samples)}u", f"#define STACK_BYTES {STACK_BYTES}u", f'#include "{call.header}"']

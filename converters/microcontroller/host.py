@@ -5,6 +5,7 @@ What runs is model.c and weights.c as they are shipped: code for instructions th
 """
 
 import ctypes
+import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,10 @@ def build_library(
     folder: Path, description: Description, out: Path, *, flags: Sequence[str] = FLAGS, compiler: str = ""
 ) -> Path:
     """Return the shared library of a variant's sources, made in `out` (errors as `HostSession`)."""
-    sources = [str((folder / name).absolute()) for name in description.files if name.endswith(".c")]
+    names = [Path(name).name for name in description.files]
+    for name in names:
+        shutil.copyfile(folder / name, out / name)
+    sources = [name for name in names if name.endswith(".c")]
     command = [compiler or host_compiler(), *flags, "-o", LIBRARY, *sources, "-lm"]
     run_tool(command, out)
     return out / LIBRARY

@@ -116,7 +116,7 @@ def to_proto(
     graph = helper.make_graph(
         [node_proto(node) for node in nodes],
         "part",
-        [_value(name, kind) for name, kind in inputs.items()],
+        [to_value(name, kind) for name, kind in inputs.items()],
         [ValueInfoProto(name=name) for name in outputs],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -131,7 +131,8 @@ def node_proto(node: Node) -> NodeProto:
     )
 
 
-def _value(name: str, kind: Type) -> ValueInfoProto:
+def to_value(name: str, kind: Type) -> ValueInfoProto:
+    """Return a tensor's type as ONNX has it."""
     import numpy as np
 
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind.dtype)), kind.shape)

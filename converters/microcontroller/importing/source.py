@@ -22,8 +22,9 @@ from onnx import (
 from modelfleet.converters.graphs import node_name
 from modelfleet.converters.microcontroller.importing.evaluate import evaluate
 from modelfleet.converters.microcontroller.importing.expand import EXPANDED, expand
-from modelfleet.converters.microcontroller.importing.graph import Graph, Node, Type, refuse, to_proto
+from modelfleet.converters.microcontroller.importing.graph import Graph, Node, Type, refuse, to_proto, to_value
 from modelfleet.converters.microcontroller.ir import Array
+from modelfleet.converters.microcontroller.trees.types import types_of
 
 MAX_FOLDED_ELEMENTS: Final = 1 << 22
 _CONTROL: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -145,8 +146,27 @@ def _require_known(node: Node) -> None:
 
 
 def _inferred(graph: Graph) -> Mapping[str, Type]:
+    """Return what ONNX infers, and around it what operators of `ai.onnx.ml` give, until nothing new is known."""
+    told: dict[str, Type] = {}
+    while True:
+        found = {**_by_onnx(graph, told), **told}
+        known = found | {name: graph.types[name] for name in graph.inputs}
+        known |= {name: Type(dtype=str(value.dtype), shape=value.shape) for name, value in graph.constants.items()}
+        added: dict[str, Type] = {}
+        for node in graph.nodes:
+            given = [known[name] for name in node.inputs if name in known]
+            if node.domain == "ai.onnx.ml" and given and len(given) == len(node.inputs):
+                made = types_of(node.op_type, node.attributes, given)
+                added.update((name, kind) for name, kind in zip(node.outputs, made, strict=False) if name)
+        if added.keys() <= told.keys():
+            return found
+        told |= added
+
+
+def _by_onnx(graph: Graph, told: Mapping[str, Type]) -> Mapping[str, Type]:
     inputs = {name: graph.types[name] for name in graph.inputs}
     proto = to_proto(graph.nodes, graph.constants, inputs, graph.outputs, graph.opsets)
+    proto.graph.value_info.extend(to_value(name, kind) for name, kind in told.items() if kind.dtype in _NUMBERS)
     try:
         found = shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:  # noqa: BLE001 - following values meets what following shapes does not

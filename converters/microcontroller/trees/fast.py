@@ -1,0 +1,125 @@
+"""A forest as code: nested branches with thresholds as literals, the least time.
+
+Every feature in use becomes a key once (`forest`); then a question is a load, a comparison of whole numbers with a literal, and a
+branch, on any core, with an FPU or without. Trees stand one after another in functions of bounded length, sums in registers.
+Such trees are code: a new forest is a new firmware, the data image cannot bring it.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from modelfleet.converters.microcontroller.trees.code import Code, Numbers
+from modelfleet.converters.microcontroller.trees.forest import Comparison, Forest, Form, Tree
+
+MAX_DEPTH: Final = 60
+"""Of nested blocks; C promises 127, of which each level takes one or two."""
+MAX_NODES: Final = 50_000
+"""Of questions: more code than that takes compilers minutes, and megabytes."""
+NODES_OF_FUNCTION: Final = 400
+SUMS_IN_REGISTERS: Final = 3
+
+
+def is_code(forest: Forest) -> bool:
+    """Return whether the forest can be code."""
+    return forest.depth <= MAX_DEPTH and forest.nodes <= MAX_NODES
+
+
+def code(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted: bool) -> Code:
+    """Return the forest as functions, with the literals of its training in them (parameters as `small.tables`)."""
+    forms = list(forest.thresholds())
+    place = {form: index for index, form in enumerate(forms)}
+    flags = ", uint8_t *has" if counted else ""
+    registers = not counted and targets <= SUMS_IN_REGISTERS
+    functions: list[str] = []
+    for index, trees in enumerate(_groups(forest)):
+        body = [_tree(tree, place, numbers, counted=counted, registers=registers) for tree in trees]
+        held = range(targets) if registers else range(0)
+        body = [f"    {numbers.sum} s{each} = s[{each}];" for each in held] + body
+        body += [f"    s[{each}] = s{each};" for each in held]
+        text = "\n".join(body)
+        functions.append(
+            f"static void {name}_{index}(const {numbers.key} *k, {numbers.sum} *s{flags})\n{{\n{text}\n"
+            + ("" if "k[" in text else "    (void)k;\n")
+            + "}\n"
+        )
+    calls = "\n".join(f"    {name}_{index}(k, s{', has' if counted else ''});" for index in range(len(functions)))
+    keys = "\n".join(_key_of(form, index, numbers) for form, index in place.items())
+    unused = "" if forms else "    (void)x;\n"
+    entry = (
+        f"static void {name}(const {numbers.input} *x, {numbers.key} *k, {numbers.sum} *s{flags})\n"
+        f"{{\n{unused}{keys}\n{calls}\n}}\n"
+    )
+    return Code(
+        definitions="\n".join([*functions, entry]),
+        call=f"{name}(@x@, ({numbers.key} *)(void *)@scratch@, sums{', has' if counted else ''});",
+        tables=None,
+        scratch_bytes=max(len(forms), 1) * numbers.key_kind.itemsize,
+        fragments=(numbers.key_fragment,),
+        stack_bytes=128,
+    )
+
+
+def _groups(forest: Forest) -> list[list[Tree]]:
+    """Return the trees in order, as many together as make a function."""
+    groups: list[list[Tree]] = []
+    room = 0
+    for tree in forest.trees:
+        if len(tree.questions) > room or not groups:
+            groups.append([])
+            room = NODES_OF_FUNCTION
+        groups[-1].append(tree)
+        room -= len(tree.questions)
+    return groups
+
+
+def _key_of(form: Form, index: int, numbers: Numbers) -> str:
+    key = f"    k[{index}] = {numbers.key_of(f'x[{form.feature}]')};"
+    if not form.nan_is_true:
+        return key
+    return (
+        f"{key}\n    if (k[{index}] > {numbers.key_of_infinity}) {{\n        k[{index}] = {numbers.least_key};\n    }}"
+    )
+
+
+def _tree(tree: Tree, place: dict[Form, int], numbers: Numbers, *, counted: bool, registers: bool) -> str:
+    lines: list[str] = []
+    leaves = iter(tree.leaves)
+
+    def write(node: int, count: int, indent: str) -> None:
+        if count == 0:
+            votes = [vote for vote in next(leaves) if counted or vote[1] != 0]
+            for target, weight in votes:
+                value = _literal(weight, numbers)
+                if registers:
+                    lines.append(f"{indent}s{target} += {value};")
+                else:
+                    added = numbers.combine("s", str(target), value, counted=counted)
+                    lines.append(f"{indent}{{\n{added}\n{indent}}}" if counted else f"{indent}{added.strip()}")
+            return
+        left = tree.sizes[node]
+        asked = " ^ ".join(_comparison(each, place, numbers) for each in tree.questions[node])
+        lines.append(f"{indent}if ({asked}) {{")
+        write(node + 1, left, indent + " ")
+        lines.append(f"{indent}}} else {{")
+        write(node + 1 + left, count - 1 - left, indent + " ")
+        lines.append(f"{indent}}}")
+
+    write(0, len(tree.questions), "    ")
+    return "\n".join(lines)
+
+
+def _comparison(comparison: Comparison, place: dict[Form, int], numbers: Numbers) -> str:
+    form, key = comparison
+    return f"(k[{place[form]}] <= {_whole(key, numbers)})"
+
+
+def _whole(key: int, numbers: Numbers) -> str:
+    if key == np.iinfo(numbers.key_kind).min:
+        return numbers.least_key
+    return f"INT64_C({key})" if numbers.doubles else str(key)
+
+
+def _literal(weight: float, numbers: Numbers) -> str:
+    """Return the number exactly: C99's hexadecimal floats."""
+    return float(weight).hex() + ("" if numbers.doubles else "f")

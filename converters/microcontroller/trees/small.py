@@ -1,0 +1,261 @@
+"""A forest as tables: the least flash. All of it is one constant, whose head says how long each table is and where it lies.
+
+Every distinct comparison has a number and becomes one bit, computed once for a sample. A node is the number of its bit and the
+size of its left subtree; the child for yes is next, and where a child is a leaf follows from the counts. Widths are the least
+that fit: both numbers in one half-word where they can be, else each in an array of its own. Leaves with equal votes are stored
+once. The C depends on the widths and the number of bits alone, so that a forest trained anew mostly takes the same code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from modelfleet.converters.microcontroller.ir import Array
+from modelfleet.converters.microcontroller.lowering import FOLDER
+from modelfleet.converters.microcontroller.trees.code import Code, Numbers
+from modelfleet.converters.microcontroller.trees.forest import Comparison, Forest, Vote
+
+HEAD_WORDS: Final = 14
+CAPACITY_STEP: Final = 256
+"""Bits are reserved in multiples of it, so that a forest trained anew fits."""
+BITS_OF_HALF_WORD: Final = 16
+
+
+def tables(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted: bool) -> Code:
+    """Return the forest as tables and the function that walks them.
+
+    Args:
+        forest: the trees.
+        numbers: the types of inputs and sums.
+        name: of the C function.
+        targets: how many sums there are.
+        counted: whether it matters that nothing voted for a target, or how votes are combined: votes of 0 are kept.
+    """
+    writer = _Writer()
+    pieces = {"NAME": name, "X": numbers.input, "S": numbers.sum, "KEY": numbers.key}
+    bits = _comparisons(forest, numbers, writer, pieces)
+    _nodes(forest, bits, writer, pieces)
+    single = not counted and all(_target(tree.leaves) is not None for tree in forest.trees)
+    (_single if single else _lists)(forest, numbers, writer, pieces, targets=targets, counted=counted)
+    text = (FOLDER / "trees" / "small.c").read_text(encoding="utf-8")
+    for mark, piece in pieces.items():
+        text = text.replace(f"@{mark}@", piece)
+    capacity = -(-writer.head[2] * 32 // CAPACITY_STEP) * CAPACITY_STEP
+    flags = ", has" if counted else ""
+    return Code(
+        definitions="\n".join(line for line in text.split("\n") if line.strip()) + "\n",
+        call=f"{name}(@tables@, @x@, (uint32_t *)(void *)@scratch@, sums{flags}); /* {capacity} bits */",
+        tables=writer.words(),
+        scratch_bytes=capacity // 8,
+        fragments=(numbers.key_fragment,),
+        stack_bytes=96,
+    )
+
+
+@dataclass
+class _Writer:
+    """Tables one after another, each at a word; head: what the C reads of them."""
+
+    head: list[int] = field(default_factory=lambda: [0] * HEAD_WORDS)
+    body: bytearray = field(default_factory=bytearray)
+
+    def put(self, place: int, array: Array, alignment: int = 4) -> None:
+        """Append a table and write into the head where it is."""
+        begin = HEAD_WORDS * 4 + len(self.body)
+        self.body.extend(bytes(-begin % alignment))
+        self.head[place] = HEAD_WORDS + len(self.body) // 4
+        self.body.extend(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+        self.body.extend(bytes(-len(self.body) % 4))
+
+    def words(self) -> Array:
+        """Return all of it, uint32."""
+        return np.concatenate([np.array(self.head, np.uint32), np.frombuffer(bytes(self.body), "<u4")]).astype(
+            np.uint32
+        )
+
+
+def _width(greatest: int) -> "np.dtype[np.unsignedinteger]":
+    """Return the narrowest type that holds it."""
+    return np.min_scalar_type(max(greatest, 0))
+
+
+def _c_type(kind: "np.dtype[np.unsignedinteger]") -> str:
+    return f"uint{kind.itemsize * 8}_t"
+
+
+def _comparisons(
+    forest: Forest, numbers: Numbers, writer: _Writer, pieces: dict[str, str]
+) -> dict[tuple[Comparison, ...], int]:
+    """Write the keys; return the number of every question."""
+    found: dict[tuple[Comparison, ...], int] = {}
+    keys: list[int] = []
+    forms: list[int] = []
+    thresholds = forest.thresholds()
+    for form, ascending in thresholds.items():
+        forms += [form.feature * 2 + form.nan_is_true, len(ascending)]
+        for key in ascending:
+            found[((form, key),)] = len(keys)
+            keys.append(key)
+    width = _width(max([*forms, 256]))
+    some_nan = any(form.nan_is_true for form in thresholds)
+    composed = _composed(forest, found)
+    writer.head[0] = len(thresholds)
+    writer.put(3, np.array(forms, width))
+    writer.put(4, np.array(keys, numbers.key_kind), 8 if numbers.key_kind == np.int64 else 4)
+    writer.head[2] = -(-len(found) // 32)
+    pieces["FORM"] = _c_type(width)
+    pieces["KEY_OF"] = numbers.key_of("x[form[0] >> 1]")
+    pieces["NAN"] = (
+        f"        if ((form[0] & 1u) != 0 && value > {numbers.key_of_infinity}) {{\n            value = {numbers.least_key};\n        }}"
+        if some_nan
+        else ""
+    )
+    pieces["COMPOSED"] = ""
+    if composed:
+        writer.put(13, np.array([len(composed), *(item for row in composed for item in (len(row), *row))], np.uint32))
+        pieces["COMPOSED"] = _COMPOSED
+    return found
+
+
+_COMPOSED: Final = """    {
+        const uint32_t *row = t + t[13];
+        for (uint32_t rows = *row++; rows != 0; rows--, bit++) {
+            uint32_t odd = 0;
+            for (uint32_t n = *row++; n != 0; n--, row++) {
+                odd ^= bits[*row >> 5] >> (*row & 31u);
+            }
+            bits[bit >> 5] |= (odd & 1u) << (bit & 31u);
+        }
+    }"""
+
+
+def _composed(forest: Forest, found: dict[tuple[Comparison, ...], int]) -> list[list[int]]:
+    """Number the questions of several comparisons after all single ones; return the numbers that make up each."""
+    rows: list[list[int]] = []
+    for tree in forest.trees:
+        for question in tree.questions:
+            if question not in found:
+                rows.append([found[(comparison,)] for comparison in question])
+                found[question] = len(found)
+    return rows
+
+
+def _nodes(forest: Forest, bits: dict[tuple[Comparison, ...], int], writer: _Writer, pieces: dict[str, str]) -> None:
+    """Write the nodes, and leave the trees' rows to the leaves."""
+    questions = np.array([bits[each] for tree in forest.trees for each in tree.questions], np.int64)
+    sizes = np.array([size for tree in forest.trees for size in tree.sizes], np.int64)
+    most, largest = int(questions.max(initial=0)), int(sizes.max(initial=0))
+    shift = max(largest.bit_length(), 1)
+    if most.bit_length() + shift <= BITS_OF_HALF_WORD:
+        writer.put(6, (questions << shift | sizes).astype(np.uint16))
+        writer.head[11] = shift
+        pieces |= {"QUESTION": "uint16_t", "SIZES": "    const uint32_t shift = t[11], mask = (1u << shift) - 1u;"}
+        pieces |= {"SPLIT": ", left = q & mask;\n            q >>= shift", "START": "", "SKIP": "", "NEXT": ""}
+        return
+    question_kind, size_kind = _width(most), _width(largest)
+    writer.put(6, questions.astype(question_kind))
+    writer.put(7, sizes.astype(size_kind))
+    size = _c_type(size_kind)
+    pieces |= {
+        "QUESTION": _c_type(question_kind),
+        "SIZES": f"    const {size} *size = (const {size} *)(const void *)(t + t[7]);",
+        "SPLIT": ", left = *below++",
+        "START": f"        const {size} *below = size;",
+        "SKIP": "                below += left;",
+        "NEXT": "        size += tree[0];",
+    }
+
+
+def _target(leaves: Sequence[Sequence[Vote]]) -> int | None:
+    """Return the target that every leaf of a tree has its one vote for, None where there is none."""
+    found = {leaf[0][0] if len(leaf) == 1 else -1 for leaf in leaves}
+    return found.pop() if len(found) == 1 and -1 not in found else None
+
+
+def _single(
+    forest: Forest, numbers: Numbers, writer: _Writer, pieces: dict[str, str], *, targets: int, counted: bool
+) -> None:
+    """Write one vote for each leaf; its target is the tree's."""
+    del counted
+    votes = np.array([leaf[0][1] for tree in forest.trees for leaf in tree.leaves], forest.kind)
+    trees = [len(tree.questions) for tree in forest.trees]
+    step, target = 1, "0"
+    if targets > 1:
+        rows = zip(trees, (_target(tree.leaves) or 0 for tree in forest.trees), strict=True)
+        trees = [item for row in rows for item in row]
+        step, target = 2, "tree[1]"
+    _rows_of_trees(trees, step, len(forest.trees), writer, pieces)
+    distinct, index = np.unique(votes.view(f"u{votes.itemsize}"), return_inverse=True)  # bits: -0.0 is not 0.0
+    width = _width(len(distinct) - 1)
+    value, leaf = f"{numbers.sum} *value = (const {numbers.sum} *)(const void *)(t + t[10]);", "leaf"
+    if len(distinct) * votes.itemsize + len(votes) * width.itemsize < len(votes) * votes.itemsize:
+        writer.put(8, index.reshape(-1).astype(width))
+        writer.put(10, distinct.view(votes.dtype), votes.itemsize)
+        kind = _c_type(width)
+        pieces["LEAVES"] = f"    const {kind} *leaves = (const {kind} *)(const void *)(t + t[8]), *leaf = leaves;\n"
+        pieces["LEAVES"] += f"    const {value}"
+        leaf = "value[*leaf]"
+    else:
+        writer.put(10, votes, votes.itemsize)
+        pieces["LEAVES"] = f"    const {numbers.sum} *leaves = (const {numbers.sum} *)(const void *)(t + t[10]), *leaf;"
+        leaf = "*leaf"
+    pieces["HAS_PARAMETER"] = ""
+    pieces["VOTE"] = f"        s[{target}] += {leaf};"
+    pieces["START"] += "\n        leaf = leaves;"
+    pieces["NEXT"] += "\n        leaves += tree[0] + 1u;"
+    if "*leaf = leaves" in pieces["LEAVES"]:
+        pieces["LEAVES"] = pieces["LEAVES"].replace(", *leaf = leaves", ", *leaf")
+
+
+def _rows_of_trees(rows: list[int], step: int, count: int, writer: _Writer, pieces: dict[str, str]) -> None:
+    width = _width(max(rows))
+    writer.head[1] = count
+    writer.put(5, np.array(rows, width))
+    pieces |= {"TREE": _c_type(width), "TREE_STEP": str(step)}
+
+
+def _lists(
+    forest: Forest, numbers: Numbers, writer: _Writer, pieces: dict[str, str], *, targets: int, counted: bool
+) -> None:
+    """Write for each leaf where its list of votes begins: `value << 1 + target's bits | target << 1 | last`."""
+    _rows_of_trees([len(tree.questions) for tree in forest.trees], 1, len(forest.trees), writer, pieces)
+    nobody = [(targets, 0.0)]  # a sum that nothing reads
+    lists = [
+        tuple(vote for vote in leaf if counted or vote[1] != 0) or tuple(nobody)
+        for tree in forest.trees
+        for leaf in tree.leaves
+    ]
+    distinct = dict.fromkeys(lists)
+    values = np.array([weight for each in distinct for _, weight in each], forest.kind)
+    known, index = np.unique(values.view(f"u{values.itemsize}"), return_inverse=True)
+    bits_of_target = targets.bit_length()
+    width = _width((len(known) - 1) << bits_of_target + 1 | (1 << bits_of_target + 1) - 1)
+    entries: list[int] = []
+    starts: dict[tuple[Vote, ...], int] = {}
+    value_of = iter(index.reshape(-1).tolist())
+    for each in distinct:
+        starts[each] = len(entries)
+        entries += [next(value_of) << bits_of_target + 1 | target << 1 for target, _ in each]
+        entries[-1] |= 1
+    leaf_width = _width(max(starts.values()))
+    writer.put(8, np.array([starts[each] for each in lists], leaf_width))
+    writer.put(9, np.array(entries, width))
+    writer.put(10, known.view(values.dtype), values.itemsize)
+    leaf, entry, number = _c_type(leaf_width), _c_type(width), numbers.sum
+    pieces["LEAVES"] = (
+        f"    const {leaf} *leaves = (const {leaf} *)(const void *)(t + t[8]), *leaf;\n"
+        f"    const {entry} *votes = (const {entry} *)(const void *)(t + t[9]);\n"
+        f"    const {number} *values = (const {number} *)(const void *)(t + t[10]);"
+    )
+    pieces["HAS_PARAMETER"] = ", uint8_t *has" if counted else ""
+    add = numbers.combine("s", "target", f"values[e >> {bits_of_target + 1}]", counted=counted)
+    pieces["VOTE"] = (
+        f"        for (const {entry} *vote = votes + *leaf;; vote++) {{\n"
+        f"            const uint32_t e = *vote, target = (e >> 1) & {(1 << bits_of_target) - 1}u;\n"
+        f"{add}\n"
+        "            if ((e & 1u) != 0) {\n                break;\n            }\n        }"
+    )
+    pieces["START"] += "\n        leaf = leaves;"
+    pieces["NEXT"] += "\n        leaves += tree[0] + 1u;"

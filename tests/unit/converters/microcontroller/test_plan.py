@@ -1,4 +1,4 @@
-"""The memory plan: nothing that lives is overwritten, and no workspace is smaller than it could be by more than the report says."""
+"""The memory plan: nothing that lives is overwritten, and a workspace is no larger than it must be."""
 
 import random
 from itertools import permutations

@@ -1,0 +1,69 @@
+"""AddInt8, MulInt8, pools, softmax, tables and changes of sign: C answers as `ir` defines them, in place too."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.microcontroller.generate import generate_program
+from modelfleet.converters.microcontroller.host import HostSession, open_files
+from modelfleet.converters.microcontroller.interpret import interpret
+from modelfleet.converters.microcontroller.ir import AveragePool2D, Program, Requantization, Tensor
+from modelfleet.converters.microcontroller.kernels.lower import lower
+from modelfleet.converters.microcontroller.lowering import Backend, Rounding, Target
+from tests.unit.converters.microcontroller.element_cases import element_program, inputs_of
+
+TARGETS = [
+    Target(),
+    Target(backend=Backend.DSP),
+    Target(backend=Backend.PORTABLE, rounding=Rounding.ONNXRUNTIME),
+]
+FLAGS = ("-std=c99", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Werror")
+
+
+def opened(target: Target, folder: Path) -> HostSession:
+    return open_files(generate_program(element_program(), target).files(), folder, flags=FLAGS)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.backend}-{target.rounding}")
+def test_every_operator_answers_as_it_is_defined(target: Target, tmp_path: Path) -> None:
+    program, session = element_program(), opened(target, tmp_path)
+    for seed in range(8):
+        inputs = inputs_of(program, seed)
+        wanted, got = interpret(program, inputs, target.rounding), session.run(inputs)
+        for name in program.outputs:
+            np.testing.assert_array_equal(got[name], wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("backend", [Backend.PORTABLE, Backend.DSP])
+def test_operators_work_in_place(backend: Backend) -> None:
+    program, target = element_program(), Target(backend=backend)
+    planned = generate_program(program, target).plan
+    shared = [
+        operator.outputs[0]
+        for operator in program.operators
+        if operator.outputs[0] in planned.offsets
+        and any(planned.offsets[operator.outputs[0]] == planned.offsets.get(name) for name in operator.inputs)
+    ]
+    assert {*shared} >= {name for name in planned.offsets if name.startswith("b")} - {"b10", "b14", "b15"}
+
+
+def test_a_pool_with_a_multiplier_per_channel_is_refused() -> None:
+    operator = AveragePool2D(
+        name="mean",
+        inputs=("i",),
+        outputs=("o",),
+        kernel=(2, 2),
+        strides=(1, 1),
+        pads=(0, 0, 0, 0),
+        input_zero_point=0,
+        requantization=Requantization(multiplier=np.ones(4, np.int32), shift=0, zero_point=0),
+    )
+    tensors = {
+        "i": Tensor(name="i", dtype="int8", shape=(1, 2, 2, 4)),
+        "o": Tensor(name="o", dtype="int8", shape=(1, 1, 1, 4)),
+    }
+    program = Program(name="any", inputs=("i",), outputs=("o",), tensors=tensors, operators=(operator,))
+    with pytest.raises(ConversionError, match="node 'mean': expected one multiplier for all channels, got 4"):
+        lower(operator, program, Target())

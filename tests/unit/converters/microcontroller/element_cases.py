@@ -1,4 +1,4 @@
-"""Operators of int8 elements and pools in one program: each between two tables, so that it works inside the workspace, in place."""
+"""Operators of int8 elements and pools in one program, each between two tables: so it works inside the workspace, in place."""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,6 @@
+/* Matrix product of one row. columns: scratch. */
+static void dense_one_dsp(const int8_t *input, int8_t *output, const uint32_t *constants, uint32_t *columns, int32_t bytes,
+                          int32_t channels) {
+    dense_dsp_row(input, columns, 1, bytes);
+    dsp_single(constants + 4, columns, output, channels, (bytes + 3) / 4 * 4, (const struct dsp_header *)(const void *)constants);
+}

@@ -1,0 +1,40 @@
+"""Conv2D with Armv7E-M's DSP: the windows of two pixels at a time, expanded to int16, are rows of a matrix product."""
+
+from modelfleet.converters.microcontroller.ir import Conv2D, Program
+from modelfleet.converters.microcontroller.kernels.dense_dsp import DOUBLE, DSP_FRAGMENTS, WORD_BYTES
+from modelfleet.converters.microcontroller.kernels.dsp_pack import fits, folded, pack
+from modelfleet.converters.microcontroller.kernels.windows import struct_text, window_begins
+from modelfleet.converters.microcontroller.lowering import Lowered, Places, Target, distance_of_steps
+
+
+def lower(operator: Conv2D, program: Program, target: Target) -> Lowered | None:
+    """Return the operator for the DSP; None where groups or its numbers do not allow it."""
+    channels, height, width, depth = operator.weights.shape
+    weights = operator.weights.reshape(channels, -1)
+    requantization = folded(operator.requantization)
+    if operator.groups != 1 or requantization is None:
+        return None
+    if not fits(weights, operator.bias, operator.accumulator_bound):
+        return None
+    run = width * depth
+
+    def call(places: Places) -> str:
+        names = (places.inputs[0], places.outputs[0], *places.constants, f"(uint32_t *)(void *){places.scratch}")
+        return f"{struct_text(operator, program)}conv_dsp({', '.join(names)}, &shape);"
+
+    taps = -(-weights.shape[1] // 4) * 4
+    return Lowered(
+        call=call,
+        fragments=(*DSP_FRAGMENTS[target.rounding], *DOUBLE, "kernels/windows.c", "kernels/conv_dsp.c"),
+        constants=(pack(operator, weights, requantization, target.rounding, operator.pad_value),),
+        scratch_bytes=taps * WORD_BYTES + (run if run % 4 == 0 else height * run),
+        stack_bytes=280,
+        overlap={0: pair_distance(operator, program)},
+    )
+
+
+def pair_distance(operator: Conv2D, program: Program) -> int:
+    """Return the overlap distance where the windows of two pixels are copied before their answers are written."""
+    channels = operator.weights.shape[0]
+    begins = window_begins(operator, program)
+    return max(0, distance_of_steps([(pixel * channels, int(begins[pixel])) for pixel in range(2, begins.size, 2)]))

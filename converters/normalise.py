@@ -25,6 +25,14 @@ TARGET_OPSET: Final = 17
 RUNS_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB, Runtime.C99})
 """Runtimes with the operators of `ai.onnx.ml`."""
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+_QUANTIZED: Final = "Add Mul AveragePool GlobalAveragePool Sigmoid LeakyRelu Softmax Concat ReduceMean Conv"
+QUANTIZED_OPERATORS: Final = frozenset({"QGemm", *(f"QLinear{name}" for name in _QUANTIZED.split())})
+"""Of the domain `com.microsoft`: what onnxruntime's own quantization writes beside ONNX's operators (its QOperator format)."""
+
+
+def is_standard(domain: str, op_type: str) -> bool:
+    """Return whether an operator is ONNX's, or one that onnxruntime's quantization writes."""
+    return domain in STANDARD_DOMAINS or (domain == "com.microsoft" and op_type in QUANTIZED_OPERATORS)
 
 
 def normalise(
@@ -136,7 +144,7 @@ def _fold_constants(model: ModelProto, work_dir: Path, profile: str) -> ModelPro
         result = read_model(folded)
     except Exception as error:
         raise ConversionError(named_in(str(error)), profile, f"onnxruntime does not load the model: {error}") from error
-    if any(place.node.domain not in STANDARD_DOMAINS for place in places(result)):
+    if any(not is_standard(place.node.domain, place.node.op_type) for place in places(result)):
         return model  # an optimisation left the standard; then the unfolded form is what converters get
     return result
 

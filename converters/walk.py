@@ -22,7 +22,7 @@ from onnx import (
 
 from modelfleet.converters.errors import ScanError
 from modelfleet.converters.graphs import Place, graphs, node_name, places
-from modelfleet.converters.normalise import STANDARD_DOMAINS, opset_of
+from modelfleet.converters.normalise import STANDARD_DOMAINS, is_standard, opset_of
 from modelfleet.converters.scan import ScanReport
 
 MAX_NODES: Final = 100_000
@@ -85,7 +85,7 @@ def _require_shallow(place: Place) -> None:
 def _require_standard(place: Place, model: ModelProto) -> None:
     node = place.node
     local = {(function.domain, function.name) for function in model.functions}
-    if node.domain not in STANDARD_DOMAINS and (node.domain, node.op_type) not in local:
+    if not is_standard(node.domain, node.op_type) and (node.domain, node.op_type) not in local:
         raise ScanError(
             f"expected standard ONNX operators, got the custom operator {node.domain}::{node.op_type}", place.name
         )

@@ -85,6 +85,16 @@ def test_refuses_a_custom_operator_by_name(models):
     assert "com.evil::Harm" in str(error)
 
 
+def test_takes_models_that_onnxruntime_quantized_to_operators_of_its_own():
+    for name in ("kws", "ic", "ad"):
+        walk((DIGITS.parent / "mlperf_tiny" / f"{name}_qop.onnx").read_bytes())
+
+
+def test_refuses_any_other_operator_of_onnxruntime(models):
+    node = helper.make_node("Tokenizer", ["x"], ["y"], name="other", domain="com.microsoft")
+    assert "com.microsoft::Tokenizer" in str(refused(models.model([node], domains=["com.microsoft"])))
+
+
 def test_refuses_a_custom_operator_inside_a_loop(models):
     body = [helper.make_node("Harm", ["acc"], ["next"], name="evil", domain="com.evil")]
     model = models.model([constant("trips", [3]), models.loop("trips", body)], domains=["com.evil"])

@@ -73,9 +73,9 @@ class Lowered:
 FOLDER: Final = Path(__file__).parent
 
 
-def fragment_text(name: str) -> str:
-    """Return the C text of a fragment: a file of this package, as `kernels/dense_dsp.c`."""
-    return (FOLDER / name).read_text(encoding="utf-8")
+def fragment_text(fragment: str) -> str:
+    """Return the C text of a fragment: of a file of this package, as `kernels/dense_dsp.c`, or what has lines is itself the text."""
+    return fragment if "\n" in fragment else (FOLDER / fragment).read_text(encoding="utf-8")
 
 
 def distance_of_steps(steps: Sequence[tuple[int, int]]) -> int:

@@ -74,7 +74,7 @@ FOLDER: Final = Path(__file__).parent
 
 
 def fragment_text(fragment: str) -> str:
-    """Return the C text of a fragment: of a file of this package, as `kernels/dense_dsp.c`, or what has lines is itself the text."""
+    """Return the C text of a fragment: a file of this package, as `kernels/dense_dsp.c`; what has lines is itself the text."""
     return fragment if "\n" in fragment else (FOLDER / fragment).read_text(encoding="utf-8")
 
 

@@ -107,7 +107,8 @@ def _onnx(operator: Onnx, values: Mapping[str, Array]) -> tuple[Array, ...]:
     return tuple(results[name] if name else np.zeros(0) for name in operator.outputs)
 
 
-def _rounded(accumulator: Array, parameters: Requantization, rounding: Rounding) -> Array:
+def rounded(accumulator: Array, parameters: Requantization, rounding: Rounding) -> Array:
+    """Return int8 for accumulators (..., channels); it never falls where they rise."""
     if rounding is Rounding.INTEGER:
         return requantize(accumulator, parameters)
     if parameters.factor is None:
@@ -139,19 +140,19 @@ def _convolution(operator: Conv2D, image: Array, *, rounding: Rounding) -> Array
         np.tensordot(part, weight, axes=([2, 3, 4], [1, 2, 3])) for part, weight in zip(parts, weights, strict=True)
     ]
     accumulator = np.concatenate(sums, axis=-1).reshape(1, *taps.shape[:2], channels) + operator.bias
-    return _rounded(accumulator, operator.requantization, rounding)
+    return rounded(accumulator, operator.requantization, rounding)
 
 
 def _depthwise(operator: Depthwise2D, image: Array, *, rounding: Rounding) -> Array:
     kernel = operator.weights.shape[:2]
     taps = _windows(_padded(image, operator.pads, operator.pad_value), kernel, operator.strides, operator.dilations)
     accumulator = (taps * operator.weights.astype(np.int64)).sum(axis=(2, 3))[None] + operator.bias
-    return _rounded(accumulator, operator.requantization, rounding)
+    return rounded(accumulator, operator.requantization, rounding)
 
 
 def _dense(operator: Dense, rows: Array, *, rounding: Rounding) -> Array:
     accumulator = rows.astype(np.int64) @ operator.weights.astype(np.int64).T + operator.bias
-    return _rounded(accumulator, operator.requantization, rounding)
+    return rounded(accumulator, operator.requantization, rounding)
 
 
 def _add(operator: AddInt8, first: Array, second: Array) -> Array:
@@ -164,13 +165,13 @@ def _mul(operator: MulInt8, first: Array, second: Array, *, rounding: Rounding) 
     left, right = (
         value.astype(np.int64) - zero for value, zero in zip((first, second), operator.zero_points, strict=True)
     )
-    return _rounded(left * (right if right.ndim == left.ndim else right.reshape(-1)), operator.requantization, rounding)
+    return rounded(left * (right if right.ndim == left.ndim else right.reshape(-1)), operator.requantization, rounding)
 
 
 def _average(operator: AveragePool2D, image: Array, *, rounding: Rounding) -> Array:
     padded = _padded(image, operator.pads, operator.input_zero_point) - operator.input_zero_point
     total = _windows(padded, operator.kernel, operator.strides, (1, 1)).sum(axis=(2, 3))[None]
-    return _rounded(total, operator.requantization, rounding)
+    return rounded(total, operator.requantization, rounding)
 
 
 def _greatest(operator: MaxPool2D, image: Array) -> Array:

@@ -18,10 +18,20 @@ from modelfleet.converters.microcontroller.ir import (
     Program,
     SoftmaxInt8,
 )
-from modelfleet.converters.microcontroller.kernels import conv, dense, depthwise, elementwise, pool
-from modelfleet.converters.microcontroller.lowering import Lowered, Target
+from modelfleet.converters.microcontroller.kernels import (
+    conv,
+    conv_mve,
+    dense,
+    dense_mve,
+    depthwise,
+    depthwise_mve,
+    elementwise,
+    pool,
+)
+from modelfleet.converters.microcontroller.lowering import Backend, Lowered, Target
 
 Lower = Callable[[Any, Program, Target], Lowered]
+LowerOrNot = Callable[[Any, Program, Target], Lowered | None]
 
 LOWERS: Final[Mapping[type[Operator], Lower]] = dict[type[Operator], Lower](
     {
@@ -39,6 +49,15 @@ LOWERS: Final[Mapping[type[Operator], Lower]] = dict[type[Operator], Lower](
 )
 """Type of operator -> its `lower(operator, program, target)`."""
 
+MVE_LOWERS: Final[Mapping[type[Operator], LowerOrNot]] = dict[type[Operator], LowerOrNot](
+    {
+        Conv2D: conv_mve.lower,
+        Dense: dense_mve.lower,
+        Depthwise2D: depthwise_mve.lower,
+    }
+)
+"""The same for MVE; None where `LOWERS` has to do it."""
+
 
 def lower(operator: Operator, program: Program, target: Target) -> Lowered:
     """Return a quantized operator as C.
@@ -46,6 +65,10 @@ def lower(operator: Operator, program: Program, target: Target) -> Lowered:
     Raises:
         ConversionError: it has no kernel.
     """
+    if target.backend is Backend.MVE and type(operator) in MVE_LOWERS:
+        lowered = MVE_LOWERS[type(operator)](operator, program, target)
+        if lowered is not None:
+            return lowered
     found = LOWERS.get(type(operator))
     if found is None:
         raise ConversionError(

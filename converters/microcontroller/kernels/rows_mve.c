@@ -5,6 +5,8 @@ typedef struct {
     uint32_t channels;
 } mve_rows_shape;
 
+typedef void (*mve_rows_function)(const int8_t *x, const int8_t *weights, int8_t *y, const mve_rows_shape *shape);
+
 #if !defined(__ARM_FEATURE_MVE)
 static int32_t mve_word(const int8_t *bytes) {
     uint32_t word = 0;
@@ -49,17 +51,23 @@ static void mve_rows(const int8_t *x, const int8_t *weights, int8_t *y, const mv
     const uint32_t chunks = (length + 15u) / 16u, last = length < 16u ? 0u : length - 16u;
     const uint32_t block_bytes = 32u + 64u * chunks;
     for (uint32_t row = 0; row < shape->rows; ++row) {
-        for (uint32_t channel = 0; channel < shape->channels; ++channel) {
-            const int8_t *const block = weights + 16 + (size_t)(channel / 4u) * block_bytes;
-            const int8_t *const own = block + 16 + 16u * (channel % 4u);
-            uint32_t sum = (uint32_t)mve_word(block + 4u * (channel % 4u));
-            for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
-                const uint32_t begin = chunk + 1u == chunks ? last : 16u * chunk;
-                for (uint32_t i = 0; i < 16u && i < length; ++i) {
-                    sum += (uint32_t)(x[begin + i] * own[64u * chunk + i]);
+        const int8_t *block = weights + 16;
+        for (uint32_t channel = 0; channel < shape->channels; channel += 4u, block += block_bytes) {
+            int8_t values[4]; /* stored together: an output may lie on what the next block still reads of the row before */
+            for (uint32_t own = 0; own < 4u; ++own) {
+                uint32_t sum = (uint32_t)mve_word(block + 4u * own);
+                for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
+                    const int8_t *const from = x + (chunk + 1u == chunks ? last : 16u * chunk);
+                    const int8_t *const with = block + 16u + 64u * chunk + 16u * own;
+                    for (uint32_t i = 0; i < 16u && i < length; ++i) {
+                        sum += (uint32_t)(from[i] * with[i]);
+                    }
                 }
+                values[own] = mve_scaled((int32_t)sum, weights, block + block_bytes - 16 + 4u * own, exact);
             }
-            y[channel] = mve_scaled((int32_t)sum, weights, block + block_bytes - 16 + 4u * (channel % 4u), exact);
+            for (uint32_t own = 0; own < 4u && channel + own < shape->channels; ++own) {
+                y[channel + own] = values[own];
+            }
         }
         x += shape->stride;
         y += shape->channels;

@@ -15,7 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from modelfleet.converters.microcontroller.ir import Array, Requantization
+from modelfleet.converters.microcontroller.ir import Array, Conv2D, Dense, Requantization
+from modelfleet.converters.microcontroller.kernels.constants import multiplier_data
 from modelfleet.converters.microcontroller.lowering import Constant, Rounding
 
 FRAGMENT: Final = "kernels/rows_mve.c"
@@ -24,7 +25,6 @@ CHANNELS: Final = 4
 CHUNK: Final = 16
 STACK_BYTES: Final = 36 + 64 + 20
 """Registers saved, and five words."""
-MULTIPLE_OF_16: Final = 16
 _UNROLLED: Final = 9
 """Chunks that are written out at most; longer rows loop."""
 _IMMEDIATE: Final = 8
@@ -45,76 +45,93 @@ class Rows:
     def name(self) -> str:
         """Return the C name."""
         kind = f"{'pair' if self.pair else 'one'}{'_tail' if self.tail else ''}"
-        return f"mve_rows_{self.length}_{kind}{'_exact' if self.rounding == Rounding.ONNXRUNTIME else ''}"
+        return f"mve_rows_{self.length}_{kind}{'_exact' if self.rounding is Rounding.ONNXRUNTIME else ''}"
 
 
-def pack(weights: Array, bias: Array, requantization: Requantization, rounding: Rounding) -> Constant:
-    """Return the stream of (K, length) weights as the module says.
+def pack(operator: Conv2D | Dense, weights: Array, rounding: Rounding) -> Constant:
+    """Return an operator's stream as the module says.
 
     Args:
+        operator: whose biases and multipliers they are.
         weights: int8 (K, length), in the order in which a row's bytes lie.
-        bias: int32 (K,).
-        requantization: of the outputs.
         rounding: decides between multipliers and factors.
+
+    Raises:
+        ConversionError: onnxruntime's rounding is asked for, and its factor is not known.
     """
     channels, length = weights.shape
-    blocks, chunks = -(-channels // CHANNELS), -(-length // CHUNK)
-    spread = np.zeros((blocks * CHANNELS, chunks * CHUNK), np.int8)
-    full = length // CHUNK * CHUNK
-    spread[:channels, :full] = weights[:, :full]
+    chunks, full = -(-length // CHUNK), length // CHUNK * CHUNK
+    spread = np.zeros((channels, chunks * CHUNK), np.int8)
+    spread[:, :full] = weights[:, :full]
     if full < length:
         end = CHUNK * chunks if chunks > 1 else length
-        spread[:channels, end - (length - full) : end] = weights[:, full:]
-    numbers = per_channel(requantization, rounding, channels, blocks * CHANNELS).reshape(blocks, CHANNELS)
-    biases = np.zeros(blocks * CHANNELS, np.int32)
-    biases[:channels] = bias
-    laid = spread.reshape(blocks, CHANNELS, chunks, CHUNK).transpose(0, 2, 1, 3).reshape(blocks, -1)
-    parts = [biases.reshape(blocks, CHANNELS).view(np.int8), laid, numbers.view(np.int8)]
-    return constant(header(requantization), np.concatenate(parts, axis=1))
+        spread[:, end - (length - full) : end] = weights[:, full:]
+    laid = blocks(spread).reshape(-1, CHANNELS, chunks, CHUNK).swapaxes(1, 2)
+    numbers = multiplier_data(operator.name, operator.requantization, channels, rounding)
+    return stream(header(operator.requantization), [blocks(operator.bias), laid, blocks(numbers)])
 
 
-def header(requantization: Requantization, *more: int) -> Array:
-    """Return shift, zero point, least and greatest (and more) as int32."""
+def header(requantization: Requantization) -> Array:
+    """Return shift, zero point, least and greatest as int32."""
     r = requantization
-    return np.array([r.shift, r.zero_point, r.lo, r.hi, *more], np.int32)
+    return np.array([r.shift, r.zero_point, r.lo, r.hi], np.int32)
 
 
-def constant(*parts: Array) -> Constant:
-    """Return arrays one behind the other as one constant of bytes."""
-    data = np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.int8) for part in parts])
+def blocks(data: Array) -> Array:
+    """Return (K, ...) as (blocks, 4, ...), zeros behind the last channel."""
+    padded = np.zeros((-(-len(data) // CHANNELS) * CHANNELS, *data.shape[1:]), data.dtype)
+    padded[: len(data)] = data
+    return padded.reshape(-1, CHANNELS, *data.shape[1:])
+
+
+def stream(head: Array, parts: Sequence[Array]) -> Constant:
+    """Return a header and, block by block, all parts as one constant of bytes. parts: (blocks, ...) each, of any type."""
+    flat = [np.ascontiguousarray(part).reshape(len(part), -1).view(np.int8) for part in parts]
+    data = np.concatenate([head.view(np.int8), np.concatenate(flat, axis=1).reshape(-1)])
     return Constant(ctype="int8_t", data=data, alignment=16)
 
 
-def per_channel(requantization: Requantization, rounding: Rounding, channels: int, padded: int) -> Array:
-    """Return (padded,) int32: multipliers, or the bits of float32 factors, zero behind the channels."""
-    given = requantization.multiplier
-    if rounding == Rounding.ONNXRUNTIME:
-        if requantization.factor is None:
-            raise ValueError("expected a factor for rounding as onnxruntime, got none")
-        given = requantization.factor.astype(np.float32).view(np.int32)
-    numbers = np.zeros(padded, np.int32)
-    numbers[:channels] = given
-    return numbers
+def steps(count: int, channels: int, begin: int, stride: int, *, pair: bool, written: int = 0) -> list[tuple[int, int]]:
+    """Return the steps of `distance_of_steps` for rows of one call.
+
+    Args:
+        count: rows.
+        channels: of the output.
+        begin: byte of the input where the first row starts.
+        stride: bytes from a row to the next.
+        pair: two rows at once.
+        written: bytes of the output before this call's.
+    """
+    found = list[tuple[int, int]]()
+    before_last = (channels - 1) // CHANNELS * CHANNELS
+    for row in range(0, count, 1 + pair):
+        last = min(row + pair, count - 1)
+        found.append((written + last * channels + before_last, begin + row * stride))
+        if last + 1 < count:
+            found.append((written + (last + 1) * channels, begin + (last + 1) * stride))
+    return found
 
 
 def function(rows: Rows) -> str:
     """Return the C of the function, once for however many operators have the same."""
-    guard = rows.name.upper()
     parameters = "const int8_t *x{u}, const int8_t *weights{u}, int8_t *y{u}, const mve_rows_shape *shape{u}"
-    exact = int(rows.rounding == Rounding.ONNXRUNTIME)
+    host = f"mve_rows(x, weights, y, shape, {rows.length}u, {int(rows.rounding is Rounding.ONNXRUNTIME)});"
+    return two_ways(rows.name, parameters, _assembly(rows), host)
+
+
+def two_ways(name: str, parameters: str, assembly: Sequence[str], host: str) -> str:
+    """Return a C function that is assembly on MVE and a C statement elsewhere, guarded so that it may come twice.
+
+    parameters: with `{u}` where an attribute goes.
+    """
+    guard = name.upper()
+    lines = "".join(f'        "{line}\\n"\n' for line in assembly)
     return (
         f"#ifndef {guard}\n#define {guard}\n#if defined(__ARM_FEATURE_MVE)\n"
-        f"static __attribute__((naked, noinline)) void {rows.name}("
-        f"{parameters.format(u=' __attribute__((unused))')}) {{\n"
-        f"    __asm__ volatile(\n{quoted(_assembly(rows))}    );\n}}\n#else\n"
-        f"static void {rows.name}({parameters.format(u='')}) {{\n"
-        f"    mve_rows(x, weights, y, shape, {rows.length}u, {exact});\n}}\n#endif\n#endif\n"
+        f"static __attribute__((naked, noinline)) void {name}({parameters.format(u=' __attribute__((unused))')}) {{\n"
+        f"    __asm__ volatile(\n{lines}    );\n}}\n#else\n"
+        f"static void {name}({parameters.format(u='')}) {{\n    {host}\n}}\n#endif\n#endif\n"
     )
-
-
-def quoted(lines: Sequence[str]) -> str:
-    """Return assembly as C strings."""
-    return "".join(f'        "{line}\\n"\n' for line in lines)
 
 
 def prologue() -> list[str]:
@@ -129,7 +146,7 @@ def epilogue() -> list[str]:
 
 def scale(register: str, multiplier: str, rounding: Rounding) -> list[str]:
     """Turn four sums into outputs; q4 to q7 hold shift, zero point, least and greatest."""
-    if rounding == Rounding.ONNXRUNTIME:
+    if rounding is Rounding.ONNXRUNTIME:
         lines = [f"vcvt.f32.s32 {register}, {register}", f"vmul.f32 {register}, {register}, {multiplier}"]
         lines += [f"vcvtn.s32.f32 {register}, {register}", f"vqadd.s32 {register}, {register}, q5"]
     else:
@@ -139,7 +156,7 @@ def scale(register: str, multiplier: str, rounding: Rounding) -> list[str]:
 
 
 def _assembly(rows: Rows) -> list[str]:
-    """x r1 and r3, weights r5, y r7 and r9, channels left r11. Stack: weights, rows left, stride, channels, r11."""
+    """Registers: x r9, r11; weights r5; y r1, r3; channels left r7. Stack: weights, rows left, stride, channels, r7."""
     return [
         *prologue(),
         "ldm r1!, {r4-r7}",
@@ -147,14 +164,14 @@ def _assembly(rows: Rows) -> list[str]:
         "ldm r3, {r4-r6}",
         "strd r1, r4, [sp]",
         "strd r5, r6, [sp, #8]",
-        "mov r1, r0",
-        "mov r7, r2",
+        "mov r9, r0",
+        "mov r1, r2",
         "1:",
         *_begin_rows(rows),
         "2:",
         *_sums(rows),
         *_outputs(rows),
-        "subs r11, #4",
+        "subs r7, #4",
         "bgt 2b",
         *_next_rows(rows),
         "bgt 1b",
@@ -164,19 +181,19 @@ def _assembly(rows: Rows) -> list[str]:
 
 def _begin_rows(rows: Rows) -> Iterator[str]:
     yield "ldrd r5, r4, [sp]"
-    yield "ldrd r8, r11, [sp, #8]"
+    yield "ldrd r8, r7, [sp, #8]"
     if rows.pair:  # a last row without partner is its own
-        yield from ("cmp r4, #1", "itete eq", "moveq r3, r1", "addne r3, r1, r8", "moveq r9, r7", "addne r9, r7, r11")
+        yield from ("cmp r4, #1", "itete eq", "moveq r11, r9", "addne r11, r9, r8", "moveq r3, r1", "addne r3, r1, r7")
     if rows.length < CHUNK:
-        loads = ["vldrbt.u8 q0, [r1]", "vldrbt.u8 q1, [r3]"][: 1 + rows.pair]
+        loads = ["vldrbt.u8 q0, [r9]", "vldrbt.u8 q1, [r11]"][: 1 + rows.pair]
         yield from (f"mov r0, #{rows.length}", "vctp.8 r0", "vpstt" if rows.pair else "vpst", *loads)
 
 
 def _next_rows(rows: Rows) -> Iterator[str]:
-    """r11 is now 0 or less: by how much y has gone too far."""
+    """r7 is now 0 or less: by how much y has gone too far."""
     yield "ldrd r4, r8, [sp, #4]"
-    yield f"add r1, {'r3' if rows.pair else 'r1'}, r8"
-    yield f"add r7, {'r9' if rows.pair else 'r7'}, r11"
+    yield f"add r9, {'r11' if rows.pair else 'r9'}, r8"
+    yield f"add r1, {'r3' if rows.pair else 'r1'}, r7"
     yield f"subs r4, #{1 + rows.pair}"
     yield "str r4, [sp, #4]"
 
@@ -206,17 +223,17 @@ def _long(rows: Rows, full: int) -> Iterator[str]:
     loops, rest = divmod(full, unrolled)
     step = [*_loads(rows, "], #16"), *_products(rows)]
     if loops > 1:
-        yield from ("str r11, [sp, #16]", f"movw r11, #{loops}", "3:")
+        yield from ("str r7, [sp, #16]", f"movw r7, #{loops}", "3:")
     for _ in range(unrolled):
         yield from step
     if loops > 1:
-        yield from ("subs r11, #1", "bne 3b", "ldr r11, [sp, #16]")
+        yield from ("subs r7, #1", "bne 3b", "ldr r7, [sp, #16]")
     for _ in range(rest):
         yield from step
     if full * CHUNK < rows.length:
         yield from _loads(rows, f", #{rows.length - CHUNK - full * CHUNK}]")
         yield from _products(rows)
-    for register in ("r1", "r3")[: 1 + rows.pair]:
+    for register in ("r9", "r11")[: 1 + rows.pair]:
         remaining = full * CHUNK
         while remaining:
             yield f"subw {register}, {register}, #{min(remaining, 4095)}"
@@ -224,9 +241,9 @@ def _long(rows: Rows, full: int) -> Iterator[str]:
 
 
 def _loads(rows: Rows, address: str) -> Iterator[str]:
-    yield f"vldrb.u8 q0, [r1{address}"
+    yield f"vldrb.u8 q0, [r9{address}"
     if rows.pair:
-        yield f"vldrb.u8 q1, [r3{address}"
+        yield f"vldrb.u8 q1, [r11{address}"
 
 
 def _products(rows: Rows) -> Iterator[str]:
@@ -240,15 +257,25 @@ def _products(rows: Rows) -> Iterator[str]:
 def _outputs(rows: Rows) -> Iterator[str]:
     """Requantize, and store four bytes of each row. The sums leave the registers in pairs."""
     yield "vldrw.u32 q3, [r5], #16"
-    used = ((_SUMS[0], "q0" if rows.length >= CHUNK else "q2", "r7"), (_SUMS[1], "q1", "r9"))[: 1 + rows.pair]
-    for sums, register, place in used:
-        del place
-        yield f"vmov {register}[2], {register}[0], {sums[0]}, {sums[2]}"
-        yield f"vmov {register}[3], {register}[1], {sums[1]}, {sums[3]}"
-    for _, register, _ in used:
+    places = ("r1", "r3")[: 1 + rows.pair]
+    predicate = ["vctp.32 r7", "vpstt" if rows.pair else "vpst"] if rows.tail else []
+    stores = [f"{'vstrbt' if rows.tail else 'vstrb'}.32 {{}}, [{place}], #4" for place in places]
+    if rows.length < CHUNK:  # q0 and q1 keep the rows
+        predicate[1:] = ["vpst"] if rows.tail else []
+        for sums, store in zip(_SUMS, stores, strict=False):
+            yield from (*_collect(sums, "q2"), *scale("q2", "q3", rows.rounding), *predicate, store.format("q2"))
+        return
+    registers = ("q0", "q1")[: len(places)]
+    for sums, register in zip(_SUMS, registers, strict=False):
+        yield from _collect(sums, register)
+    for register in registers:
         yield from scale(register, "q3", rows.rounding)
-    if rows.tail:
-        yield "vctp.32 r11"
-        yield "vpstt" if rows.pair else "vpst"
-    for _, register, place in used:
-        yield f"{'vstrbt' if rows.tail else 'vstrb'}.32 {register}, [{place}], #4"
+    yield from predicate
+    yield from (store.format(register) for register, store in zip(registers, stores, strict=True))
+
+
+def _collect(sums: Sequence[str], register: str) -> list[str]:
+    return [
+        f"vmov {register}[2], {register}[0], {sums[0]}, {sums[2]}",
+        f"vmov {register}[3], {register}[1], {sums[1]}, {sums[3]}",
+    ]

@@ -25,14 +25,14 @@ FORMAT: Final = 1
 HEADER_BYTES: Final = 768
 SIGNED_BYTES: Final = 704
 DOWNGRADE: Final = 1
-"""Flag: may replace a model of a higher release counter."""
+"""Flag: may replace a model of a higher release counter, up to `replaces`."""
 MAX_COUNTER: Final = 2**53 - 1  # as everywhere in signed documents
 MAX_PAYLOAD_BYTES: Final = 2**31 - 1
 WEIGHTS_FILE: Final = "weights.bin"
 """The file of a variant that an image holds."""
 CODE_FILE: Final = "model.c"
 """The file whose SHA-256 is the shapes digest: where it is equal, one variant's weights run in the other's code."""
-_HEADER: Final = struct.Struct("<16sIIQQII32s32s32s64s64s64s64s272s32s64s")
+_HEADER: Final = struct.Struct("<16sIIQQQII32s32s32s64s64s64s64s264s32s64s")
 _KEY_ID_BYTES: Final = 32
 _NUMBER_BYTES: Final = 32
 
@@ -42,7 +42,8 @@ class ImageHeader:
     """What the releases key says of a payload. Digests are lower-case hexadecimal.
 
     serial: grows with every image of this model and profile, downgrades too, so that no recorded image comes back.
-    counter: the release counter of the manifest. group: whose approval it has.
+    counter: the release counter of the manifest. replaces: the highest release counter that it may replace by going back,
+    the newest there was when this was signed; 0 where it is no downgrade. group: for whom it was approved.
     """
 
     tenant: str
@@ -52,11 +53,16 @@ class ImageHeader:
     version: str
     serial: int
     counter: int
-    downgrade: bool
+    replaces: int = 0
     payload_bytes: int
     payload_sha256: str
     shapes_sha256: str
     manifest_sha256: str
+
+    @property
+    def downgrade(self) -> bool:
+        """Whether it may replace a model of a higher release counter."""
+        return self.replaces > 0
 
 
 def sign_image(header: ImageHeader, releases: Signer) -> bytes:
@@ -114,6 +120,7 @@ def _packed(header: ImageHeader, keyid: str, signature: bytes) -> bytes:
         DOWNGRADE if header.downgrade else 0,
         header.serial,
         header.counter,
+        header.replaces,
         header.payload_bytes,
         0,
         *(bytes.fromhex(digest) for digest in (header.shapes_sha256, header.payload_sha256, header.manifest_sha256)),
@@ -127,12 +134,12 @@ def _parsed(data: bytes) -> tuple[ImageHeader, str, bytes]:
     """Return the header, the key id and the signature."""
     if len(data) < HEADER_BYTES:
         raise FormatError(f"expected a data image, {HEADER_BYTES} bytes at least, got {len(data)}")
-    magic, number, flags, *rest = _HEADER.unpack_from(data)
+    magic, number, _, *rest = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise FormatError("expected a data image, got something else")
     if number != FORMAT:
         raise FormatError(f"expected an image of format {FORMAT}, got {number}: upgrade this program")
-    serial, counter, payload_bytes, _, *bounded = rest
+    serial, counter, replaces, payload_bytes, _, *bounded = rest
     shapes, payload, manifest, *texts, keyid, signature = bounded
     tenant, group, profile, version, model = (_text(text) for text in texts)
     header = ImageHeader(
@@ -143,14 +150,16 @@ def _parsed(data: bytes) -> tuple[ImageHeader, str, bytes]:
         version=version,
         serial=serial,
         counter=counter,
-        downgrade=bool(flags & DOWNGRADE),
+        replaces=replaces,
         payload_bytes=payload_bytes,
         payload_sha256=payload.hex(),
         shapes_sha256=shapes.hex(),
         manifest_sha256=manifest.hex(),
     )
-    if _packed(header, keyid.hex(), signature) != data[:HEADER_BYTES]:  # one spelling: reserved bytes are zero
-        raise FormatError("expected zeros in what the format reserves")
+    if (
+        _packed(header, keyid.hex(), signature) != data[:HEADER_BYTES]
+    ):  # one spelling: flags agree, reserved bytes are zero
+        raise FormatError("expected flags that agree with the fields, and zeros in what the format reserves")
     return header, keyid.hex(), signature
 
 
@@ -171,6 +180,7 @@ def _require(header: ImageHeader) -> None:
     for name, value, least, most in (
         ("serial", header.serial, 1, MAX_COUNTER),
         ("counter", header.counter, 0, MAX_COUNTER),
+        ("replaces", header.replaces, 0, MAX_COUNTER),
         ("payload", header.payload_bytes, 1, MAX_PAYLOAD_BYTES),
     ):
         if not least <= value <= most:

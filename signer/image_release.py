@@ -47,13 +47,14 @@ def require_signed_before(manifest: Manifest, data: bytes, known: TargetFile | N
 
 
 def check_image(
-    wish: ImageWish, manifest: Manifest, policy: TrustPolicy, marks: ImageMarks, now: datetime
+    wish: ImageWish, manifest: Manifest, policy: TrustPolicy, marks: ImageMarks, newest_counter: int, now: datetime
 ) -> ImageHeader:
     """Return the header that may be signed; asked for again, the newest image of a group keeps its serial.
 
     Args:
         manifest: parsed from `wish.manifest`, checked as every release is, and signed before.
         marks: what was signed for this model and profile.
+        newest_counter: the highest release counter of the model; a downgrade goes back from there, and no further up.
 
     Raises:
         PlanError: not sources for a microcontroller, or confidential.
@@ -65,15 +66,19 @@ def check_image(
     _require_approved(wish, manifest, sha256, policy, now)
     mark = marks.groups.get(wish.group)
     _require_counter(wish, manifest, mark)
+    replaces = newest_counter if wish.downgrade else 0
+    same = GroupMark(
+        serial=marks.serial, counter=mark.counter if mark else 0, manifest_sha256=sha256, replaces=replaces
+    )
     return ImageHeader(
         tenant=manifest.tenant,
         group=wish.group,
         profile=manifest.profile,
         model=manifest.model,
         version=manifest.version,
-        serial=marks.serial if _is_newest(wish, sha256, marks, mark) else marks.serial + 1,
+        serial=marks.serial if mark == same else marks.serial + 1,
         counter=manifest.counter,
-        downgrade=wish.downgrade,
+        replaces=replaces,
         payload_bytes=weights.length,
         payload_sha256=weights.sha256,
         shapes_sha256=code.sha256,
@@ -86,7 +91,7 @@ def marked(marks: ImageMarks, header: ImageHeader) -> ImageMarks:
     former = marks.groups.get(header.group)
     highest = header.counter if former is None else max(former.counter, header.counter)
     mark = GroupMark(
-        serial=header.serial, counter=highest, manifest_sha256=header.manifest_sha256, downgrade=header.downgrade
+        serial=header.serial, counter=highest, manifest_sha256=header.manifest_sha256, replaces=header.replaces
     )
     return ImageMarks(serial=header.serial, groups={**marks.groups, header.group: mark})
 
@@ -126,10 +131,3 @@ def _require_counter(wish: ImageWish, manifest: Manifest, mark: GroupMark | None
             f"{manifest.model} for {wish.group}: expected a release counter >= {mark.counter}, got {manifest.counter};"
             " going back takes an image that says so: --downgrade"
         )
-
-
-def _is_newest(wish: ImageWish, sha256: str, marks: ImageMarks, mark: GroupMark | None) -> bool:
-    """Whether just this was the last image signed: then it is the same image again."""
-    if mark is None or mark.serial != marks.serial:
-        return False
-    return (mark.manifest_sha256, mark.downgrade) == (sha256, wish.downgrade)

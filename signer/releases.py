@@ -133,7 +133,8 @@ class ReleaseSigner:
                 approvals=request.approvals,
             )
             marks = self._state.image_marks(manifest.model, manifest.profile)
-            header = check_image(wish, manifest, trusted.policy, marks, self._clock())
+            newest = max(counters[manifest.model].values())
+            header = check_image(wish, manifest, trusted.policy, marks, newest, self._clock())
             signed = sign_image(header, self._releases)
             self._state.keep_image_marks(manifest.model, manifest.profile, marked(marks, header))
         log.info("signed a data image", extra={"path": manifest.path, "group": header.group, "serial": header.serial})

@@ -25,7 +25,7 @@ class GroupMark(msgspec.Struct, frozen=True, kw_only=True):
     serial: Count
     counter: Count
     manifest_sha256: Sha256
-    downgrade: bool
+    replaces: Count = 0
 
 
 class ImageMarks(msgspec.Struct, frozen=True, kw_only=True):

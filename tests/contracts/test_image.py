@@ -20,7 +20,6 @@ def test_an_image_of_the_past_still_verifies_and_says_the_same() -> None:
         version="1.2.0-rc.1",
         serial=7,
         counter=2**40,
-        downgrade=False,
         payload_bytes=len(payload),
         payload_sha256="f3a25aa93aa2fbba28d79260535bbd6a5eb0fc1c24a8b0f04e12b484c1dfe363",
         shapes_sha256="5" * 64,
@@ -30,13 +29,13 @@ def test_an_image_of_the_past_still_verifies_and_says_the_same() -> None:
 
 def test_every_field_stands_where_the_documentation_says() -> None:
     assert IMAGE[0:16] == b"MODELFLEET-IMAGE"
-    numbers = [(16, 4, 1), (20, 4, 0), (24, 8, 7), (32, 8, 2**40), (40, 4, 768), (44, 4, 0)]
+    numbers = [(16, 4, 1), (20, 4, 0), (24, 8, 7), (32, 8, 2**40), (40, 8, 0), (48, 4, 768), (52, 4, 0)]
     for offset, length, value in numbers:
         assert int.from_bytes(IMAGE[offset : offset + length], "little") == value, offset
-    texts = {144: b"acme", 208: b"shops", 272: b"cortex-m4", 336: b"1.2.0-rc.1", 400: b"ui/digits"}
+    texts = {152: b"acme", 216: b"shops", 280: b"cortex-m4", 344: b"1.2.0-rc.1", 408: b"ui/digits"}
     for offset, text in texts.items():
         assert IMAGE[offset : offset + len(text) + 1] == text + b"\0", offset
-    assert IMAGE[48:80] == b"\x55" * 32
-    assert IMAGE[112:144] == b"\x66" * 32
+    assert IMAGE[56:88] == b"\x55" * 32
+    assert IMAGE[120:152] == b"\x66" * 32
     assert IMAGE[672:704].hex() == KEY.keyid
     assert IMAGE[768:] == bytes(range(256)) * 3

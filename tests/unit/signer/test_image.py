@@ -53,7 +53,6 @@ HEADER = ImageHeader(
     version="1.2.0-rc.1",
     serial=7,
     counter=2**40,
-    downgrade=False,
     payload_bytes=len(PAYLOAD),
     payload_sha256=sha256_of(PAYLOAD),
     shapes_sha256="5" * 64,
@@ -139,7 +138,7 @@ def test_an_image_says_what_was_signed() -> None:
     assert (len(SIGNED), SIGNED_BYTES) == (HEADER_BYTES, 704)
     assert verify_image(SIGNED + PAYLOAD, KEY.public_key) == HEADER
     assert parse_header(SIGNED) == HEADER
-    back = replace(HEADER, downgrade=True)
+    back = replace(HEADER, replaces=2**40 + 1)
     assert verify_header(sign_image(back, KEY), KEY.public_key) == back
 
 
@@ -174,6 +173,7 @@ def test_an_image_by_another_key_or_cut_off_is_refused() -> None:
         {"serial": 0},
         {"serial": 2**53},
         {"counter": -1},
+        {"replaces": 2**53},
         {"payload_bytes": 0},
         {"payload_bytes": 2**31},
         {"tenant": "Acme"},
@@ -199,7 +199,6 @@ def test_the_signer_makes_the_header_of_what_it_has_released(signers: Signers) -
         version="1.0.0",
         serial=1,
         counter=1,
-        downgrade=False,
         payload_bytes=first.file("weights.bin").length,
         payload_sha256=first.file("weights.bin").sha256,
         shapes_sha256=first.file("model.c").sha256,
@@ -269,7 +268,7 @@ def test_a_lower_release_counter_only_where_a_downgrade_is_asked_for(signers: Si
     with pytest.raises(ReplayError, match="release counter >= 2, got 1"):
         signers.image(first)
     back = signers.image(first, downgrade=True)
-    assert (back.downgrade, back.counter, back.serial) == (True, 1, 2)
+    assert (back.replaces, back.counter, back.serial) == (2, 1, 2)
     with pytest.raises(ReplayError):  # going back lowers nothing
         signers.image(first)
     assert signers.image(second).serial == 3
@@ -313,7 +312,21 @@ def test_no_image_of_what_the_policy_revokes_since(signers: Signers, fleet: Cere
         signers.image(first)
 
 
-def test_the_downgrade_flag_is_one_bit_of_the_signed_header() -> None:
-    back = sign_image(replace(HEADER, downgrade=True), KEY)
-    changed = [place for place in range(SIGNED_BYTES) if SIGNED[place] != back[place]]
-    assert (changed, back[20]) == ([20], DOWNGRADE)
+def test_a_downgrade_goes_back_from_the_newest_release_there_is_and_no_other(signers: Signers) -> None:
+    first, second, third = (sources(version=f"1.{minor}.0", counter=minor + 1) for minor in range(3))
+    for each in (first, second):
+        signers.release(each)
+    assert signers.image(first, downgrade=True).replaces == 2
+    signers.release(third)
+    again = signers.image(first, downgrade=True)
+    assert (again.replaces, again.serial) == (3, 2)
+
+
+def test_the_downgrade_flag_and_what_it_may_replace_agree() -> None:
+    back = sign_image(replace(HEADER, replaces=2**40 + 1), KEY)
+    assert (SIGNED[20], back[20]) == (0, DOWNGRADE)
+    for place, value in ((20, 0), (20, 3), (52, 1)):
+        changed = bytearray(back)
+        changed[place] = value
+        with pytest.raises(FormatError):
+            parse_header(bytes(changed))

@@ -120,3 +120,44 @@ def test_refuses_a_profile_that_is_not_there_or_not_text(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ProfileError, match="UTF-8"):
         load_profile(tmp_path / "binary.toml")
+
+
+CHIP = GOOD.replace('"onnxruntime"', '"c99"').replace("[requires]", 'batch = "one"\naxes = "fix"\n[requires]')
+CHIP += """
+[microcontroller]
+flash_bytes = 2000
+ram_bytes = 1000
+cpu_flags = ["-mcpu=cortex-m4", "-mfloat-abi=hard"]
+"""
+
+
+def test_reads_a_microcontroller():
+    chip = parse_profile(CHIP, "toy").microcontroller
+    assert chip is not None
+    assert (chip.flash_bytes, chip.ram_bytes, chip.backend, chip.rounding) == (2000, 1000, "portable", "integer")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("flash_bytes = 2000", "", "flash_bytes"),
+        ("flash_bytes = 2000", "flash_bytes = 0", "flash_bytes > 0"),
+        ("flash_bytes = 2000", "flash_kbytes = 2", "flash_kbytes"),
+        ("ram_bytes = 1000", "ram_bytes = 999", "expected memory_bytes of [limits] to be ram_bytes"),
+        ("ram_bytes = 1000", 'ram_bytes = 1000\nbackend = "neon"', "neon"),
+        ("ram_bytes = 1000", 'ram_bytes = 1000\nrounding = "down"', "down"),
+        ("ram_bytes = 1000", 'ram_bytes = 1000\ntoolchain = "/bin/"', "/bin/"),
+        ("-mcpu=cortex-m4", "-o/etc/passwd", "-o/etc/passwd"),
+        ("-mcpu=cortex-m4", "-mcpu=x\\n-o", "cpu_flags"),
+        ("-mcpu=cortex-m4", "@file", "cpu_flags"),
+        ('batch = "one"', "", "code has fixed shapes"),
+        ('axes = "fix"', "", "code has fixed shapes"),
+        ('"c99"', '"onnxruntime"', "for no other"),
+        (CHIP[CHIP.index("[microcontroller]") :], "", "expected [microcontroller]"),
+    ],
+)
+def test_refuses_a_microcontroller_that_says(old: str, new: str, complaint: str):
+    assert old in CHIP
+    with pytest.raises(ProfileError, match="toy") as refused:
+        parse_profile(CHIP.replace(old, new), "toy")
+    assert complaint in str(refused.value)

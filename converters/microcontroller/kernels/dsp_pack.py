@@ -4,8 +4,9 @@ The pair trick: channels p and q share an int16, `256 * w_q + w_p`. SMLAD with t
 with its low byte alone (SXTB16) gives P, and `Q = (T - P) >> 8` is exact where |Q| < 2**23. See docs/decisions/0024.
 
 Layout, in words: a header (`struct dsp_header`), then for every four channels p, q, r, s their biases as `b_p`,
-`256 * b_q + b_p`, `b_r`, `256 * b_s + b_r`; for every two inputs the word of p, q and that of r, s; four multipliers. Inputs stand in groups of four
-as 0, 2, 1, 3 (as SXTB16 takes them from a word); their number is rounded up to 4, as that of channels, with weights of 0.
+`256 * b_q + b_p`, `b_r`, `256 * b_s + b_r`; for every two inputs the word of p, q and that of r, s; four multipliers. Inputs
+stand in groups of four as 0, 2, 1, 3 (as SXTB16 takes them from a word); their number is rounded up to 4, as that of channels,
+with weights of 0.
 """
 
 from collections.abc import Sequence

@@ -106,6 +106,7 @@ def _tree(tree: Tree, place: dict[Form, int], numbers: Numbers, *, counted: bool
         lines.append(f"{indent}}}")
 
     write(0, len(tree.questions), "    ")
+    lines.append("    MODEL_STEP();")
     return "\n".join(lines)
 
 

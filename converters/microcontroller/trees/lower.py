@@ -5,10 +5,19 @@ from typing import Final
 
 from modelfleet.converters.microcontroller.ir import Onnx, Program
 from modelfleet.converters.microcontroller.lowering import Lowered, Target
-from modelfleet.converters.microcontroller.trees import ensembles
+from modelfleet.converters.microcontroller.trees import ensembles, linear, prepare
 from modelfleet.converters.microcontroller.trees.step import Step, step_of
 
 LOWERINGS: Final[Mapping[str, Callable[[Step, Target], Lowered]]] = {
+    "ArrayFeatureExtractor": prepare.array_feature_extractor,
+    "Binarizer": prepare.binarizer,
+    "FeatureVectorizer": prepare.feature_vectorizer,
+    "Imputer": prepare.imputer,
+    "LabelEncoder": prepare.label_encoder,
+    "LinearClassifier": linear.classifier,
+    "LinearRegressor": linear.regressor,
+    "Normalizer": prepare.normalizer,
+    "Scaler": prepare.scaler,
     "TreeEnsemble": ensembles.regressor,
     "TreeEnsembleClassifier": ensembles.classifier,
     "TreeEnsembleRegressor": ensembles.regressor,

@@ -84,8 +84,8 @@ def transform(ending: Ending, name: str, count: int) -> str:
     else:
         ending.fragments.append(PROBIT)
         ending.needs_math = True
-    function = f"trees_{name.lower()}"
-    return f"for (uint32_t i = 0; i < {count}u; i++) {{\n    scores[i] = {function}({'(float)' if ending.kind() == 'double' else ''}scores[i]);\n}}"
+    score = "(float)scores[i]" if ending.kind() == "double" else "scores[i]"
+    return f"for (uint32_t i = 0; i < {count}u; i++) {{\n    scores[i] = trees_{name.lower()}({score});\n}}"
 
 
 def literal(value: float, numbers: Numbers) -> str:

@@ -1,6 +1,6 @@
 /* A forest from tables, the small form. First every comparison is answered, a bit each: the keys of a form ascend, so that the
    answers are zeros up to the first key that is not below the input's, and ones from there. Then every tree is walked by these
-   bits: a node tells its bit and how many nodes its left subtree has, which follows it; `count` nodes are left below. */
+   bits: a node tells its bit and how many leaves its left subtree has, which follows it; `count` nodes are below. */
 static void @NAME@(const uint32_t *t, const @X@ *x, uint32_t *bits, @S@ *s@HAS_PARAMETER@)
 {
     const @FORM@ *form = (const @FORM@ *)(const void *)(t + t[3]);
@@ -9,54 +9,59 @@ static void @NAME@(const uint32_t *t, const @X@ *x, uint32_t *bits, @S@ *s@HAS_P
     const @QUESTION@ *question = (const @QUESTION@ *)(const void *)(t + t[6]);
 @SIZES@
 @LEAVES@
-    uint32_t bit = 0, forms, trees;
+    uint32_t bit = 0;
     for (uint32_t i = 0; i < t[2]; i++) {
         bits[i] = 0;
     }
-    for (forms = t[0]; forms != 0; forms--, form += 2) {
-        uint32_t low = 0, high = form[1];
-        @KEY@ value = @KEY_OF@;
+    for (uint32_t forms = t[0]; forms != 0; forms--, form += 2) {
+        const @KEY@ *from = key;
+        uint32_t n = form[1], begin;
+        @KEY@ sought = @KEY_OF@;
 @NAN@
-        while (low < high) {
-            uint32_t middle = (low + high) >> 1;
-            if (key[middle] < value) {
-                low = middle + 1;
-            } else {
-                high = middle;
+        while (n > 1) {
+            const uint32_t half = n >> 1;
+            if (from[half - 1] < sought) {
+                from += half;
             }
+            n -= half;
         }
+        begin = bit + (uint32_t)(from - key) + (*from < sought ? 1u : 0u);
         key += form[1];
-        low += bit;
         bit += form[1];
-        while (low < bit) {
-            uint32_t word = low >> 5, end = (word + 1) << 5;
-            uint32_t ones = UINT32_MAX << (low & 31u);
-            if (end > bit) {
-                end = bit;
-                ones &= UINT32_MAX >> (-bit & 31u);
+        while (begin < bit) {
+            const uint32_t word = begin >> 5, next = (word + 1) << 5;
+            uint32_t ones = UINT32_MAX >> (begin & 31u);
+            if (next > bit) {
+                ones &= UINT32_MAX << (-bit & 31u);
             }
             bits[word] |= ones;
-            low = end;
+            begin = next;
         }
     }
 @COMPOSED@
-    for (trees = t[1]; trees != 0; trees--, tree += @TREE_STEP@) {
+    for (uint32_t trees = t[1]; trees != 0; trees--, tree += @TREE_STEP@) {
         uint32_t count = tree[0];
         const @QUESTION@ *node = question;
+        leaf = leaves;
 @START@
         while (count != 0) {
-            uint32_t q = *node++@SPLIT@;
-            if (((bits[q >> 5] >> (q & 31u)) & 1u) != 0) {
-                count = left;
+@NODE@
+            const int yes = ((bits[@WORD@] << (@BIT@)) & 0x80000000u) != 0;
+@ESCAPED@
+            if (yes) {
+                node++;
+@LEFT@
+                count = leaves_left - 1;
             } else {
-                node += left;
-@SKIP@
-                leaf += left + 1;
-                count -= left + 1;
+                node += leaves_left;
+@RIGHT@
+                leaf += leaves_left;
+                count -= leaves_left;
             }
         }
 @VOTE@
-        question += tree[0];
+        question += tree[@WORDS@];
+        leaves += tree[0] + 1u;
 @NEXT@
     }
 }

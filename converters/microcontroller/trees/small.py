@@ -15,9 +15,12 @@ import numpy as np
 from modelfleet.converters.microcontroller.ir import Array
 from modelfleet.converters.microcontroller.lowering import FOLDER
 from modelfleet.converters.microcontroller.trees.code import Code, Numbers
-from modelfleet.converters.microcontroller.trees.forest import Comparison, Forest, Vote
+from modelfleet.converters.microcontroller.trees.forest import Comparison, Forest, Tree, Vote
 
 HEAD_WORDS: Final = 14
+LEAST_ROOM: Final = 4
+"""Bits for the leaves of a left subtree; with fewer, too many nodes would need more."""
+USUAL_ROOM: Final = 6
 CAPACITY_STEP: Final = 256
 """Bits are reserved in multiples of it, so that a forest trained anew fits."""
 BITS_OF_HALF_WORD: Final = 16
@@ -36,9 +39,9 @@ def tables(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted
     writer = _Writer()
     pieces = {"NAME": name, "X": numbers.input, "S": numbers.sum, "KEY": numbers.key}
     bits = _comparisons(forest, numbers, writer, pieces)
-    _nodes(forest, bits, writer, pieces)
+    lengths = _nodes(forest, bits, writer, pieces)
     single = not counted and all(_target(tree.leaves) is not None for tree in forest.trees)
-    (_single if single else _lists)(forest, numbers, writer, pieces, targets=targets, counted=counted)
+    (_single if single else _lists)(forest, numbers, writer, pieces, lengths, targets=targets, counted=counted)
     text = (FOLDER / "trees" / "small.c").read_text(encoding="utf-8")
     for mark, piece in pieces.items():
         text = text.replace(f"@{mark}@", piece)
@@ -107,11 +110,9 @@ def _comparisons(
     writer.head[2] = -(-len(found) // 32)
     pieces["FORM"] = _c_type(width)
     pieces["KEY_OF"] = numbers.key_of("x[form[0] >> 1]")
-    pieces["NAN"] = (
-        f"        if ((form[0] & 1u) != 0 && value > {numbers.key_of_infinity}) {{\n            value = {numbers.least_key};\n        }}"
-        if some_nan
-        else ""
-    )
+    swapped = f"            sought = {numbers.least_key};"
+    asks_nan = f"        if ((form[0] & 1u) != 0 && sought > {numbers.key_of_infinity}) {{\n{swapped}\n        }}"
+    pieces["NAN"] = asks_nan if some_nan else ""
     pieces["COMPOSED"] = ""
     if composed:
         writer.put(13, np.array([len(composed), *(item for row in composed for item in (len(row), *row))], np.uint32))
@@ -124,9 +125,9 @@ _COMPOSED: Final = """    {
         for (uint32_t rows = *row++; rows != 0; rows--, bit++) {
             uint32_t odd = 0;
             for (uint32_t n = *row++; n != 0; n--, row++) {
-                odd ^= bits[*row >> 5] >> (*row & 31u);
+                odd ^= bits[*row >> 5] << (*row & 31u);
             }
-            bits[bit >> 5] |= (odd & 1u) << (bit & 31u);
+            bits[bit >> 5] |= (odd & 0x80000000u) >> (bit & 31u);
         }
     }"""
 
@@ -142,29 +143,84 @@ def _composed(forest: Forest, found: dict[tuple[Comparison, ...], int]) -> list[
     return rows
 
 
-def _nodes(forest: Forest, bits: dict[tuple[Comparison, ...], int], writer: _Writer, pieces: dict[str, str]) -> None:
-    """Write the nodes, and leave the trees' rows to the leaves."""
-    questions = np.array([bits[each] for tree in forest.trees for each in tree.questions], np.int64)
-    sizes = np.array([size for tree in forest.trees for size in tree.sizes], np.int64)
-    most, largest = int(questions.max(initial=0)), int(sizes.max(initial=0))
-    shift = max(largest.bit_length(), 1)
-    if most.bit_length() + shift <= BITS_OF_HALF_WORD:
-        writer.put(6, (questions << shift | sizes).astype(np.uint16))
-        writer.head[11] = shift
-        pieces |= {"QUESTION": "uint16_t", "SIZES": "    const uint32_t shift = t[11], mask = (1u << shift) - 1u;"}
-        pieces |= {"SPLIT": ", left = q & mask;\n            q >>= shift", "START": "", "SKIP": "", "NEXT": ""}
-        return
-    question_kind, size_kind = _width(most), _width(largest)
-    writer.put(6, questions.astype(question_kind))
-    writer.put(7, sizes.astype(size_kind))
+def _nodes(
+    forest: Forest, bits: dict[tuple[Comparison, ...], int], writer: _Writer, pieces: dict[str, str]
+) -> list[int]:
+    """Write the nodes; return how many half-words each tree takes where that is not its number of nodes, else nothing."""
+    questions = [[bits[each] for each in tree.questions] for tree in forest.trees]
+    room = BITS_OF_HALF_WORD - max(len(bits) - 1, 31).bit_length()
+    largest = max((size for tree in forest.trees for size in tree.sizes), default=0)
+    wide = [largest + 1 >= 1 << room] if room >= LEAST_ROOM else []
+    if not wide or 3 * largest > np.iinfo(np.uint16).max:
+        _apart(forest, questions, largest, writer, pieces)
+        return []
+    # The fields are the same for as many forests as possible: what is not needed for sizes belongs to the bit's number.
+    room = room if wide[0] else min(room, max((largest + 1).bit_length(), USUAL_ROOM))
+    pieces |= {"QUESTION": "uint16_t", "SIZES": "", "START": "", "LEFT": "", "RIGHT": "", "NEXT": "", "WORDS": "0"}
+    pieces |= {"WORD": f"n >> {5 + room}", "BIT": "n & 31u", "ESCAPED": ""}
+    pieces["NODE"] = f"            const uint32_t n = *node, leaves_left = (n >> 5) & {(1 << room) - 1}u;"
+    if wide[0]:
+        pieces |= {"ESCAPED": _ESCAPED, "WORDS": "1"}
+    rows = [_packed(tree, asked, room) for tree, asked in zip(forest.trees, questions, strict=True)]
+    writer.put(6, np.array([word for row in rows for word in row], np.uint16))
+    return [len(row) for row in rows] if wide[0] else []
+
+
+_ESCAPED: Final = """            if (leaves_left == 0) {
+                if (yes) {
+                    count = node[1] - 1u;
+                    node += 3;
+                } else {
+                    leaf += node[1];
+                    count -= node[1];
+                    node += node[2];
+                }
+                continue;
+            }"""
+
+
+def _packed(tree: Tree, asked: Sequence[int], room: int) -> list[int]:
+    """Return a tree's half-words: `number / 32 << 5 + room | leaves on the left << 5 | number % 32`.
+
+    Where the leaves do not fit they are 0, and two half-words follow: how many there are, and how far it is to the right child.
+    """
+    words: list[int] = []
+    waiting: dict[int, list[int]] = {}  # what comes after a left subtree -> whose it is
+    for place, (number, size) in enumerate(zip(asked, tree.sizes, strict=True)):
+        for begin in waiting.pop(place, []):
+            words[begin + 2] = len(words) - begin
+        leaves = size + 1
+        begin = len(words)
+        words.append(number >> 5 << 5 + room | number & 31)
+        if leaves < 1 << room:
+            words[begin] |= leaves << 5
+        else:
+            words += [leaves, 0]
+            waiting.setdefault(place + 1 + size, []).append(begin)
+    return words
+
+
+def _apart(
+    forest: Forest, questions: Sequence[Sequence[int]], largest: int, writer: _Writer, pieces: dict[str, str]
+) -> None:
+    """Write numbers of bits and leaves on the left each in an array of its own."""
+    flat = [number for asked in questions for number in asked]
+    question_kind, size_kind = _width(max(flat, default=0)), _width(largest + 1)
+    writer.put(6, np.array(flat, question_kind))
+    writer.put(7, np.array([size + 1 for tree in forest.trees for size in tree.sizes], size_kind))
     size = _c_type(size_kind)
     pieces |= {
         "QUESTION": _c_type(question_kind),
         "SIZES": f"    const {size} *size = (const {size} *)(const void *)(t + t[7]);",
-        "SPLIT": ", left = *below++",
         "START": f"        const {size} *below = size;",
-        "SKIP": "                below += left;",
+        "NODE": "            const uint32_t q = *node, leaves_left = *below;",
+        "WORD": "q >> 5",
+        "BIT": "q & 31u",
+        "LEFT": "                below++;",
+        "ESCAPED": "",
+        "RIGHT": "                below += leaves_left;",
         "NEXT": "        size += tree[0];",
+        "WORDS": "0",
     }
 
 
@@ -175,52 +231,63 @@ def _target(leaves: Sequence[Sequence[Vote]]) -> int | None:
 
 
 def _single(
-    forest: Forest, numbers: Numbers, writer: _Writer, pieces: dict[str, str], *, targets: int, counted: bool
+    forest: Forest,
+    numbers: Numbers,
+    writer: _Writer,
+    pieces: dict[str, str],
+    lengths: Sequence[int],
+    *,
+    targets: int,
+    counted: bool,
 ) -> None:
     """Write one vote for each leaf; its target is the tree's."""
     del counted
     votes = np.array([leaf[0][1] for tree in forest.trees for leaf in tree.leaves], forest.kind)
-    trees = [len(tree.questions) for tree in forest.trees]
-    step, target = 1, "0"
+    target = "0"
     if targets > 1:
-        rows = zip(trees, (_target(tree.leaves) or 0 for tree in forest.trees), strict=True)
-        trees = [item for row in rows for item in row]
-        step, target = 2, "tree[1]"
-    _rows_of_trees(trees, step, len(forest.trees), writer, pieces)
+        target = f"tree[{2 if lengths else 1}]"
+        _trees(forest, writer, pieces, lengths, [_target(tree.leaves) or 0 for tree in forest.trees])
+    else:
+        _trees(forest, writer, pieces, lengths, [])
     distinct, index = np.unique(votes.view(f"u{votes.itemsize}"), return_inverse=True)  # bits: -0.0 is not 0.0
     width = _width(len(distinct) - 1)
-    value, leaf = f"{numbers.sum} *value = (const {numbers.sum} *)(const void *)(t + t[10]);", "leaf"
     if len(distinct) * votes.itemsize + len(votes) * width.itemsize < len(votes) * votes.itemsize:
         writer.put(8, index.reshape(-1).astype(width))
         writer.put(10, distinct.view(votes.dtype), votes.itemsize)
-        kind = _c_type(width)
-        pieces["LEAVES"] = f"    const {kind} *leaves = (const {kind} *)(const void *)(t + t[8]), *leaf = leaves;\n"
-        pieces["LEAVES"] += f"    const {value}"
-        leaf = "value[*leaf]"
+        kind, vote = _c_type(width), "values[*leaf]"
+        pieces["LEAVES"] = f"    const {kind} *leaves = (const {kind} *)(const void *)(t + t[8]), *leaf;\n"
+        pieces["LEAVES"] += f"    const {numbers.sum} *values = (const {numbers.sum} *)(const void *)(t + t[10]);"
     else:
         writer.put(10, votes, votes.itemsize)
         pieces["LEAVES"] = f"    const {numbers.sum} *leaves = (const {numbers.sum} *)(const void *)(t + t[10]), *leaf;"
-        leaf = "*leaf"
+        vote = "*leaf"
     pieces["HAS_PARAMETER"] = ""
-    pieces["VOTE"] = f"        s[{target}] += {leaf};"
-    pieces["START"] += "\n        leaf = leaves;"
-    pieces["NEXT"] += "\n        leaves += tree[0] + 1u;"
-    if "*leaf = leaves" in pieces["LEAVES"]:
-        pieces["LEAVES"] = pieces["LEAVES"].replace(", *leaf = leaves", ", *leaf")
+    pieces["VOTE"] = f"        s[{target}] += {vote};"
 
 
-def _rows_of_trees(rows: list[int], step: int, count: int, writer: _Writer, pieces: dict[str, str]) -> None:
-    width = _width(max(rows))
-    writer.head[1] = count
-    writer.put(5, np.array(rows, width))
-    pieces |= {"TREE": _c_type(width), "TREE_STEP": str(step)}
+def _trees(
+    forest: Forest, writer: _Writer, pieces: dict[str, str], lengths: Sequence[int], targets: Sequence[int]
+) -> None:
+    """Write a row for each tree: its questions, and where they are told its half-words and its target."""
+    columns = [[len(tree.questions) for tree in forest.trees], *filter(None, (lengths, targets))]
+    width = _width(max(max(column) for column in columns))
+    writer.head[1] = len(forest.trees)
+    writer.put(5, np.array(columns, width).T)
+    pieces |= {"TREE": _c_type(width), "TREE_STEP": str(len(columns))}
 
 
 def _lists(
-    forest: Forest, numbers: Numbers, writer: _Writer, pieces: dict[str, str], *, targets: int, counted: bool
+    forest: Forest,
+    numbers: Numbers,
+    writer: _Writer,
+    pieces: dict[str, str],
+    lengths: Sequence[int],
+    *,
+    targets: int,
+    counted: bool,
 ) -> None:
     """Write for each leaf where its list of votes begins: `value << 1 + target's bits | target << 1 | last`."""
-    _rows_of_trees([len(tree.questions) for tree in forest.trees], 1, len(forest.trees), writer, pieces)
+    _trees(forest, writer, pieces, lengths, [])
     nobody = [(targets, 0.0)]  # a sum that nothing reads
     lists = [
         tuple(vote for vote in leaf if counted or vote[1] != 0) or tuple(nobody)
@@ -257,5 +324,3 @@ def _lists(
         f"{add}\n"
         "            if ((e & 1u) != 0) {\n                break;\n            }\n        }"
     )
-    pieces["START"] += "\n        leaf = leaves;"
-    pieces["NEXT"] += "\n        leaves += tree[0] + 1u;"

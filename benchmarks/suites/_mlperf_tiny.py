@@ -26,8 +26,9 @@ PROFILES: Final[Mapping[str, str]] = {"cortex-m4": "cortex-m4", "cortex-m55": "c
 class Network:
     """A network in int8, and what TensorFlow Lite Micro with CMSIS-NN needs for it on the same emulated boards.
 
-    tflm_flash_kib, tflm_ram_kib: on the Cortex-M4 (RAM with stack, inputs and outputs), in units of 1,024 bytes; instructions: on the
-    Cortex-M55 by its MVE kernels. macs, weights_bytes: of the network as it was trained; bound_bytes: the least workspace in place.
+    tflm_flash_kib, tflm_ram_kib: on the Cortex-M4 (RAM with stack, inputs and outputs), in units of 1,024 bytes;
+    instructions: on the Cortex-M55 by its MVE kernels. macs, weights_bytes: of the network as it was trained; bound_bytes: the
+    least workspace in place.
     """
 
     name: str

@@ -64,8 +64,7 @@ def _windows(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Co
     steps = [(row * out_row_bytes, int(first[row]) * row_bytes) for row in range(1, out_height)]
     return Lowered(
         call=call,
-        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/conv_mve.c"),
-        definitions=rows_mve.function(rows),
+        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/conv_mve.c", rows_mve.function(rows)),
         constants=(packed, int8s(np.array([operator.pad_value]))),
         scratch_bytes=columns * column_bytes,
         stack_bytes=rows_mve.STACK_BYTES + 64,
@@ -96,8 +95,7 @@ def _points(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Con
         )
     return Lowered(
         call=call,
-        fragments=(rows_mve.FRAGMENT, "kernels/conv_points_mve.c"),
-        definitions=rows_mve.function(rows),
+        fragments=(rows_mve.FRAGMENT, "kernels/conv_points_mve.c", rows_mve.function(rows)),
         constants=(packed,),
         stack_bytes=rows_mve.STACK_BYTES + 48,
         overlap={0: distance_of_steps(steps)},

@@ -23,8 +23,7 @@ def lower(operator: Dense, program: Program, target: Target) -> Lowered:
 
     return Lowered(
         call=call,
-        fragments=(rows_mve.FRAGMENT,),
-        definitions=rows_mve.function(rows),
+        fragments=(rows_mve.FRAGMENT, rows_mve.function(rows)),
         constants=(rows_mve.pack(operator, operator.weights, target.rounding),),
         stack_bytes=rows_mve.STACK_BYTES,
         overlap={0: distance_of_steps(rows_mve.steps(count, channels, 0, length, pair=rows.pair))},

@@ -1,8 +1,8 @@
 """Depthwise2D on Armv8.1-M's vector extension, kernels of up to 3x3, columns of stride 1 or 2.
 
 In scratch lie three rows of the image: for every sixteen channels all columns, of a column its three rows, of a row sixteen
-bytes. One gathering load brings five columns of three rows of a channel into a register, fifteen bytes, that are the windows of three
-outputs side by side (of two, at stride 2); each is one VMLADAV with the taps moved by as many columns.
+bytes. One gathering load brings five columns of three rows of a channel into a register, fifteen bytes, that are the windows of
+three outputs side by side (of two, at stride 2); each is one VMLADAV with the taps moved by as many columns.
 
 The packed weights: a header as in rows_mve.py, then for every four channels their biases, their multipliers or factors, their
 taps in records of 16 bytes (six zeros, then the taps column by column, three per column; a smaller kernel has zeros), and eight
@@ -95,8 +95,7 @@ def lower(operator: Depthwise2D, program: Program, target: Target) -> Lowered | 
     steps = [((out + 1) * out_row_bytes, int(rows) * row_bytes) for out, rows in enumerate(copied) if rows < height]
     return Lowered(
         call=call,
-        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/depthwise_mve.c"),
-        definitions=_function(row),
+        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/depthwise_mve.c", _function(row)),
         constants=(_pack(operator, target.rounding), int8s(np.array([operator.pad_value]))),
         scratch_bytes=-(-channels // _CHANNELS) * part_bytes,
         stack_bytes=STACK_BYTES + 64,

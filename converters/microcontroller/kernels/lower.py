@@ -26,6 +26,7 @@ from modelfleet.converters.microcontroller.kernels import (
     depthwise,
     depthwise_mve,
     elementwise,
+    elementwise_mve,
     pool,
 )
 from modelfleet.converters.microcontroller.lowering import Backend, Lowered, Target
@@ -54,6 +55,8 @@ MVE_LOWERS: Final[Mapping[type[Operator], LowerOrNot]] = dict[type[Operator], Lo
         Conv2D: conv_mve.lower,
         Dense: dense_mve.lower,
         Depthwise2D: depthwise_mve.lower,
+        AddInt8: elementwise_mve.lower_add,
+        Lookup: elementwise_mve.lower_lookup,
     }
 )
 """The same for MVE; None where `LOWERS` has to do it."""

@@ -113,24 +113,23 @@ def steps(count: int, channels: int, begin: int, stride: int, *, pair: bool, wri
 
 
 def function(rows: Rows) -> str:
-    """Return the C of the function, once for however many operators have the same."""
+    """Return the C of the function, a fragment."""
     parameters = "const int8_t *x{u}, const int8_t *weights{u}, int8_t *y{u}, const mve_rows_shape *shape{u}"
     host = f"mve_rows(x, weights, y, shape, {rows.length}u, {int(rows.rounding is Rounding.ONNXRUNTIME)});"
     return two_ways(rows.name, parameters, _assembly(rows), host)
 
 
 def two_ways(name: str, parameters: str, assembly: Sequence[str], host: str) -> str:
-    """Return a C function that is assembly on MVE and a C statement elsewhere, guarded so that it may come twice.
+    """Return a C function that is assembly on MVE and a C statement elsewhere.
 
     parameters: with `{u}` where an attribute goes.
     """
-    guard = name.upper()
     lines = "".join(f'        "{line}\\n"\n' for line in assembly)
     return (
-        f"#ifndef {guard}\n#define {guard}\n#if defined(__ARM_FEATURE_MVE)\n"
+        "#if defined(__ARM_FEATURE_MVE)\n"
         f"static __attribute__((naked, noinline)) void {name}({parameters.format(u=' __attribute__((unused))')}) {{\n"
         f"    __asm__ volatile(\n{lines}    );\n}}\n#else\n"
-        f"static void {name}({parameters.format(u='')}) {{\n    {host}\n}}\n#endif\n#endif\n"
+        f"static void {name}({parameters.format(u='')}) {{\n    {host}\n}}\n#endif\n"
     )
 
 

@@ -17,6 +17,7 @@ from tests.unit.converters.microcontroller.element_cases import element_program,
 TARGETS = [
     Target(),
     Target(backend=Backend.DSP),
+    Target(backend=Backend.MVE),
     Target(backend=Backend.PORTABLE, rounding=Rounding.ONNXRUNTIME),
 ]
 FLAGS = ("-std=c99", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Werror")

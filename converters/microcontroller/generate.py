@@ -9,6 +9,7 @@ import msgspec
 from onnx import ModelProto
 
 from modelfleet.converters.microcontroller.emitting.description import (
+    BLOB,
     ENTRY,
     HEADER,
     SOURCE,
@@ -17,6 +18,7 @@ from modelfleet.converters.microcontroller.emitting.description import (
     ports,
 )
 from modelfleet.converters.microcontroller.emitting.header import write_header
+from modelfleet.converters.microcontroller.emitting.package import package_files
 from modelfleet.converters.microcontroller.emitting.plan import Plan, plan
 from modelfleet.converters.microcontroller.emitting.program_text import Text, write_program
 from modelfleet.converters.microcontroller.emitting.weights_text import write_weights
@@ -109,7 +111,7 @@ class Generated:
         )
 
     def files(self, footprint: Footprint | None = None) -> Mapping[str, bytes]:
-        """Return file name -> content: model.h, model.c, weights.c, model.json."""
+        """Return file name -> content: model.h, model.c, weights.c, weights.bin, model.json, and what `package_files` adds."""
         known = footprint or self.estimated()
         header = write_header(
             self.program,
@@ -119,12 +121,14 @@ class Generated:
             stack_by=f"{'' if known.exact else 'estimated, '}{known.by or 'from its kernels'}",
             needs_math=self.text.needs_math,
         )
-        described = msgspec.json.format(msgspec.json.encode(self.description(known)), indent=2) + b"\n"
+        described = self.description(known)
         return {
             HEADER: header.encode(),
             SOURCE: self.text.source.encode(),
             WEIGHTS: write_weights(self.text.blob).encode(),
-            ENTRY: described,
+            BLOB: self.text.blob.data,
+            ENTRY: msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n",
+            **package_files(described),
         }
 
 
@@ -140,9 +144,10 @@ def generate(model: ModelProto, name: str, target: Target) -> Generated:
         ConversionError: an operator, a type or a shape has no C; names the node.
     """
     from modelfleet.converters.microcontroller.exact.simplify import simplify
+    from modelfleet.converters.microcontroller.floats.expand import written_out
     from modelfleet.converters.microcontroller.importing.read import read_program
 
-    return generate_program(simplify(read_program(model, name, target.rounding)), target)
+    return generate_program(simplify(read_program(written_out(model), name, target.rounding)), target)
 
 
 def generate_program(program: Program, target: Target) -> Generated:

@@ -11,8 +11,8 @@ from modelfleet.benchmarks.runtimes.mlx.graph import Body, Node
 from modelfleet.benchmarks.runtimes.mlx.interpreter import plan
 from modelfleet.benchmarks.session import Array
 from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.expand import expand
 from modelfleet.converters.graphs import graphs
-from modelfleet.converters.mlx.expand import expand
 from modelfleet.converters.mlx.rules_basic import BASIC, Rule
 from modelfleet.converters.mlx.rules_layers import LAYERS
 from modelfleet.converters.mlx.rules_windows import WINDOWS

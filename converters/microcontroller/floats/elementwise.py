@@ -21,12 +21,11 @@ def apply(node: Node, text: str, *, label: str, inputs: int | None = None, moves
     count = len(node.operator.inputs) if inputs is None else inputs
     if count > len(_LETTERS):
         raise UnsupportedError(f"expected at most {len(_LETTERS)} inputs, got {count}")
-    kind_of = (lambda kind: raw(kind)) if moves else (lambda kind: kind)
     operands: list[Operand] = []
-    target = kind_of(node.kind(output))
+    target = _moved(node.kind(output), moves=moves)
     for index in range(count):
         tensor = node.input(index)
-        kind = kind_of(node.kind(tensor))
+        kind = _moved(node.kind(tensor), moves=moves)
         steps = broadcast(tensor.shape, output.shape)
         operands.append(Operand(name=_LETTERS[index], kind=kind, pointer=node.read(index, kind), steps=steps))
         if tensor.data is None and tensor.shape == output.shape and kind.ctype == target.ctype:
@@ -34,6 +33,10 @@ def apply(node: Node, text: str, *, label: str, inputs: int | None = None, moves
     pointer = node.write(0, target)
     operands.append(Operand(name="y", kind=target, pointer=pointer, steps=contiguous(output.shape), written=True))
     emit(node, Nest(label=label, operands=tuple(operands), outer=output.shape, begin=text))
+
+
+def _moved(kind: Kind, *, moves: bool) -> Kind:
+    return raw(kind) if moves else kind
 
 
 def _label(node: Node) -> str:

@@ -16,11 +16,13 @@ def known_value(node: Node) -> Array:
     """
     output = node.output()
     name = node.operator.op_type
+    value: Any
     if output.elements == 0:
         return np.zeros(output.shape, _numpy(output.dtype))
     if name == "Shape":
         shape = node.input(0).shape
-        value: Any = shape[slice(node.attribute("start", 0), node.attribute("end"))]
+        first, last = int(node.attribute("start", 0)), node.attribute("end")
+        value = shape[first : None if last is None else int(last)]
     elif name == "Size":
         value = node.input(0).elements
     elif name == "EyeLike":

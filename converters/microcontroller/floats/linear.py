@@ -59,7 +59,7 @@ def _matmul(node: Node) -> None:
 
 
 def _gemm(node: Node) -> None:
-    a, b, output = node.input(0), node.input(1), node.output()
+    a, output = node.input(0), node.output()
     kind = node.kind(output)
     rows, columns = output.shape
     if output.elements == 0:

@@ -33,11 +33,12 @@ RULES: Final[Mapping[str, Callable[[Node], None]]] = {
 
 
 def lower(operator: Onnx, program: Program, target: Target) -> Lowered:
-    """Return the operator as C.
+    """Return the operator as C, the same for every target.
 
     Raises:
         ConversionError: there is no rule for it, or not for its types, shapes or attributes.
     """
+    del target
     node = Node(operator=operator, program=program)
     rule = RULES.get(operator.op_type)
     try:

@@ -85,21 +85,24 @@ def _space_to_depth(node: Node) -> None:
     _gathered(node, counts, [steps[axis] for axis in (0, 3, 5, 1, 2, 4)])
 
 
+def _whole(values: Sequence[int] | None) -> tuple[int, ...]:
+    return tuple(values or ())
+
+
 def _slice(node: Node) -> None:
     shape, output = node.input(0).shape, node.output().shape
     if node.operator.opset < 10:
-        starts, ends = node.attribute("starts"), node.attribute("ends")
-        axes, jumps = node.attribute("axes"), None
+        starts, ends = _whole(node.attribute("starts")), _whole(node.attribute("ends"))
+        axes, jumps = _whole(node.attribute("axes")), ()
     else:
-        starts, ends = node.integers(1, "starts"), node.integers(2, "ends")
-        axes, jumps = node.integers(3, "axes"), node.integers(4, "steps")
+        starts, ends = _whole(node.integers(1, "starts")), _whole(node.integers(2, "ends"))
+        axes, jumps = _whole(node.integers(3, "axes")), _whole(node.integers(4, "steps"))
     axes = tuple(axis_of(axis, len(shape)) for axis in axes or range(len(starts)))
     offset, steps = 0, list(contiguous(shape))
     wanted = list(shape)
     for axis, start, end, jump in zip(axes, starts, ends, jumps or (1,) * len(axes), strict=True):
-        found = range(shape[axis])[slice(start, end if end > -(2**63) else None, jump)]
-        if jump < 0 and end < -shape[axis]:
-            found = range(shape[axis])[slice(start, None, jump)]
+        to_front = jump < 0 and end < -shape[axis]
+        found = range(shape[axis])[slice(start, None if to_front else end, jump)]
         wanted[axis] = len(found)
         offset += (found.start if len(found) else 0) * steps[axis]
         steps[axis] *= jump
@@ -143,7 +146,7 @@ def fill(node: Node, kind: Kind, counts: Sequence[int], value: str, index: int =
 def _pad(node: Node) -> None:
     shape, output, kind = node.input(0).shape, node.output().shape, _kind(node)
     rank, mode = len(shape), node.attribute("mode", "constant")
-    given = node.attribute("pads") if node.operator.opset < 11 else node.integers(1, "pads")
+    given = _whole(node.attribute("pads") if node.operator.opset < 11 else node.integers(1, "pads"))
     axes = node.integers(3, "axes")
     named = range(rank) if axes is None else [axis_of(axis, rank) for axis in axes]
     begins, ends = [0] * rank, [0] * rank

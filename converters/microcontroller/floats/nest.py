@@ -4,8 +4,8 @@ A nest walks `outer` counts, and for each place of these makes passes over `inne
 count (0 where it is broadcast), so that broadcasting, transposing, slicing, reducing and products are all the same loops. Counts
 and steps are a table of constants; neighbouring loops that are one loop in every operand are joined first.
 
-The computation is C text in which `$x` is the value of operand x at the place, `$x := expression;` stores one, `&x` is its pointer
-and `^x` its index. In `begin` and `end` of a nest, indices are those of the outer place.
+The computation is C text in which `$x` is the value of operand x at the place, `$x := expression;` stores one, `x` is its
+pointer and `^x` its index. In `begin` and `end` of a nest, indices are those of the outer place.
 """
 
 import hashlib

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-
 from modelfleet.converters.microcontroller.floats.kinds import KINDS, raw
 from modelfleet.converters.microcontroller.floats.movement import by_maps
 from modelfleet.converters.microcontroller.floats.nest import Nest, Operand, Pass, contiguous, emit
@@ -185,7 +184,7 @@ def _interpolate(node: Node, axes: list[_Axis], places: list[list[float]], mode:
     end = "$y := s;"
     if outside:
         extra, end = _masks(
-            node, axes, places, inner, letters, kind.literal(float(node.attribute("extrapolation_value", 0.0)))
+            axes, places, inner, letters, kind.literal(float(node.attribute("extrapolation_value", 0.0)))
         )
         tables += [text for text, _ in extra]
         operands += [operand for _, operand in extra]
@@ -204,7 +203,7 @@ def _interpolate(node: Node, axes: list[_Axis], places: list[list[float]], mode:
 
 
 def _masks(
-    node: Node, axes: list[_Axis], places: list[list[float]], inner: tuple[int, ...], letters: Iterator[str], value: str
+    axes: list[_Axis], places: list[list[float]], inner: tuple[int, ...], letters: Iterator[str], value: str
 ) -> tuple[list[tuple[str, Operand]], str]:
     """Return tables of the places outside the input, and the end that gives `value` there."""
     found: list[tuple[str, Operand]] = []

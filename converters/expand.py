@@ -18,7 +18,7 @@ MAX_ROUNDS: Final = 8
 def expand(model: ModelProto, ruled: Collection[str]) -> ModelProto:
     """Return the model with every operator outside `ruled` replaced by its function, where it has one."""
     for _ in range(MAX_ROUNDS):
-        known = _types(model)
+        known = types_of(model)
         functions, opset = list[FunctionProto](), opset_of(model)
         for place in list(places(model)):
             function = _function(place.node, ruled, known, opset)
@@ -41,7 +41,8 @@ def _function(
     return function_of(node, [known.get(name, TypeProto()) for name in node.input], opset)
 
 
-def _types(model: ModelProto) -> dict[str, TypeProto]:
+def types_of(model: ModelProto) -> dict[str, TypeProto]:
+    """Return value -> its type, as far as the model says it."""
     found: dict[str, TypeProto] = {}
     for graph in graphs(model):
         found.update(_graph_types(graph))

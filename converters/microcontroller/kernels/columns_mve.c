@@ -4,10 +4,40 @@ typedef struct {
     uint32_t channels;    /* bytes of one */
     uint32_t stride;      /* bytes from a pixel's place to the next */
     uint32_t part_stride; /* bytes from the place of a pixel's first 16 bytes to that of the next 16 */
+    uint32_t together;    /* how many small pixels one register takes; 1 for others */
+    const uint8_t *places; /* of the bytes of those pixels, 16; none where there is one pixel */
 } mve_columns;
 
 #if defined(__ARM_FEATURE_MVE)
+/* Copies small pixels, as many together as a register takes; returns how many are left. */
+static uint32_t mve_copy_small(int8_t **to, const int8_t **from, const mve_columns *columns, uint32_t count, uint32_t together) {
+    const uint32_t bytes = together * columns->channels;
+    if (count < together) {
+        return count;
+    }
+    __asm__ volatile("vctp.8 %[bytes]\n\t"
+                     "vldrb.u8 q1, [%[places]]\n\t"
+                     "dls lr, %[count]\n"
+                     "1:\n\t"
+                     "vpstt\n\t"
+                     "vldrbt.u8 q0, [%[from]]\n\t"
+                     "vstrbt.8 q0, [%[to], q1]\n\t"
+                     "add %[from], %[bytes]\n\t"
+                     "add %[to], %[stride]\n\t"
+                     "le lr, 1b"
+                     : [from] "+r"(*from), [to] "+r"(*to)
+                     : [bytes] "r"(bytes), [count] "r"(count / together), [stride] "r"(together * columns->stride),
+                       [places] "r"(columns->places)
+                     : "lr", "q0", "q1", "cc", "memory");
+    return count % together;
+}
+
 static void mve_copy_columns(int8_t *to, const int8_t *from, const mve_columns *columns) {
+    if (columns->together > 1u) {
+        const uint32_t left = mve_copy_small(&to, &from, columns, columns->count, columns->together);
+        (void)mve_copy_small(&to, &from, columns, left, left > 0u ? left : 1u);
+        return;
+    }
     for (uint32_t part = 0; part < columns->channels; part += 16u) {
         int8_t *place = to;
         const int8_t *source = from + part;

@@ -44,18 +44,21 @@ def _windows(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Co
     row_bytes, out_row_bytes = width * depth, out_width * channels
     column_bytes = operator.weights.shape[1] * depth
     columns = _stripe_columns(operator, program)
+    together = _together(depth, column_bytes)
+    small = ", ".join(str(byte // depth * column_bytes + byte % depth) for byte in range(together * depth))
     numbers = (
         *(height, row_bytes, out_height, out_row_bytes),
         *(operator.weights.shape[1], operator.dilations[0], operator.strides[0], operator.pads[0]),
         operator.pads[1] * column_bytes,
-        columns_text(min(width, columns - operator.pads[1]), depth, column_bytes, 16),
-        columns_text(columns, depth, column_bytes, 16),
+        columns_text(min(width, columns - operator.pads[1]), depth, column_bytes, 16, together),
+        columns_text(columns, depth, column_bytes, 16, 1),
         f"{{{out_width}u, {operator.strides[1] * column_bytes}u, {channels}u}}",
     )
 
     def call(places: Places) -> str:
         names = (places.inputs[0], *places.constants, places.outputs[0], f"(int8_t *){places.scratch}")
         return (
+            f"{f'static const uint8_t small[16] = {{{small}}};' if together > 1 else ''}\n"
             f"static const mve_conv_shape shape = {{{', '.join(map(str, numbers))}}};\n"
             f"mve_conv({', '.join(names)}, &shape, {rows.name});"
         )
@@ -102,9 +105,14 @@ def _points(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Con
     )
 
 
-def columns_text(count: int, channels: int, stride: int, part_stride: int) -> str:
-    """Return the initializer of a `mve_columns`."""
-    return f"{{{count}u, {channels}u, {stride}u, {part_stride}u}}"
+def columns_text(count: int, channels: int, stride: int, part_stride: int, together: int) -> str:
+    """Return the initializer of a `mve_columns`; where pixels go together, `small` has the places of their bytes."""
+    return f"{{{count}u, {channels}u, {stride}u, {part_stride}u, {together}u, {'small' if together > 1 else 'NULL'}}}"
+
+
+def _together(depth: int, column_bytes: int) -> int:
+    """Return how many pixels one scattering store puts into their columns: its places are bytes."""
+    return max(1, min(rows_mve.CHUNK // depth, (255 - depth + 1) // column_bytes + 1))
 
 
 def _stripe_columns(operator: Conv2D, program: Program) -> int:

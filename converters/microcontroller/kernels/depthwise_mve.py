@@ -79,8 +79,8 @@ def lower(operator: Depthwise2D, program: Program, target: Target) -> Lowered | 
     numbers = (
         *(height, row_bytes, out_height, out_row_bytes, operator.strides[0], operator.pads[0]),
         operator.pads[1] * COLUMN_BYTES,
-        columns_text(min(width, columns - operator.pads[1]), channels, COLUMN_BYTES, part_bytes),
-        columns_text(columns, channels, COLUMN_BYTES, part_bytes),
+        columns_text(min(width, columns - operator.pads[1]), channels, COLUMN_BYTES, part_bytes, 1),
+        columns_text(columns, channels, COLUMN_BYTES, part_bytes, 1),
         _row_text(row, out_width, channels, part_bytes),
     )
 

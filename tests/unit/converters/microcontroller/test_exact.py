@@ -340,3 +340,15 @@ def test_a_bound_is_the_greatest_sum_of_products_and_bias() -> None:
     )
     bounds = [operator.accumulator_bound for operator in simplify(program).operators]
     assert bounds == [7 * 128, 100 + 9 * 7 + 9 * 2 * 128]
+
+
+def test_a_channel_that_is_constant_under_one_rounding_only_stays() -> None:
+    half = replace(first_with_a_constant_channel(1), requantization=scaled(0.5, 3))
+    second = convolution(np.ones((1, 3, 3, 3)), (0, 0, 0, 0), 0)
+    program = two(half, replace(second, requantization=scaled(1.0)), (1, 3, 3, 3), (1, 1, 1, 1))
+    less = simplify(program)
+    assert less.tensors["m"].shape[3] == 3
+    values = [
+        trace(program, {"t0": np.zeros((1, 3, 3, 2), np.int8)}, rounding)["m"][0, 0, 0, 1] for rounding in Rounding
+    ]
+    assert values == [1, 0]

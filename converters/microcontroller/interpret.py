@@ -4,7 +4,7 @@ ONNX operators run in onnxruntime, without optimisations.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def _onnx(operator: Onnx, values: Mapping[str, Array]) -> tuple[Array, ...]:
     from onnx import numpy_helper
 
     attributes = {
-        name: numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        name: numpy_helper.from_array(cast("Array", value)) if isinstance(value, np.ndarray) else value
         for name, value in operator.attributes.items()
     }
     node = Node(

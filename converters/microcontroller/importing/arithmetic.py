@@ -4,18 +4,29 @@ Every function returns None where the integers cannot be near enough (half a uni
 float and its answer right.
 """
 
-import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from modelfleet.converters.microcontroller.ir import AddInt8, Array, Requantization
+from modelfleet.converters.microcontroller.ir import Array, Requantization
 
 INT32_MAX: Final = 2**31 - 1
 MAX_SHIFT: Final = 15
-_MAX_ADD_SHIFT: Final = 22
+MAX_ADD_SHIFT: Final = 22
+MAX_MULTIPLIER: Final = 1 << 22
 _MIN_ADD_SHIFT: Final = 10
 _MIN_EXPONENTIAL: Final = 1 << 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """Parameters of `AddInt8`. missed: how many of the 65,536 sums differ (by one) from what they were made for."""
+
+    multipliers: tuple[int, int]
+    offset: int
+    shift: int
+    missed: int
 
 
 def requantization(
@@ -31,7 +42,6 @@ def requantization(
         zero_point: of the output; bounds: its least and greatest value.
         bound: no |accumulator| exceeds it.
     """
-    greatest = float(np.max(factors))
     if not np.all(np.isfinite(factors)) or np.any(factors < 0):
         return None
     for shift in range(MAX_SHIFT + 1):
@@ -40,7 +50,7 @@ def requantization(
             break
     else:
         return None
-    if bound << shift > INT32_MAX or greatest * bound < 0:
+    if bound << shift > INT32_MAX:
         return None
     return Requantization(
         multiplier=multiplier.astype(np.int32),
@@ -53,19 +63,34 @@ def requantization(
 
 
 def addition(
-    factors: tuple[float, float], zero_points: tuple[int, int, int], bounds: tuple[int, int]
-) -> tuple[tuple[int, int], int, int] | None:
-    """Return multipliers, offset and shift of `AddInt8` for `factors[0] * (a - z0) + factors[1] * (b - z1) + z2`.
+    factors: tuple[float, float], zero_points: tuple[int, int, int], bounds: tuple[int, int], wanted: Array
+) -> Addition | None:
+    """Return the parameters of `AddInt8` for `factors[0] * (a - z0) + factors[1] * (b - z1) + z2`.
 
-    A multiplier errs by half a unit of 2**-shift, an input by 255 at most, so that ten bits keep both within half a unit.
+    All 65,536 sums are tried for every shift: the one with the fewest that differ from `wanted` is taken.
+
+    Args:
+        factors: of the two inputs, negative ones too.
+        zero_points: of both inputs and the output.
+        bounds: least and greatest output.
+        wanted: int (256, 256), the answer for every a and b from -128 on.
     """
-    for shift in range(_MAX_ADD_SHIFT, _MIN_ADD_SHIFT - 1, -1):
+    best: Addition | None = None
+    numbers = np.arange(-128, 128)
+    for shift in range(MAX_ADD_SHIFT, _MIN_ADD_SHIFT - 1, -1):
         first, second = (round(factor * 2.0**shift) for factor in factors)
         offset = (zero_points[2] << shift) + (1 << shift - 1) - first * zero_points[0] - second * zero_points[1]
-        within = max(abs(first), abs(second)) < 1 << 15
-        if within and (abs(first) + abs(second)) * 128 + abs(offset) <= INT32_MAX:
-            return (first, second), offset, shift
-    return None
+        greatest = max(abs(first), abs(second))
+        if greatest > MAX_MULTIPLIER or (abs(first) + abs(second)) * 128 + abs(offset) > INT32_MAX:
+            continue
+        sums = (numbers * first)[:, None] + numbers * second + offset >> shift
+        off = np.abs(np.clip(sums, *bounds) - wanted)
+        if off.max() <= 1 and (best is None or int((off > 0).sum()) < best.missed):
+            missed = int((off > 0).sum())
+            best = Addition(multipliers=(first, second), offset=offset, shift=shift, missed=missed)
+        if best is not None and best.missed == 0:
+            break
+    return best
 
 
 def exponentials(scale: float, elements: int, inverse_scale: int) -> Array | None:
@@ -77,27 +102,3 @@ def exponentials(scale: float, elements: int, inverse_scale: int) -> Array | Non
             return np.floor(start * np.exp(-np.arange(256.0) * scale) + 0.5).astype(np.uint32)
         start >>= 1
     return None
-
-
-def add_int8(
-    name: str, inputs: tuple[str, str], output: str, made: tuple[tuple[int, int], int, int], bounds: tuple[int, int]
-) -> AddInt8:
-    """Return the operator with what `addition` made."""
-    multipliers, offset, shift = made
-    return AddInt8(
-        name=name,
-        inputs=inputs,
-        outputs=(output,),
-        multipliers=multipliers,
-        offset=offset,
-        shift=shift,
-        lo=bounds[0],
-        hi=bounds[1],
-    )
-
-
-def steps(value: float) -> float:
-    """Return the value, where it is a number that scales can be; raise ValueError otherwise."""
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"expected a finite scale > 0, got {value}")
-    return value

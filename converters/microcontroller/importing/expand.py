@@ -6,6 +6,7 @@ of it again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -180,8 +181,7 @@ def _reduce_mean(work: _Expansion) -> list[Node]:
 
 
 def _standard(work: _Expansion) -> list[Node]:
-    node = work.node
-    return [Node(**{**vars(node), "domain": ""})]
+    return [replace(work.node, domain="")]
 
 
 EXPANDED: Final[Mapping[tuple[str, str], Callable[[_Expansion], list[Node]]]] = {

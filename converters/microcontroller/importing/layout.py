@@ -55,7 +55,7 @@ class Stores:
         if tensor not in self.forms:
             self._constant(tensor)
         form = self._form(tensor, dtype, order)
-        return form.name if self.tensors[form.name].shape == wanted else self._view(form.name, wanted)
+        return form.name if self.tensors[form.name].shape == wanted else self.view(form.name, wanted)
 
     def produce(
         self,
@@ -88,6 +88,27 @@ class Stores:
         ]
         if source in self.scales:
             self.scales[tensor] = self.scales[source]
+
+    def forward(self, tensor: str, source: str, scale: Scale) -> None:
+        """Have `tensor` be the very bytes of `source` (as int8), under a scale of its own."""
+        self.alias(tensor, source, None)
+        self.scales[tensor] = scale
+
+    def shape_of(self, tensor: str, order: Order) -> tuple[int, ...]:
+        """Return the shape under which an order of an ONNX tensor is stored, ONNX's own where it is not yet."""
+        for form in self.forms.get(tensor, []):
+            if same_order(form.order, order):
+                return self.tensors[form.name].shape
+        return self.graph.shape(tensor)
+
+    def common_order(self, *tensors: str) -> Order:
+        """Return the order in which most of the tensors are stored already, ONNX's own where none is."""
+        found = [order for tensor in tensors for order in self.orders(tensor)]
+
+        def stored(order: Order) -> int:
+            return sum(any(same_order(order, other) for other in self.orders(tensor)) for tensor in tensors)
+
+        return max(found, key=stored, default=None)
 
     def orders(self, tensor: str) -> list[Order]:
         """Return the orders in which an ONNX tensor is stored already."""
@@ -124,7 +145,7 @@ class Stores:
 
     def _form(self, tensor: str, dtype: str, order: Order) -> Form:
         forms = self.forms[tensor]
-        same = [form for form in forms if _equal(form.order, order)]
+        same = [form for form in forms if same_order(form.order, order)]
         for form in same:
             if form.dtype == dtype:
                 return form
@@ -145,6 +166,11 @@ class Stores:
         return made
 
     def _moved(self, tensor: str, form: Form, order: Order) -> Form:
+        constant = self.tensors[form.name].data
+        if constant is not None:
+            name = self._add_constant(f"{tensor}~moved", constant.reshape(-1)[order], self.scales.get(tensor))
+            self.forms[tensor].append(made := replace(form, name=name, order=order))
+            return made
         elements = math.prod(self.graph.shape(tensor))
         stored = np.arange(elements) if form.order is None else form.order
         places = np.empty(elements, np.int64)
@@ -152,7 +178,7 @@ class Stores:
         taken = places if order is None else places[order]
         sizes, strides = digits(taken)
         axes = sorted(range(len(sizes)), key=lambda axis: -strides[axis])
-        source = self._view(form.name, tuple(sizes[axis] for axis in axes))
+        source = self.view(form.name, tuple(sizes[axis] for axis in axes))
         name = self.graph.fresh(f"{tensor}~moved")
         self._store(name, Type(dtype=form.dtype, shape=sizes), self.scales.get(tensor))
         perm = [axes.index(axis) for axis in range(len(sizes))]
@@ -160,16 +186,23 @@ class Stores:
         self.forms[tensor].append(made := replace(form, name=name, order=order))
         return made
 
-    def _view(self, name: str, shape: tuple[int, ...]) -> str:
+    def intermediate(self, wish: str, like: str, shape: tuple[int, ...]) -> str:
+        """Return the name of a new tensor of the program that no tensor of ONNX is, of the type and scale of another."""
+        name = self.graph.fresh(wish)
+        self.tensors[name] = replace(self.tensors[like], name=name, shape=shape, data=None)
+        return name
+
+    def view(self, name: str, shape: tuple[int, ...]) -> str:
+        """Return a tensor of the program under another shape."""
         source = self.tensors[name]
         if source.shape == shape:
             return name
         if source.data is not None:
             return self._add_constant(name, source.data.reshape(shape), self.scales.get(name))
         for operator in self.operators:
-            if isinstance(operator, View) and operator.inputs == (name,):
-                if self.tensors[operator.outputs[0]].shape == shape:
-                    return operator.outputs[0]
+            same = isinstance(operator, View) and operator.inputs == (name,)
+            if same and self.tensors[operator.outputs[0]].shape == shape:
+                return operator.outputs[0]
         made = self.graph.fresh(f"{name}~view")
         self.tensors[made] = replace(source, name=made, shape=shape)
         self.add(View(name=made, inputs=(name,), outputs=(made,)))
@@ -241,7 +274,8 @@ def _through(places: Order, order: Order) -> Order:
     return places if order is None else places[order]
 
 
-def _equal(first: Order, second: Order) -> bool:
+def same_order(first: Order, second: Order) -> bool:
+    """Return whether two orders are equal."""
     if first is None or second is None:
         return first is second
     return np.array_equal(first, second)

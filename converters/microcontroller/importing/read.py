@@ -1,23 +1,33 @@
 """ONNX -> `ir.Program`: the quantized operators found and made integer, the layout NHWC, the rest kept as ONNX operators."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto
 
-from modelfleet.converters.microcontroller.importing.elementwise import add, softmax
+from modelfleet.converters.microcontroller.importing.affine import channelwise
+from modelfleet.converters.microcontroller.importing.clamping import fold_clamps
 from modelfleet.converters.microcontroller.importing.graph import Graph, Node
+from modelfleet.converters.microcontroller.importing.keep import keep
 from modelfleet.converters.microcontroller.importing.layout import Stores, transposed
 from modelfleet.converters.microcontroller.importing.linear import convolution, dense
-from modelfleet.converters.microcontroller.importing.pools import average
+from modelfleet.converters.microcontroller.importing.lookup import lookup
+from modelfleet.converters.microcontroller.importing.moving import blocks
+from modelfleet.converters.microcontroller.importing.normalisation import fold_normalisation
+from modelfleet.converters.microcontroller.importing.padding import fold_pads
+from modelfleet.converters.microcontroller.importing.pairs import add, mul
+from modelfleet.converters.microcontroller.importing.pools import average, emit_greatest
+from modelfleet.converters.microcontroller.importing.push import push
+from modelfleet.converters.microcontroller.importing.rows import softmax
 from modelfleet.converters.microcontroller.importing.sight import Fused, Sight
 from modelfleet.converters.microcontroller.importing.source import read_graph
-from modelfleet.converters.microcontroller.ir import Onnx, Program
+from modelfleet.converters.microcontroller.ir import Program
 from modelfleet.converters.microcontroller.lowering import Rounding
 
-_EXACT: Final[Sequence[Callable[[Sight, Node], Fused | None]]] = (convolution, dense)
-_NEAR: Final[Sequence[Callable[[Sight, Node], Fused | None]]] = (add, average, softmax)
+Rule = Callable[[Sight, Node], Fused | None]
+_EXACT: Final[Sequence[Rule]] = (convolution, dense, lookup, add, mul)
+"""Each refuses, under `Rounding.ONNXRUNTIME`, what would not be bit for bit."""
+_NEAR: Final[Sequence[Rule]] = (average, softmax, channelwise)
 _SAME_BYTES: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
 
@@ -33,13 +43,16 @@ def read_program(model: ModelProto, name: str, rounding: Rounding) -> Program:
         ConversionError: what C cannot say, by the name of the node.
     """
     graph = read_graph(model)
+    push(graph)
+    fold_pads(graph)
+    fold_normalisation(graph)
     fused = _fuse(Sight(graph, rounding))
-    return _build(graph, fused).finish(name)
+    return fold_clamps(_build(graph, fused).finish(name))
 
 
 def _fuse(sight: Sight) -> dict[int, Fused]:
     """Return, for each QuantizeLinear (by `id`) that ends a quantized operator, that operator."""
-    rules = [*_EXACT, *(_NEAR if sight.rounding is Rounding.INTEGER else [])]
+    rules: tuple[Rule, ...] = (*_EXACT, *(_NEAR if sight.rounding is Rounding.INTEGER else ()))
     found: dict[int, Fused] = {}
     for node in sight.graph.nodes:
         if node.op_type != "QuantizeLinear" or node.domain:
@@ -56,14 +69,8 @@ def _build(graph: Graph, fused: dict[int, Fused]) -> Stores:
         match = fused.get(id(node))
         if match is not None:
             match.emit(stores)
-        elif not node.domain and node.op_type in _SAME_BYTES:
-            stores.alias(node.outputs[0], node.inputs[0], None)
-        elif not node.domain and node.op_type == "Transpose":
-            shape = graph.shape(node.inputs[0])
-            perm = node.attributes.get("perm") or list(range(len(shape)))[::-1]
-            stores.alias(node.outputs[0], node.inputs[0], transposed(shape, perm))
-        else:
-            _keep(stores, node)
+        elif not _aliased(stores, node) and (node.domain or not emit_greatest(stores, node)):
+            keep(stores, node)
     return stores
 
 
@@ -78,23 +85,19 @@ def _needed(graph: Graph, fused: dict[int, Fused]) -> list[Node]:
     return kept[::-1]
 
 
-def _keep(stores: Stores, node: Node) -> None:
-    """Add a node as the ONNX operator that it is."""
-    graph = stores.graph
-    inputs = tuple(name and stores.need(name, dtype=graph.dtype(name)) for name in node.inputs)
-    outputs = tuple(name and stores.produce(name, dtype=graph.dtype(name)) for name in node.outputs)
-    stores.add(
-        Onnx(
-            name=node.name,
-            op_type=node.op_type,
-            domain=node.domain,
-            opset=graph.opsets.get(node.domain, 1),
-            inputs=inputs,
-            outputs=outputs,
-            attributes={name: _value(value) for name, value in node.attributes.items()},
-        )
-    )
-
-
-def _value(value: Any) -> Any:
-    return np.asarray(numpy_helper.to_array(value)) if isinstance(value, TensorProto) else value
+def _aliased(stores: Stores, node: Node) -> bool:
+    """Give the output of a node that moves no byte, or only to another place, the forms of its input; False for any other."""
+    if node.domain:
+        return False
+    source, target = node.inputs[0] if node.inputs else "", node.outputs[0]
+    if node.op_type in _SAME_BYTES:
+        stores.alias(target, source, None)
+        return True
+    if node.op_type == "Transpose":
+        shape = stores.graph.shape(source)
+        stores.alias(target, source, transposed(shape, node.attributes.get("perm") or range(len(shape))[::-1]))
+        return True
+    places = blocks(node, stores.graph.shape(source)) if node.op_type in ("DepthToSpace", "SpaceToDepth") else None
+    if places is not None:
+        stores.alias(target, source, places)
+    return places is not None

@@ -39,12 +39,6 @@ class Weights:
         """The numbers as DequantizeLinear gives them, float32."""
         return (self.values.astype(np.int64) - self.zero_point).astype(np.float32) * self.scale
 
-    def int8(self) -> Array | None:
-        """Return values less their zero point, None where they do not fit int8."""
-        centred = self.values.astype(np.int64) - self.zero_point
-        fits = centred.size == 0 or (centred.min() >= -128 and centred.max() <= 127)
-        return centred.astype(np.int8) if fits else None
-
 
 def scale_of(node: Node, graph: Graph) -> Scale | None:
     """Return what the 8-bit tensor of a QuantizeLinear or DequantizeLinear means; None: other types, or scales per channel.

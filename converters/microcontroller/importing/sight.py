@@ -43,10 +43,10 @@ class Sight:
         node = self.producers.get(name)
         return node if node is not None and not node.domain and node.op_type in op_types else None
 
-    def quantized(self, name: str) -> Quantized | None:
-        """Return the int8 tensor that a float tensor is dequantized from, if it is one, computed, of one scale."""
+    def quantized(self, name: str, *, constants: bool = False) -> Quantized | None:
+        """Return the int8 tensor of one scale that a float tensor is dequantized from; constants: also a constant one."""
         node = self.maker(name, "DequantizeLinear")
-        if node is None or node.inputs[0] in self.graph.constants:
+        if node is None or (node.inputs[0] in self.graph.constants and not constants):
             return None
         scale = scale_of(node, self.graph)
         return None if scale is None else Quantized(name=node.inputs[0], scale=scale)

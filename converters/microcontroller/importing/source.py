@@ -49,7 +49,7 @@ def read_graph(model: ModelProto) -> Graph:
     expand(graph)
     types = {name: graph.types[name] for name in graph.inputs}
     while True:
-        graph.types = types | _inferred(graph)
+        graph.types = {**_inferred(graph), **types}
         if not _fold(graph):
             break
     graph.drop_unused()

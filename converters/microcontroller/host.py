@@ -18,7 +18,7 @@ import numpy as np
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.session import Array, Inputs, Outputs
 from modelfleet.converters.microcontroller.compiler import host_compiler, run_tool
-from modelfleet.converters.microcontroller.emitting.description import ENTRY, Description, Port
+from modelfleet.converters.microcontroller.emitting.description import BLOB, ENTRY, Description, Port
 from modelfleet.signer.manifest import Tensor
 
 FLAGS: Final = ("-std=c99", "-O2", "-shared", "-fPIC", "-ffp-contract=off")
@@ -48,6 +48,7 @@ class HostSession:
         self._run: Any = self._library.model_run
         self._run.restype = ctypes.c_int
         self._weights = ctypes.addressof(ctypes.c_uint8.in_dll(self._library, "model_weights"))
+        _require_same_blob(entry.parent / BLOB, ctypes.string_at(self._weights, self._description.weights_bytes))
         self._workspace = Guarded(self._description.workspace_bytes, "the workspace")
 
     @property
@@ -116,6 +117,12 @@ def build_library(
     command = [compiler or host_compiler(), *flags, "-o", LIBRARY, *sources, "-lm"]
     run_tool(command, out)
     return out / LIBRARY
+
+
+def _require_same_blob(path: Path, compiled: bytes) -> None:
+    """Refuse a weights.bin that is not what weights.c says: data images hold it, and the proof is of weights.c."""
+    if path.exists() and path.read_bytes() != compiled:
+        raise MeasureError(f"{path.name}: expected the bytes of weights.c, got others")
 
 
 def read_description(entry: Path) -> Description:

@@ -9,6 +9,8 @@ from modelfleet.converters.microcontroller.ir import Program
 FORMAT: Final = 1
 ENTRY: Final = "model.json"
 HEADER, SOURCE, WEIGHTS = "model.h", "model.c", "weights.c"
+BLOB: Final = "weights.bin"
+"""The bytes of weights.c as they are, for a flash partition or a data image."""
 SOURCES: Final = (HEADER, SOURCE, WEIGHTS)
 
 

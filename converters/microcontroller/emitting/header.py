@@ -32,6 +32,14 @@ _HEAD = """/* {title}: ONNX as C99, generated. No allocation, no libc{math}, no 
 """
 
 
+_RELEASE = """
+/* Which release this is: defined in model_release.c, which `modelfleet microcontroller export` writes once it has verified it. */
+extern const uint8_t MODEL_NAME(manifest_sha256)[32];
+extern const char MODEL_NAME(name)[];
+extern const char MODEL_NAME(version)[];
+"""
+
+
 def write_header(
     program: Program, *, weights_bytes: int, workspace_bytes: int, stack_bytes: int, stack_by: str, needs_math: bool
 ) -> str:
@@ -64,7 +72,7 @@ def write_header(
         parts.append(_macro(f"{what}S", len(names), "", suffix=""))
         parts += [_port(f"{what}_{i}", program.tensors[name]) for i, name in enumerate(names)]
     parts += ['\n#ifdef __cplusplus\nextern "C" {\n#endif\n']
-    parts += ["extern const uint8_t MODEL_NAME(weights)[];\n", signature(program), ";\n"]
+    parts += ["extern const uint8_t MODEL_NAME(weights)[];\n", signature(program), ";\n", _RELEASE]
     return "".join([*parts, "#ifdef __cplusplus\n}\n#endif\n"])
 
 

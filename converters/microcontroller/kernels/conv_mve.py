@@ -60,14 +60,15 @@ def _windows(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Co
         return (
             f"{f'static const uint8_t small[16] = {{{small}}};' if together > 1 else ''}\n"
             f"static const mve_conv_shape shape = {{{', '.join(map(str, numbers))}}};\n"
-            f"mve_conv({', '.join(names)}, &shape, {rows.name});"
+            f"mve_conv_{rows.name}({', '.join(names)}, &shape);"
         )
 
+    text = rows_mve.with_callee("kernels/conv_mve.c", "ROWS", rows.name)
     first = np.clip(np.arange(out_height) * operator.strides[0] - operator.pads[0], 0, height)
     steps = [(row * out_row_bytes, int(first[row]) * row_bytes) for row in range(1, out_height)]
     return Lowered(
         call=call,
-        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/conv_mve.c", rows_mve.function(rows)),
+        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/conv_shape_mve.c", rows_mve.function(rows), text),
         constants=(packed, int8s(np.array([operator.pad_value]))),
         scratch_bytes=columns * column_bytes,
         stack_bytes=rows_mve.STACK_BYTES + 64,
@@ -87,10 +88,11 @@ def _points(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Con
     def call(places: Places) -> str:
         return (
             f"static const mve_rows_shape shape = {{{out_width}u, {stride}u, {channels}u}};\n"
-            f"mve_conv_points({places.inputs[0]}, {places.constants[0]}, {places.outputs[0]}, "
-            f"{out_height}u, {row_bytes}u, {out_row_bytes}u, &shape, {rows.name});"
+            f"mve_conv_points_{rows.name}({places.inputs[0]}, {places.constants[0]}, {places.outputs[0]}, "
+            f"{out_height}u, {row_bytes}u, {out_row_bytes}u, &shape);"
         )
 
+    text = rows_mve.with_callee("kernels/conv_points_mve.c", "ROWS", rows.name)
     steps = list[tuple[int, int]]()
     for row in range(out_height):
         steps += rows_mve.steps(
@@ -98,7 +100,7 @@ def _points(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Con
         )
     return Lowered(
         call=call,
-        fragments=(rows_mve.FRAGMENT, "kernels/conv_points_mve.c", rows_mve.function(rows)),
+        fragments=(rows_mve.FRAGMENT, rows_mve.function(rows), text),
         constants=(packed,),
         stack_bytes=rows_mve.STACK_BYTES + 48,
         overlap={0: distance_of_steps(steps)},

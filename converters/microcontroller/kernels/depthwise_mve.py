@@ -56,7 +56,8 @@ class Row:
     def name(self) -> str:
         """Return the C name."""
         kind = f"{self.stride}{'_tail' if self.tail else ''}"
-        return f"mve_depthwise_{kind}{'_exact' if self.rounding is Rounding.ONNXRUNTIME else ''}"
+        exact = "_exact" if self.rounding is Rounding.ONNXRUNTIME else ""
+        return f"mve_depthwise_{kind}{exact}_stack_{STACK_BYTES}"
 
 
 def lower(operator: Depthwise2D, program: Program, target: Target) -> Lowered | None:
@@ -88,14 +89,15 @@ def lower(operator: Depthwise2D, program: Program, target: Target) -> Lowered | 
         names = (places.inputs[0], *places.constants, places.outputs[0], f"(int8_t *){places.scratch}")
         return (
             f"static const mve_depthwise_shape shape = {{{', '.join(map(str, numbers))}}};\n"
-            f"mve_depthwise({', '.join(names)}, &shape, {row.name});"
+            f"mve_depthwise_{row.name}({', '.join(names)}, &shape);"
         )
 
+    text = rows_mve.with_callee("kernels/depthwise_mve.c", "ROW", row.name)
     copied = np.clip(np.arange(out_height) * operator.strides[0] - operator.pads[0] + 3, 0, height)
     steps = [((out + 1) * out_row_bytes, int(rows) * row_bytes) for out, rows in enumerate(copied) if rows < height]
     return Lowered(
         call=call,
-        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/depthwise_mve.c", _function(row)),
+        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/depthwise_shape_mve.c", _function(row), text),
         constants=(_pack(operator, target.rounding), int8s(np.array([operator.pad_value]))),
         scratch_bytes=-(-channels // _CHANNELS) * part_bytes,
         stack_bytes=STACK_BYTES + 64,

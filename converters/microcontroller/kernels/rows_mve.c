@@ -5,8 +5,6 @@ typedef struct {
     uint32_t channels;
 } mve_rows_shape;
 
-typedef void (*mve_rows_function)(const int8_t *x, const int8_t *weights, int8_t *y, const mve_rows_shape *shape);
-
 #if !defined(__ARM_FEATURE_MVE)
 static int32_t mve_word(const int8_t *bytes) {
     uint32_t word = 0;

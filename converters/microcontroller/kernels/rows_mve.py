@@ -17,7 +17,7 @@ import numpy as np
 
 from modelfleet.converters.microcontroller.ir import Array, Conv2D, Dense, Requantization
 from modelfleet.converters.microcontroller.kernels.constants import multiplier_data
-from modelfleet.converters.microcontroller.lowering import Constant, Rounding
+from modelfleet.converters.microcontroller.lowering import Constant, Rounding, fragment_text
 
 FRAGMENT: Final = "kernels/rows_mve.c"
 CHANNELS: Final = 4
@@ -45,7 +45,8 @@ class Rows:
     def name(self) -> str:
         """Return the C name."""
         kind = f"{'pair' if self.pair else 'one'}{'_tail' if self.tail else ''}"
-        return f"mve_rows_{self.length}_{kind}{'_exact' if self.rounding is Rounding.ONNXRUNTIME else ''}"
+        exact = "_exact" if self.rounding is Rounding.ONNXRUNTIME else ""
+        return f"mve_rows_{self.length}_{kind}{exact}_stack_{STACK_BYTES}"
 
 
 def pack(operator: Conv2D | Dense, weights: Array, rounding: Rounding) -> Constant:
@@ -122,15 +123,21 @@ def function(rows: Rows) -> str:
 def two_ways(name: str, parameters: str, assembly: Sequence[str], host: str) -> str:
     """Return a C function that is assembly on MVE and a C statement elsewhere.
 
-    parameters: with `{u}` where an attribute goes.
+    name: ends in `_stack_` and the bytes that the assembly takes of the stack, for no compiler sees them. parameters: with `{u}`
+    where an attribute goes. `used` keeps compilers from dropping parameters that only the assembly reads.
     """
     lines = "".join(f'        "{line}\\n"\n' for line in assembly)
     return (
         "#if defined(__ARM_FEATURE_MVE)\n"
-        f"static __attribute__((naked, noinline)) void {name}({parameters.format(u=' __attribute__((unused))')}) {{\n"
+        f"static __attribute__((naked, noinline, used)) void {name}({parameters.format(u=' __attribute__((unused))')}) {{\n"
         f"    __asm__ volatile(\n{lines}    );\n}}\n#else\n"
         f"static void {name}({parameters.format(u='')}) {{\n    {host}\n}}\n#endif\n"
     )
+
+
+def with_callee(fragment: str, place: str, name: str) -> str:
+    """Return a fragment's text with the name of the function that it calls: a call through a pointer has no known stack."""
+    return fragment_text(fragment).replace(place, name)
 
 
 def prologue() -> list[str]:

@@ -41,7 +41,9 @@ class Toolchain(enum.StrEnum):
 class Microcontroller:
     """flash_bytes: what code and weights of a model may take; ram_bytes: its workspace, stack, inputs and outputs together.
 
-    small: the least flash for trees and kernels, rather than the least time. cpu_flags: of the compiler, for the processor.
+    small: the least flash for trees and kernels, rather than the least time. fixed_shapes: a model trained anew has the same
+    code, so that its weights alone can be sent; what only certain weights allow (dead channels) stays. cpu_flags: of the
+    compiler, for the processor.
     """
 
     flash_bytes: int
@@ -49,6 +51,7 @@ class Microcontroller:
     backend: Backend = Backend.PORTABLE
     rounding: Rounding = Rounding.INTEGER
     small: bool = False
+    fixed_shapes: bool = False
     toolchain: Toolchain = Toolchain.HOST
     cpu_flags: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ from modelfleet.converters.microcontroller.footprint import footprint
 from modelfleet.converters.microcontroller.generate import Generated, generate
 from modelfleet.converters.microcontroller.host import HostSession
 from modelfleet.converters.microcontroller.lowering import Target
+from modelfleet.converters.normalise import QUANTIZED_OPERATORS
 from modelfleet.hardware_profiles.microcontroller import Microcontroller, Rounding
 from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
 
@@ -36,7 +37,7 @@ class ToC99:
         profile: HardwareProfile,
         keep_float: frozenset[str] = frozenset(),
     ) -> Converted:
-        """Write model.json, model.h, model.c and weights.c into `out_dir` (as `Converter.convert`)."""
+        """Write model.json, the sources, weights.bin and the package around them into `out_dir` (as `Converter.convert`)."""
         if precision not in PRECISIONS:
             reason = f"expected a precision of {[*map(str, PRECISIONS)]}, got {precision}"
             raise ConversionError("", profile.name, reason)
@@ -63,13 +64,16 @@ class ToC99:
 def _target(chip: Microcontroller, precision: Precision) -> Target:
     """Return what the C is for. Float promises the original's answers, also of a model that came quantized: rounded alike."""
     rounding = Rounding.ONNXRUNTIME if precision is Precision.FLOAT else chip.rounding
-    return Target(backend=chip.backend, rounding=rounding, small=chip.small)
+    return Target(backend=chip.backend, rounding=rounding, small=chip.small, fixed_shapes=chip.fixed_shapes)
 
 
 def _quantized(model: ModelProto, calibration: GoldenSet, keep_float: frozenset[str]) -> ModelProto:
-    from modelfleet.converters.microcontroller.importing.quantize import is_quantized, quantize
+    """Return the model in eight bits: as it is where its activations are quantized already."""
+    if any(node.op_type == "QuantizeLinear" or node.op_type in QUANTIZED_OPERATORS for node in model.graph.node):
+        return model
+    from modelfleet.converters.microcontroller.importing.quantize import quantize
 
-    return model if is_quantized(model) else quantize(model, calibration, keep_float)
+    return quantize(model, calibration, keep_float)
 
 
 def _written(generated: Generated, out_dir: Path, chip: Microcontroller, profile: HardwareProfile) -> Converted:

@@ -1,7 +1,14 @@
-"""Which package lowers which operator: quantized ones `kernels`, trees `trees`, all other ONNX operators `floats`."""
+"""Which package lowers which operator: quantized ones `kernels`, those of `ai.onnx.ml` `trees`, all others `floats`."""
 
+from typing import Final
+
+from modelfleet.converters.microcontroller.floats import lower as floats
 from modelfleet.converters.microcontroller.ir import Onnx, Operator, Program, View
+from modelfleet.converters.microcontroller.kernels import lower as kernels
 from modelfleet.converters.microcontroller.lowering import Lowered, Places, Target
+from modelfleet.converters.microcontroller.trees import lower as trees
+
+TREES: Final = "ai.onnx.ml"
 
 
 def lower_all(program: Program, target: Target) -> tuple[Lowered, ...]:
@@ -16,17 +23,9 @@ def lower_all(program: Program, target: Target) -> tuple[Lowered, ...]:
 def _lower(operator: Operator, program: Program, target: Target) -> Lowered:
     if isinstance(operator, View):
         return Lowered(call=_nothing, stack_bytes=0)
-    if isinstance(operator, Onnx):
-        if operator.domain == "ai.onnx.ml":
-            from modelfleet.converters.microcontroller.trees import lower as trees
-
-            return trees.lower(operator, program, target)
-        from modelfleet.converters.microcontroller.floats import lower as floats
-
-        return floats.lower(operator, program, target)
-    from modelfleet.converters.microcontroller.kernels import lower as kernels
-
-    return kernels.lower(operator, program, target)
+    if not isinstance(operator, Onnx):
+        return kernels.lower(operator, program, target)
+    return (trees if operator.domain == TREES else floats).lower(operator, program, target)
 
 
 def _nothing(places: Places) -> str:

@@ -16,11 +16,16 @@ from modelfleet.hardware_profiles.microcontroller import Rounding as Rounding
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the C is for. small: the least flash for trees and kernels, rather than the least time."""
+    """What the C is for.
+
+    small: the least flash for trees and kernels, rather than the least time. fixed_shapes: a model trained anew has the same
+    code, at the price of what only these weights allow (dead channels, tight bounds).
+    """
 
     backend: Backend = Backend.PORTABLE
     rounding: Rounding = Rounding.INTEGER
     small: bool = False
+    fixed_shapes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,15 @@ from onnx import ModelProto, inliner, shape_inference, version_converter
 
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.graphs import node_name, places, read_model
+from modelfleet.converters.microcontroller.trees.lower import LOWERINGS
 from modelfleet.converters.tidy import drop_unused, fix_initializers, merge_duplicates, remove_pass_through
-from modelfleet.converters.trees.lower import lower_trees
+from modelfleet.converters.trees.lower import lower_others, lower_trees
 from modelfleet.hardware_profiles.profile import Axes, Batch, HardwareProfile, Runtime
 
 MIN_OPSET: Final = 13  # per-channel QuantizeLinear and DequantizeLinear came with it
 TARGET_OPSET: Final = 17
 RUNS_TREES: Final = frozenset({Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_GPU, Runtime.ONNXRUNTIME_WEB, Runtime.C99})
-"""Runtimes with the operators of `ai.onnx.ml`."""
+"""Runtimes with the operators of `ai.onnx.ml` (C99: with those of its `LOWERINGS`)."""
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _QUANTIZED: Final = "Add Mul AveragePool GlobalAveragePool Sigmoid LeakyRelu Softmax Concat ReduceMean Conv"
 QUANTIZED_OPERATORS: Final = frozenset({"QGemm", *(f"QLinear{name}" for name in _QUANTIZED.split())})
@@ -60,6 +61,8 @@ def normalise(
         _fix_axes(copy, shapes or {}, profile.name)
     if profile.runtime not in RUNS_TREES:
         copy = lower_trees(copy, profile.name)
+    elif profile.runtime is Runtime.C99:
+        copy = lower_others(copy, profile.name, LOWERINGS)
     copy = _fold_constants(copy, work_dir, profile.name)
     remove_pass_through(copy)
     merge_duplicates(copy)

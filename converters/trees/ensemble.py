@@ -5,7 +5,7 @@ The other questions are the same two with the branches changed: `x > t` is `x <=
 where the node says so; of the comparisons themselves only `!=` holds for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -106,6 +106,23 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
 
 def read_classic(node: NodeProto, profile: str) -> Ensemble:
     """Return the trees of a TreeEnsembleClassifier or TreeEnsembleRegressor (ConversionError: they are none)."""
+    return _read(_classic, node, profile)
+
+
+def read_modern(node: NodeProto, profile: str) -> Ensemble:
+    """Return the trees of a TreeEnsemble, of `ai.onnx.ml` 5 (ConversionError: they are none)."""
+    return _read(_modern, node, profile)
+
+
+def _read(how: Callable[[NodeProto, str], Ensemble], node: NodeProto, profile: str) -> Ensemble:
+    try:
+        return how(node, profile)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        reason = f"{node.op_type}: expected attributes that describe trees, got {type(error).__name__}: {error}"
+        raise ConversionError(node.name, profile, reason) from error
+
+
+def _classic(node: NodeProto, profile: str) -> Ensemble:
     told = attributes_of(node)
     kind = "class" if node.op_type == "TreeEnsembleClassifier" else "target"
     labels: list[object] = told.get("classlabels_int64s") or told.get("classlabels_strings") or []
@@ -145,8 +162,7 @@ def read_classic(node: NodeProto, profile: str) -> Ensemble:
     return builder.checked()
 
 
-def read_modern(node: NodeProto, profile: str) -> Ensemble:
-    """Return the trees of a TreeEnsemble, of `ai.onnx.ml` 5 (ConversionError: they are none)."""
+def _modern(node: NodeProto, profile: str) -> Ensemble:
     told = attributes_of(node)
     ensemble = Ensemble(
         targets=int(told.get("n_targets", 1)),
@@ -170,15 +186,17 @@ def read_modern(node: NodeProto, profile: str) -> Ensemble:
             threshold=float(told["nodes_splits"][index]),
             nan_is_true=bool(missing[index]),
         )
-        branches = [
-            ~told[f"nodes_{way}nodeids"][index]
-            if told[f"nodes_{way}leafs"][index]
-            else told[f"nodes_{way}nodeids"][index]
-            for way in ("true", "false")
-        ]
-        return asked, branches[0], branches[1]
+        return asked, branch(index, "true"), branch(index, "false")
+
+    def branch(index: int, way: str) -> int:
+        place, is_leaf = told[f"nodes_{way}nodeids"][index], told[f"nodes_{way}leafs"][index]
+        if not 0 <= place < (len(leaves) if is_leaf else len(modes)):
+            builder.refuse(f"expected branches to its nodes and leaves, got one to {place}")
+        return ~place if is_leaf else place
 
     for root in told["tree_roots"]:
+        if root < 0:
+            builder.refuse(f"expected roots that are its nodes, got {root}")
         if told["nodes_truenodeids"][root] == told["nodes_falsenodeids"][root]:
             builder.refuse("expected trees with two branches at the root, got one whose branches are the same leaf")
         ensemble.roots.append(builder.add(int(root), grow))
@@ -192,12 +210,16 @@ class _Builder:
         self, ensemble: Ensemble, node: NodeProto, profile: str, members: Mapping[int, Sequence[float]] | None = None
     ) -> None:
         self._ensemble, self._node, self._profile, self._members = ensemble, node, profile, members or {}
+        self._made: dict[int, int] = {}
 
     def refuse(self, reason: str) -> None:
         raise ConversionError(self._node.name, self._profile, f"{self._node.op_type}: {reason}")
 
     def add(self, index: int, grow: Any, depth: int = 0) -> int:
-        """Add the node at `index` and all below it, and return its branch."""
+        """Add the node at `index` and all below it, and return its branch; a node that several lead to is added once."""
+        if index in self._made:
+            self._ensemble.is_tree = False
+            return self._made[index]
         if depth > MAX_DEPTH:
             self.refuse(f"expected trees of at most {MAX_DEPTH} levels without cycles, got more")
         found = grow(index)
@@ -208,7 +230,8 @@ class _Builder:
         if self._is_classic() and min(true, false) < 0:
             self.refuse("expected every branch to lead to a node of its tree, got one that leads nowhere")
         if_true, if_false = self.add(true, grow, depth + 1), self.add(false, grow, depth + 1)
-        return self._ask(asked, index, if_true, if_false)
+        self._made[index] = self._ask(asked, index, if_true, if_false)
+        return self._made[index]
 
     def checked(self) -> Ensemble:
         """Return the ensemble if all its numbers can be computed with."""
@@ -224,6 +247,8 @@ class _Builder:
             self.refuse("expected finite weights and base values, got others")
         if any(not 0 <= target < ensemble.targets for leaf in ensemble.leaves for target, _ in leaf):
             self.refuse(f"expected votes for targets of 0..{ensemble.targets - 1}, got others")
+        if any(question.feature < 0 for question in ensemble.questions):
+            self.refuse("expected features from 0, got a number below")
         if any(np.isnan(question.threshold) for question in ensemble.questions):
             self.refuse("expected thresholds that are numbers, got NaN")
         return ensemble

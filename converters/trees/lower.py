@@ -4,7 +4,7 @@ The answers stay onnxruntime's: the same labels, ties included, and the same sco
 operator that has no tensor form (texts, maps, sequences) is refused by name, with what to do about it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Final, NoReturn
 
 from onnx import GraphProto, ModelProto, NodeProto, shape_inference
@@ -76,6 +76,33 @@ def lower_trees(model: ModelProto, profile: str) -> ModelProto:
     del lowered.opset_import[:]
     lowered.opset_import.extend(kept)
     return lowered
+
+
+def lower_others(model: ModelProto, profile: str, kept: Container[str]) -> ModelProto:
+    """Return a model for a target that has operators of `ai.onnx.ml` itself: as it is where those are all, else without any.
+
+    A label that is text, and that nothing reads, is no output of its node any more.
+
+    Args:
+        model: as for `lower_trees`; not changed.
+        profile: named in errors.
+        kept: the operators that the target has.
+
+    Raises:
+        ConversionError: as `lower_trees`, where the target lacks an operator.
+    """
+    found = [place.node for place in places(model) if place.node.domain == DOMAIN]
+    if any(node.op_type not in kept for node in found):
+        return lower_trees(model, profile)
+    result = ModelProto()
+    result.CopyFrom(model)
+    used = {name for place in places(result) for name in place.node.input}
+    used |= {value.name for graph in graphs(result) for value in graph.output}
+    for place in places(result):
+        texts = any(attribute.name == "classlabels_strings" and attribute.strings for attribute in place.node.attribute)
+        if place.node.domain == DOMAIN and texts and place.node.output[0] not in used:
+            place.node.output[0] = ""
+    return result
 
 
 def _scopes(lowered: ModelProto, typed: ModelProto) -> list[tuple[GraphProto, dict[str, Value]]]:

@@ -32,12 +32,13 @@ def always_voted(ensemble: Ensemble, voted: Array) -> Array:
     """Return, for each target, whether a tree is there whose leaves all vote for it (targets,)."""
     found = np.zeros(ensemble.targets, bool)
     for root in ensemble.roots:
-        waiting, leaves = [root], set[int]()
+        waiting, leaves, seen = [root], set[int](), set[int]()
         while waiting:
             branch = waiting.pop()
             if branch < 0:
                 leaves.add(~branch)
-            else:
+            elif branch not in seen:
+                seen.add(branch)
                 waiting += [ensemble.questions[branch].if_true, ensemble.questions[branch].if_false]
         found |= voted[sorted(leaves)].all(axis=0)
     return found

@@ -51,9 +51,9 @@ def reach(emitter: Emitter, x: str, ensemble: Ensemble, *, doubles: bool) -> Rea
         doubles: compare in 64 bits.
     """
     asker = _Asker(emitter, x, ensemble, np.dtype(np.float64 if doubles else np.float32))
-    trees = [_tree(ensemble, root) for root in ensemble.roots]
-    questions = max(len(tree) for tree in trees)
-    if ensemble.is_tree and 0 < questions <= GEMM_MAX_QUESTIONS:
+    trees = [_tree(ensemble, root) for root in ensemble.roots] if ensemble.is_tree else []
+    questions = max((len(tree) for tree in trees), default=0)
+    if 0 < questions <= GEMM_MAX_QUESTIONS:
         leaves = questions + 1
         if len(trees) * questions * leaves <= GEMM_MAX_WEIGHTS:
             return _by_product(emitter, asker, ensemble, trees, questions, leaves)

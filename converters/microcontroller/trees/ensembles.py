@@ -17,7 +17,7 @@ from modelfleet.converters.microcontroller.trees import fast, small
 from modelfleet.converters.microcontroller.trees.code import Code, Numbers
 from modelfleet.converters.microcontroller.trees.forest import Forest, grow
 from modelfleet.converters.microcontroller.trees.scores import Ending, literal, transform
-from modelfleet.converters.microcontroller.trees.step import C_TYPES, Step
+from modelfleet.converters.microcontroller.trees.step import C_TYPES, PROFILE, Step
 from modelfleet.converters.trees.ensemble import Ensemble, read_classic, read_modern
 from modelfleet.converters.trees.scores import always_voted, votes_of
 
@@ -77,12 +77,9 @@ def regressor(step: Step, target: Target) -> Lowered:
 
 def _read(step: Step) -> Ensemble:
     modern = step.operator.op_type == "TreeEnsemble"
-    try:
-        ensemble = (read_modern if modern else read_classic)(step.node, "c99")
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        step.refuse(f"expected attributes that describe trees, got {type(error).__name__}: {error}")
+    ensemble = (read_modern if modern else read_classic)(step.node, PROFILE)
     _, features = step.table()
-    outside = [question.feature for question in ensemble.questions if not 0 <= question.feature < features]
+    outside = [question.feature for question in ensemble.questions if question.feature >= features]
     if outside:
         step.refuse(f"expected features 0..{features - 1}, got {outside[0]}")
     if ensemble.doubles and step.input().dtype != "float64":

@@ -20,8 +20,9 @@ static void @NAME@(const uint32_t *t, const @X@ *x, uint32_t *bits, @S@ *s@HAS_P
 @NAN@
         while (n > 1) {
             const uint32_t half = n >> 1;
-            if (from[half - 1] < sought) {
-                from += half;
+            const @KEY@ *const middle = from + half;
+            if (middle[-1] < sought) {
+                from = middle;
             }
             n -= half;
         }

@@ -16,9 +16,21 @@ typedef char model_needs_arithmetic_shifts[(-5 >> 1) == -3 ? 1 : -1];
 #pragma GCC optimize("no-tree-loop-distribute-patterns")
 #endif
 
+/* Where a processor's own instructions take the place of portable code, a function that only that called is left out. */
+#if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+
 /* A place in the workspace serves one type after another: no access moves across a step. */
 #if defined(__GNUC__)
 #define MODEL_STEP() __asm__ volatile("" : : : "memory")
 #else
 #define MODEL_STEP() ((void)0)
+#endif
+
+/* A portable kernel beside one that does all of its work where the processor has the instructions. */
+#if defined(__GNUC__)
+#define MODEL_MAY_BE_UNUSED __attribute__((unused))
+#else
+#define MODEL_MAY_BE_UNUSED
 #endif

@@ -1,5 +1,5 @@
 /* The mean of each window. parameters: of requantize; the fifth is the input's zero point, which taps outside read. */
-static void average_pool(const int8_t *input, int8_t *output, const multiplier_t *multiplier, const int32_t *parameters,
+MODEL_MAY_BE_UNUSED static void average_pool(const int8_t *input, int8_t *output, const multiplier_t *multiplier, const int32_t *parameters,
                          const struct windows *shape) {
     const int32_t channels = shape->channels;
     for (int32_t y = 0; y < shape->out_height; y++) {

@@ -1,5 +1,5 @@
 /* The greatest of each window; taps outside the image are ignored. */
-static void max_pool(const int8_t *input, int8_t *output, const struct windows *shape) {
+MODEL_MAY_BE_UNUSED static void max_pool(const int8_t *input, int8_t *output, const struct windows *shape) {
     const int32_t channels = shape->channels;
     for (int32_t y = 0; y < shape->out_height; y++) {
         for (int32_t x = 0; x < shape->out_width; x++) {

@@ -54,7 +54,7 @@ class Stores:
         order = simplest(order)
         if tensor not in self.forms:
             self._constant(tensor)
-        form = self._form(tensor, dtype, order)
+        form = self._form(tensor, dtype, order, wanted)
         return form.name if self.tensors[form.name].shape == wanted else self.view(form.name, wanted)
 
     def produce(
@@ -137,13 +137,16 @@ class Stores:
         stored = self.need(tensor, dtype=kind.dtype)
         self._store(tensor, kind, self.scales.get(tensor))
         last = self.operators[-1] if self.operators else None
-        if isinstance(last, FlipSign) and last.outputs == (stored,):
+        fresh = isinstance(last, FlipSign) or (isinstance(last, Onnx) and last.op_type == "Transpose")
+        if last is not None and fresh and last.outputs == (stored,):
             self.operators[-1] = replace(last, outputs=(tensor,))
             del self.tensors[stored]
+            for name, forms in self.forms.items():
+                self.forms[name] = [replace(form, name=tensor) if form.name == stored else form for form in forms]
         else:
             self.add(_onnx("Identity", f"{tensor}~out", (stored,), tensor))
 
-    def _form(self, tensor: str, dtype: str, order: Order) -> Form:
+    def _form(self, tensor: str, dtype: str, order: Order, shape: tuple[int, ...]) -> Form:
         forms = self.forms[tensor]
         same = [form for form in forms if same_order(form.order, order)]
         for form in same:
@@ -153,7 +156,7 @@ class Stores:
             return self._flipped(tensor, same[0], dtype)
         typed = [form for form in forms if form.dtype == dtype]
         source = typed[0] if typed else self._flipped(tensor, forms[0], dtype)
-        return self._moved(tensor, source, order)
+        return self._moved(tensor, source, order, shape)
 
     def _flipped(self, tensor: str, form: Form, dtype: str) -> Form:
         name = self.graph.fresh(f"{tensor}~{dtype}")
@@ -165,7 +168,7 @@ class Stores:
         self.forms[tensor].append(made := replace(form, name=name, dtype=dtype))
         return made
 
-    def _moved(self, tensor: str, form: Form, order: Order) -> Form:
+    def _moved(self, tensor: str, form: Form, order: Order, shape: tuple[int, ...]) -> Form:
         constant = self.tensors[form.name].data
         if constant is not None:
             name = self._add_constant(f"{tensor}~moved", constant.reshape(-1)[order], self.scales.get(tensor))
@@ -176,7 +179,7 @@ class Stores:
         places = np.empty(elements, np.int64)
         places[stored] = np.arange(elements)
         taken = places if order is None else places[order]
-        sizes, strides = digits(taken)
+        sizes, strides = split(*digits(taken), shape)
         axes = sorted(range(len(sizes)), key=lambda axis: -strides[axis])
         source = self.view(form.name, tuple(sizes[axis] for axis in axes))
         name = self.graph.fresh(f"{tensor}~moved")
@@ -266,6 +269,27 @@ def digits(taken: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
         strides.append(step)
         rest = rest[::run]
     return tuple(sizes[::-1]), tuple(strides[::-1])
+
+
+def split(
+    sizes: tuple[int, ...], strides: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the axes of `digits` split into those of `shape`, where each of these lies within one; themselves otherwise."""
+    found: list[tuple[int, int]] = []
+    axis, left, stride = len(sizes) - 1, sizes[-1], strides[-1]
+    for size in reversed(shape):
+        if size == 1:
+            found.append((1, 1 << 62))
+            continue
+        if left == 1:
+            axis -= 1
+            left, stride = sizes[axis], strides[axis]
+        if left % size:
+            return sizes, strides
+        found.append((size, stride))
+        left, stride = left // size, stride * size
+    found.reverse()
+    return tuple(size for size, _ in found), tuple(stride for _, stride in found)
 
 
 def _through(places: Order, order: Order) -> Order:

@@ -184,8 +184,9 @@ def _product(sight: Sight, found: Sum, target: Scale, bounds: tuple[int, int], o
 def _units(sight: Sight, found: Sum, unit: Array) -> tuple[Array, bool]:
     """Return the bias in units of the accumulator, and whether onnxruntime's integer kernels would take the same integers."""
     rounded = np.floor(found.bias / unit + 0.5)
-    if not found.whole or len(found.whole) > 1 or np.any(found.factor != 1):
-        return rounded, not found.whole and not np.any(found.factor != 1)
+    unscaled = bool(np.all(found.factor == 1))
+    if len(found.whole) != 1 or not unscaled:
+        return rounded, unscaled and not found.whole
     constant = sight.weights(found.whole[0])
     if constant is None or str(constant.values.dtype) != "int32" or np.any(constant.zero_point):
         return rounded, False

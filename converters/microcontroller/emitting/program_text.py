@@ -6,7 +6,7 @@ text, and its blob fits the firmware that was built from the old one.
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from modelfleet.converters.microcontroller.ir import Onnx, Operator, Program, Te
 from modelfleet.converters.microcontroller.lowering import Constant, Lowered, Places, fragment_text
 
 COPY_FRAGMENT: Final = "emitting/copy.c"
+MOVE_FRAGMENT: Final = "emitting/move.c"
 PRELUDE: Final = "emitting/prelude.c"
 _PLACEHOLDER: Final = "constant_of_tensor_{}_"
 
@@ -54,7 +55,7 @@ def write_program(program: Program, lowered: Sequence[Lowered], plan: Plan) -> T
         offsets = blob.offsets[position : position + count]
         position += count
         if not isinstance(program.operators[index], View):
-            steps.append(_step(index, program.operators[index], lowered[index], expressions, plan, offsets))
+            steps.append(_step(index, program, lowered[index], expressions, plan, offsets))
     copies = [_copy(program, expressions, position) for position in _copied(program, plan)]
     needs_math = any(one.needs_math for one in lowered)
     return Text(
@@ -97,8 +98,11 @@ class _Expressions:
             return constant_expression(c_type(tensor.dtype, name), self._constants[place])
         if place in self._given:
             expression = self._given[place]
-            return expression if _dtype(self._program, place) == tensor.dtype else f"(({kind})(const void *){expression})"
-        return f"(({kind})(void *)(places + {self._plan.offsets[name]}u))"
+            return (
+                expression if _dtype(self._program, place) == tensor.dtype else f"(({kind})(const void *){expression})"
+            )
+        offset = self._plan.moved.get(name, self._plan.offsets[name]) if constness else self._plan.offsets[name]
+        return f"(({kind})(void *)(places + {offset}u))"
 
 
 def constant_expression(ctype: str, offset: int) -> str:
@@ -146,10 +150,21 @@ def _call(
 
 
 def _step(
-    index: int, operator: Operator, lowered: Lowered, expressions: _Expressions, plan: Plan, offsets: Sequence[int]
+    index: int, program: Program, lowered: Lowered, expressions: _Expressions, plan: Plan, offsets: Sequence[int]
 ) -> str:
+    operator = program.operators[index]
     call = _call(index, operator, lowered, expressions, plan, offsets).strip("\n")
-    return f"    /* {_title(operator)} */\n    {{\n{textwrap.indent(call, ' ' * 8)}\n    }}\n    MODEL_STEP();\n"
+    moves = "".join(_moves(operator, program, plan))
+    return f"{moves}    /* {_title(operator)} */\n    {{\n{textwrap.indent(call, ' ' * 8)}\n    }}\n    MODEL_STEP();\n"
+
+
+def _moves(operator: Operator, program: Program, plan: Plan) -> Iterator[str]:
+    """Yield the statements that bring an operator's inputs to where it reads them."""
+    for place in dict.fromkeys(plan.places[name] for name in operator.inputs if name in plan.moved):
+        numbers = (
+            f"places + {plan.moved[place]}u, places + {plan.offsets[place]}u, {program.tensors[place].size_bytes}u"
+        )
+        yield f"    model_move({numbers});\n    MODEL_STEP();\n"
 
 
 def _copied(program: Program, plan: Plan) -> list[int]:
@@ -178,6 +193,8 @@ def _source(
     program: Program, lowered: Sequence[Lowered], plan: Plan, steps: Sequence[str], copies: Sequence[str], *, math: bool
 ) -> str:
     fragments = dict.fromkeys(name for index in plan.order for name in lowered[index].fragments)
+    if plan.moved:
+        fragments[MOVE_FRAGMENT] = None
     if copies:
         fragments[COPY_FRAGMENT] = None
     parts = ['/* Generated: operators in the order in which they run. See model.h. */\n#include "model.h"\n']

@@ -68,7 +68,7 @@ def random_program(seed: int, count: int) -> tuple[Program, list[Lowered]]:
     lowered = [
         Lowered(
             call=nothing,
-            overlap={index: chance.choice([-4, 0, 8, 20]) for index in range(2) if chance.random() < 0.6},
+            overlap={index: chance.choice([-4, 0, 8, 20, 40]) for index in range(2) if chance.random() < 0.6},
             scratch_bytes=chance.choice([0, 0, 30, 100]),
         )
         for _ in operators
@@ -82,8 +82,8 @@ def run_through(program: Program, lowered: list[Lowered], planned: Plan) -> None
     number = {name: index for index, name in enumerate(program.tensors)}
     made = {*program.inputs, *(name for name, tensor in program.tensors.items() if tensor.data is not None)}
 
-    def bytes_of(name: str) -> slice:
-        begin = planned.offsets[name]
+    def bytes_of(name: str, *, moved: bool = False) -> slice:
+        begin = planned.moved.get(name, planned.offsets[name]) if moved else planned.offsets[name]
         assert begin % np.dtype(program.tensors[name].dtype).itemsize == 0
         assert begin + program.tensors[name].size_bytes <= planned.size_bytes
         return slice(begin, begin + program.tensors[name].size_bytes)
@@ -95,6 +95,10 @@ def run_through(program: Program, lowered: list[Lowered], planned: Plan) -> None
         made.add(output)
         if isinstance(operator, View):
             continue
+        for name in operator.inputs:
+            if name in planned.moved:
+                assert (memory[bytes_of(name)] == number[planned.places[name]]).all()
+                memory[bytes_of(name, moved=True)] = number[planned.places[name]]
         scratch = planned.scratch[index]
         assert scratch % 16 == 0
         assert scratch + lower.scratch_bytes <= planned.size_bytes
@@ -105,17 +109,16 @@ def run_through(program: Program, lowered: list[Lowered], planned: Plan) -> None
         for position, name in enumerate(operator.inputs):
             if name not in planned.offsets:
                 continue
-            assert (before[bytes_of(name)] == number[planned.places[name]]).all()
-            overlapped = (memory[bytes_of(name)] != number[planned.places[name]]).any()
-            if overlapped:
-                assert planned.offsets[output] + lower.overlap[position] <= planned.offsets[name]
-        held = memory[scratch : scratch + lower.scratch_bytes]
-        assert (held == -2).all()
+            held = bytes_of(name, moved=True)
+            assert (before[held] == number[planned.places[name]]).all()
+            if (memory[held] != number[planned.places[name]]).any():
+                assert planned.offsets[output] + lower.overlap[position] <= held.start
+        assert (memory[scratch : scratch + lower.scratch_bytes] == -2).all()
     for name in program.outputs:
         assert name not in planned.offsets
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(80))
 def test_no_operator_reads_a_byte_that_another_tensor_or_scratch_has_taken(seed: int) -> None:
     program, lowered = random_program(seed, 3 + seed % 12)
     planned = plan(program, lowered)
@@ -170,6 +173,43 @@ def test_graph_outputs_that_only_view_another_place_are_copied() -> None:
     planned = plan(program, [Lowered(call=nothing)] * 4)
     assert (planned.size_bytes, planned.copies) == (0, (("v1", "i"), ("v3", "v2")))
     assert planned.places["a"] == "v2"
+
+
+def chain(distance: int) -> tuple[Program, list[Lowered]]:
+    shapes = {"i": (8,), **{name: (1000,) for name in "abcde"}, "o": (8,)}
+    program = program_of(shapes, [("i", "a"), ("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"), ("e", "o")])
+    return program, [Lowered(call=nothing, overlap={0: distance})] * 6
+
+
+def test_tensors_that_sink_along_a_chain_are_moved_up_as_often_as_needed() -> None:
+    program, lowered = chain(160)
+    planned = plan(program, lowered)
+    run_through(program, lowered, planned)
+    assert (planned.size_bytes, len(planned.moved)) == (1168, 3)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_moves_overwrite_nothing_that_lives(seed: int) -> None:
+    chance = random.Random(seed)
+    shapes, edges, last = {"i": (8,), "o": (8,), "q": (200,)}, [], "i"
+    for name in "abcdefgh"[: chance.randrange(6, 9)]:
+        shapes[name] = (chance.randrange(900, 1000),)
+        edges.append((last + "q" if chance.random() < 0.2 and len(edges) > 1 else last, name))
+        if len(edges) == 1:
+            edges.append((name, "q"))
+        last = name
+    program = program_of(shapes, [*edges, (last, "o")])
+    overlap = {0: chance.randrange(160, 300), 1: chance.randrange(160, 300)}
+    lowered = [Lowered(call=nothing, overlap=overlap, scratch_bytes=chance.choice([0, 100])) for _ in program.operators]
+    planned = plan(program, lowered)
+    assert planned.moved
+    run_through(program, lowered, planned)
+
+
+def test_nothing_is_moved_for_a_few_bytes() -> None:
+    program, lowered = chain(8)
+    planned = plan(program, lowered)
+    assert (planned.size_bytes, planned.moved) == (1040, {})
 
 
 def all_orders(program: Program) -> list[tuple[int, ...]]:

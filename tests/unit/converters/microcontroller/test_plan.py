@@ -176,7 +176,7 @@ def test_graph_outputs_that_only_view_another_place_are_copied() -> None:
 
 
 def chain(distance: int) -> tuple[Program, list[Lowered]]:
-    shapes = {"i": (8,), **{name: (1000,) for name in "abcde"}, "o": (8,)}
+    shapes = {"i": (8,), **dict.fromkeys("abcde", (1000,)), "o": (8,)}
     program = program_of(shapes, [("i", "a"), ("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"), ("e", "o")])
     return program, [Lowered(call=nothing, overlap={0: distance})] * 6
 

@@ -137,14 +137,14 @@ class Stores:
         stored = self.need(tensor, dtype=kind.dtype)
         self._store(tensor, kind, self.scales.get(tensor))
         last = self.operators[-1] if self.operators else None
-        fresh = isinstance(last, FlipSign) or (isinstance(last, Onnx) and last.op_type == "Transpose")
+        fresh = isinstance(last, FlipSign | View) or (isinstance(last, Onnx) and last.op_type == "Transpose")
         if last is not None and fresh and last.outputs == (stored,):
             self.operators[-1] = replace(last, outputs=(tensor,))
             del self.tensors[stored]
             for name, forms in self.forms.items():
                 self.forms[name] = [replace(form, name=tensor) if form.name == stored else form for form in forms]
         else:
-            self.add(_onnx("Identity", f"{tensor}~out", (stored,), tensor))
+            self.add(View(name=tensor, inputs=(stored,), outputs=(tensor,)))
 
     def _form(self, tensor: str, dtype: str, order: Order, shape: tuple[int, ...]) -> Form:
         forms = self.forms[tensor]

@@ -47,7 +47,21 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     wanted = {
         f"modelfleet/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
-        for pattern in ("*.py", "*.css", "*.json", "*.mjs", "*.toml", "*.txt", "py.typed", "*.mako")
+        for pattern in (
+            "*.py",
+            "*.css",
+            "*.json",
+            "*.mjs",
+            "*.toml",
+            "*.txt",
+            "py.typed",
+            "*.mako",
+            "*.c",
+            "*.h",
+            "*.ld",
+            "*.md",
+            "SHA256SUMS",
+        )
         for path in (ROOT / folder).rglob(pattern)
         if not path.relative_to(ROOT).as_posix().startswith(OUTSIDE_THE_WHEEL)
     }

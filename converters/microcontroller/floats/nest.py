@@ -10,9 +10,8 @@ pointer and `^x` its index. In `begin` and `end` of a nest, indices are those of
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from modelfleet.converters.microcontroller.floats.kinds import Kind
 from modelfleet.converters.microcontroller.floats.node import Node, UnsupportedError, table
@@ -52,13 +51,14 @@ class Nest:
     numbers: tuple[int, ...] = ()
 
 
-_LOOP: Final = "for (int32_t {c} = t[{at}]; {c} > 0; --{c}) {{"
-
-
 def emit(node: Node, nest: Nest) -> None:
     """Append the nest's call to the node, its function to the fragments."""
-    outer, outer_steps = _joined(nest.outer, [each.steps[: len(nest.outer)] for each in nest.operands])
-    inner, inner_steps = _joined(nest.inner, [each.steps[len(nest.outer) :] for each in nest.operands])
+    if "#" not in _all_text(nest):
+        nest = replace(nest, numbers=())
+    depth = len(nest.outer)
+    walking, inside = _stepped(nest)
+    outer, outer_steps = _joined(nest.outer, [each.steps[:depth] for each in walking])
+    inner, inner_steps = _joined(nest.inner, [each.steps[depth:] for each in inside])
     values = list(nest.numbers)
     for counts, steps in ((outer, outer_steps), (inner, inner_steps)):
         for level, count in enumerate(counts):
@@ -73,6 +73,20 @@ def emit(node: Node, nest: Nest) -> None:
     node.stack_bytes = max(node.stack_bytes, 64 + 4 * (len(outer) + len(inner)) * (len(nest.operands) + 1))
 
 
+def _stepped(nest: Nest) -> tuple[list[Operand], list[Operand]]:
+    """Return the operands whose index any text reads, and those whose index a pass reads."""
+    return _read(nest, _all_text(nest)), _read(nest, " ".join(each.each for each in nest.passes))
+
+
+def _all_text(nest: Nest) -> str:
+    return " ".join((nest.begin, nest.end, *(f"{each.before} {each.each}" for each in nest.passes)))
+
+
+def _read(nest: Nest, text: str) -> list[Operand]:
+    names = set(re.findall(r"[$^](\w)\b", text))
+    return [each for each in nest.operands if each.name in names]
+
+
 def _joined(counts: Sequence[int], steps: list[tuple[int, ...]]) -> tuple[list[int], list[list[int]]]:
     """Join loops that are one in every operand, and drop those that turn once."""
     kept: list[int] = []
@@ -80,51 +94,30 @@ def _joined(counts: Sequence[int], steps: list[tuple[int, ...]]) -> tuple[list[i
     for level in reversed(range(len(counts))):
         if counts[level] == 1:
             continue
-        joins = bool(kept) and all(each[level] == own[0] * kept[0] for each, own in zip(steps, found, strict=True))
-        if joins:
+        if kept and all(each[level] == own[0] * kept[0] for each, own in zip(steps, found, strict=True)):
             kept[0] *= counts[level]
             continue
         kept.insert(0, counts[level])
         for each, own in zip(steps, found, strict=True):
             own.insert(0, each[level])
-    if any(abs(count) >= 2**31 for count in kept):
-        raise UnsupportedError(f"expected loops of 32 bits, got {kept}")
     return kept, found
 
 
 def _function(nest: Nest, outer: int, inner: int) -> tuple[str, str]:
-    width = len(nest.operands) + 1
-    begin = len(nest.numbers)
-    lines: list[str] = []
-
-    def loops(depth: int, first: int, letter: str, body: list[str], base: dict[str, str]) -> list[str]:
-        text: list[str] = []
-        current = base
-        for level in range(depth):
-            at = first + level * width
-            names = {each.name: f"{each.name}{letter}{level}" for each in nest.operands}
-            text.append("int32_t " + ", ".join(f"{names[name]} = {current[name]}" for name in names) + ";")
-            text.append(_LOOP.format(c=f"{letter}c{level}", at=at))
-            current = names
-        text += body
-        for level in reversed(range(depth)):
-            at = first + level * width
-            text += [f"{each.name}{letter}{level} += t[{at + 1 + k}];" for k, each in enumerate(nest.operands)]
-            text.append("}")
-        return text
-
+    """Return the function's name and text."""
+    walking, inside = _stepped(nest)
+    first = len(nest.numbers)
     zero = {each.name: "0" for each in nest.operands}
-    outer_names = {each.name: f"{each.name}o{outer - 1}" for each in nest.operands} if outer else zero
-    inner_names = {each.name: f"{each.name}i{inner - 1}" for each in nest.operands} if inner else outer_names
-    body = [_text(nest, nest.begin, outer_names)] if nest.begin else []
+    at = {**zero, **({each.name: f"{each.name}o{outer - 1}" for each in walking} if outer else {})}
+    body = [_text(nest, nest.begin, at)]
     for one in nest.passes:
-        if one.before:
-            body.append(_text(nest, one.before, outer_names))
-        walk = loops(inner, begin + outer * width, "i", [_text(nest, one.each, inner_names)], outer_names)
-        body += ["{", *walk, "}"]
-    if nest.end:
-        body.append(_text(nest, nest.end, outer_names))
-    lines += loops(outer, begin, "o", body, zero)
+        used = _read(nest, one.each)
+        names = {**at, **({each.name: f"{each.name}i{inner - 1}" for each in used} if inner else {})}
+        text = _text(nest, one.each, names)
+        begin = first + outer * (len(walking) + 1)
+        body += [_text(nest, one.before, at), "{", *_loops(inner, begin, "i", inside, used, [text], at), "}"]
+    body.append(_text(nest, nest.end, at))
+    lines = _loops(outer, first, "o", walking, walking, body, zero)
     parameters = [f"{'' if each.written else 'const '}{each.kind.ctype} *{each.name}" for each in nest.operands]
     if nest.numbers or outer or inner:
         parameters.append("const int32_t *t")
@@ -134,20 +127,42 @@ def _function(nest: Nest, outer: int, inner: int) -> tuple[str, str]:
     return name, f"static void {name}({', '.join(parameters)})\n{{\n{content}\n}}\n"
 
 
-def _text(nest: Nest, text: str, names: dict[str, str]) -> str:
+def _loops(
+    depth: int,
+    first: int,
+    letter: str,
+    stepped: Sequence[Operand],
+    used: Sequence[Operand],
+    body: Sequence[str],
+    base: Mapping[str, str],
+) -> list[str]:
+    """Return loops around a body. first: of the table's numbers; stepped: who has steps there; used: who is read within."""
+    before, after = list[str](), list[str]()
+    current, names = base, {each.name for each in used}
+    for level in range(depth):
+        at = first + level * (len(stepped) + 1)
+        own = {each.name: f"{each.name}{letter}{level}" for each in used}
+        if own:
+            before.append("int32_t " + ", ".join(f"{own[name]} = {current[name]}" for name in own) + ";")
+        before.append(f"for (int32_t {letter}c{level} = t[{at}]; {letter}c{level} > 0; --{letter}c{level}) {{")
+        steps = [f"{own[each.name]} += t[{at + 1 + k}];" for k, each in enumerate(stepped) if each.name in names]
+        after = [*steps, "}", *after]
+        current = own
+    return [*before, *body, *after]
+
+
+def _text(nest: Nest, text: str, names: Mapping[str, str]) -> str:
     by_name = {each.name: each for each in nest.operands}
 
     def place(name: str) -> str:
         return f"{name}[{names[name]}]"
 
+    def stored(match: re.Match[str]) -> str:
+        return by_name[match[1]].kind.store(place(match[1]), match[2])
+
     text = re.sub(r"\^(\w)\b", lambda match: names[match[1]], text)
     text = re.sub(r"#(\d+)", lambda match: f"t[{match[1]}]", text)
-    text = re.sub(
-        r"\$(\w) := (.*?);",
-        lambda match: by_name[match[1]].kind.store(place(match[1]), match[2]),
-        text,
-        flags=re.DOTALL,
-    )
+    text = re.sub(r"\$(\w) := (.*?);", stored, text, flags=re.DOTALL)
     return re.sub(r"\$(\w)\b", lambda match: by_name[match[1]].kind.load(place(match[1])), text)
 
 

@@ -22,7 +22,7 @@ SAMPLES: Final = 8
 
 
 def quantize_static(
-    model_path: Path, work: Path, calibration: GoldenSet, keep_float: frozenset[str]
+    model_path: Path, work: Path, calibration: GoldenSet, keep_float: frozenset[str], *, signed: bool = False
 ) -> tuple[ModelProto, Mapping[str, Any]]:
     """Return the quantized model and what was done.
 
@@ -31,6 +31,7 @@ def quantize_static(
         work: a file that may be written.
         calibration: samples for the ranges of activations.
         keep_float: nodes that stay in float.
+        signed: activations in int8 and weights of all eight bits, for arithmetic that does not saturate in 16.
     """
     from onnxruntime import quantization as _quantization
 
@@ -44,8 +45,8 @@ def quantize_static(
             CalibrationReader(calibration),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,
-            activation_type=quantization.QuantType.QUInt8,
+            reduce_range=not signed,
+            activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             nodes_to_exclude=sorted(keep_float | unbounded),

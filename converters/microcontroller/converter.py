@@ -1,5 +1,6 @@
 """ONNX -> C99 for microcontrollers: sources, their figures, and the limits of flash and RAM that they must hold."""
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,8 @@ from modelfleet.converters.microcontroller.emitting.description import ENTRY, De
 from modelfleet.converters.microcontroller.footprint import footprint
 from modelfleet.converters.microcontroller.generate import Generated, generate
 from modelfleet.converters.microcontroller.host import HostSession
+from modelfleet.converters.microcontroller.importing.quantize import quantize_for_int8
 from modelfleet.converters.microcontroller.lowering import Target
-from modelfleet.converters.normalise import QUANTIZED_OPERATORS
 from modelfleet.hardware_profiles.microcontroller import Microcontroller, Rounding
 from modelfleet.hardware_profiles.profile import HardwareProfile, Precision
 
@@ -44,11 +45,11 @@ class ToC99:
         chip = profile.microcontroller
         assert chip is not None  # HardwareProfile asks for it where the runtime is C99
         try:
-            model = read_model(model_path)
-            if precision is Precision.INT8:
-                model = _quantized(model, calibration, keep_float)
+            model, told = read_model(model_path), dict[str, Any]()
+            if precision is Precision.INT8 and not _is_quantized(model):
+                model, told = _quantized(model_path, calibration, keep_float)
             generated = generate(model, model.graph.name or "model", _target(chip, precision))
-            return _written(generated, out_dir, chip, profile)
+            return _written(generated, out_dir, chip, profile, told)
         except RuntimeMissingError:
             raise
         except ConversionError as error:
@@ -67,23 +68,30 @@ def _target(chip: Microcontroller, precision: Precision) -> Target:
     return Target(backend=chip.backend, rounding=rounding, small=chip.small, fixed_shapes=chip.fixed_shapes)
 
 
-def _quantized(model: ModelProto, calibration: GoldenSet, keep_float: frozenset[str]) -> ModelProto:
-    """Return the model in eight bits: as it is where its activations are quantized already."""
-    if any(node.op_type == "QuantizeLinear" or node.op_type in QUANTIZED_OPERATORS for node in model.graph.node):
-        return model
-    from modelfleet.converters.microcontroller.importing.quantize import quantize
-
-    return quantize(model, calibration, keep_float)
+def _is_quantized(model: ModelProto) -> bool:
+    """Return whether the model's activations are quantized: it stays as it is then."""
+    return any(node.op_type.startswith(("QuantizeLinear", "QLinear", "QGemm")) for node in model.graph.node)
 
 
-def _written(generated: Generated, out_dir: Path, chip: Microcontroller, profile: HardwareProfile) -> Converted:
+def _quantized(
+    model_path: Path, calibration: GoldenSet, keep_float: frozenset[str]
+) -> tuple[ModelProto, Mapping[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="modelfleet-quantize-") as folder:
+        return quantize_for_int8(model_path, Path(folder) / "work.onnx", calibration, keep_float)
+
+
+def _written(
+    generated: Generated, out_dir: Path, chip: Microcontroller, profile: HardwareProfile, told: Mapping[str, Any]
+) -> Converted:
     known = footprint(generated, chip)
     described = generated.description(known)
     _require_room(generated, described, chip, profile)
     files = generated.files(known)
     for name, data in files.items():
         (out_dir / name).write_bytes(data)
-    return Converted(entry=ENTRY, files=(ENTRY, *sorted(set(files) - {ENTRY})), report=_report(described, profile))
+    return Converted(
+        entry=ENTRY, files=(ENTRY, *sorted(set(files) - {ENTRY})), report={**told, **_report(described, profile)}
+    )
 
 
 def _require_room(

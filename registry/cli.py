@@ -9,6 +9,7 @@ import click
 from modelfleet.policies.roles import Role
 from modelfleet.registry.cli_audit import audit
 from modelfleet.registry.cli_certificates import ca
+from modelfleet.registry.cli_microcontroller import microcontroller
 from modelfleet.registry.cli_publish import VARIANT_COLUMNS, publish
 from modelfleet.registry.cli_versions import versions
 from modelfleet.registry.client import ApiClient
@@ -226,4 +227,7 @@ def new_token(client: ApiClient, as_json: bool, name: str) -> None:
     show(client.post(f"/v1/users/{quote(name, safe='')}/token"), as_json, ("name", "role", "token"))
 
 
-COMMANDS: Sequence[click.Command] = (publish, versions, variants, devices, groups, tokens, users, audit, ca)
+COMMANDS: Sequence[click.Command] = (
+    *(publish, versions, variants, devices, groups, tokens, users, audit, ca),
+    microcontroller,
+)

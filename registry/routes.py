@@ -12,6 +12,7 @@ from modelfleet.registry import (
     routes_blobs,
     routes_certificates,
     routes_fleet,
+    routes_images,
     routes_people,
     routes_trust,
     routes_versions,
@@ -21,6 +22,7 @@ from modelfleet.registry.auth import registry_of
 router = APIRouter()
 for _part in (
     routes_versions,
+    routes_images,
     routes_fleet,
     routes_certificates,
     routes_people,

@@ -41,7 +41,7 @@ def check_release(
     for envelope in gate_envelopes:
         _require_gate(manifest, source, verify_gate(envelope, policy))
     _require_counter(manifest, counters.get(manifest.model, {}))
-    _require_allowed(manifest, sha256_of(manifest_bytes), policy)
+    require_allowed(manifest, sha256_of(manifest_bytes), policy)
     return manifest
 
 
@@ -79,7 +79,8 @@ def _require_counter(manifest: Manifest, versions: Mapping[str, int]) -> None:
         raise ReplayError(f"{manifest.model}: expected a release counter > {highest}, got {manifest.counter}")
 
 
-def _require_allowed(manifest: Manifest, sha256: str, policy: TrustPolicy) -> None:
+def require_allowed(manifest: Manifest, sha256: str, policy: TrustPolicy) -> None:
+    """Refuse what the policy disowns (RevokedError: its digest, or every counter as low as its own)."""
     least = policy.minimum_counter.get(manifest.model, 0)
     if manifest.counter < least:
         raise RevokedError(f"{manifest.model}: expected a release counter >= {least}, got {manifest.counter}")

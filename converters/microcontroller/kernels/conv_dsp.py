@@ -1,7 +1,7 @@
-"""Conv2D with Armv7E-M's DSP: the windows of two pixels at a time, expanded to int16, are rows of a matrix product."""
+"""Conv2D with Armv7E-M's DSP: the windows of three pixels at a time, expanded to int16, are rows of a matrix product."""
 
 from modelfleet.converters.microcontroller.ir import Conv2D, Program
-from modelfleet.converters.microcontroller.kernels.dense_dsp import DOUBLE, DSP_FRAGMENTS, WORD_BYTES
+from modelfleet.converters.microcontroller.kernels.dense_dsp import AT_ONCE, DSP_FRAGMENTS, TRIPLE, WORD_BYTES
 from modelfleet.converters.microcontroller.kernels.dsp_pack import fits, folded, pack
 from modelfleet.converters.microcontroller.kernels.windows import struct_text, window_begins
 from modelfleet.converters.microcontroller.lowering import Lowered, Places, Target, distance_of_steps
@@ -25,16 +25,20 @@ def lower(operator: Conv2D, program: Program, target: Target) -> Lowered | None:
     taps = -(-weights.shape[1] // 4) * 4
     return Lowered(
         call=call,
-        fragments=(*DSP_FRAGMENTS[target.rounding], *DOUBLE, "kernels/windows.c", "kernels/conv_dsp.c"),
-        constants=(pack(operator, weights, requantization, target.rounding, operator.pad_value),),
-        scratch_bytes=taps * WORD_BYTES + (run if run % 4 == 0 else height * run),
+        fragments=(*DSP_FRAGMENTS[target.rounding], *TRIPLE, "kernels/windows.c", "kernels/conv_dsp.c"),
+        constants=(
+            pack(operator, weights, requantization, target.rounding, channels_at_once=2, pad_value=operator.pad_value),
+        ),
+        scratch_bytes=AT_ONCE * taps // 2 * WORD_BYTES + (run if run % 4 == 0 else height * run),
         stack_bytes=280,
-        overlap={0: pair_distance(operator, program)},
+        overlap={0: triple_distance(operator, program)},
     )
 
 
-def pair_distance(operator: Conv2D, program: Program) -> int:
-    """Return the overlap distance where the windows of two pixels are copied before their answers are written."""
+def triple_distance(operator: Conv2D, program: Program) -> int:
+    """Return the overlap distance where the windows of three pixels are copied before their answers are written."""
     channels = operator.weights.shape[0]
     begins = window_begins(operator, program)
-    return max(0, distance_of_steps([(pixel * channels, int(begins[pixel])) for pixel in range(2, begins.size, 2)]))
+    return max(
+        0, distance_of_steps([(pixel * channels, int(begins[pixel])) for pixel in range(AT_ONCE, begins.size, AT_ONCE)])
+    )

@@ -1,7 +1,7 @@
 """Depthwise2D with Armv7E-M's DSP, kernels of up to 3 x 3: four channels at a time, spread to planes of int16 in scratch.
 
-Constants, in words: `struct dsp_header`, then for every channel its weights as three words (w0, w1, w1, w2 of a row as bytes: SXTB16
-makes {w0, w1} and {w1, w2} of them), bias and multiplier.
+Constants, in words: `struct dsp_header`, then for every channel its weights as three words (w0, w1, w1, w2 of a row as bytes:
+SXTB16 makes {w0, w1} and {w1, w2} of them), bias and multiplier.
 """
 
 from typing import Final

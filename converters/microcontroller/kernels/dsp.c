@@ -16,8 +16,8 @@ struct dsp_header {
 #define DSP_UNUSED __attribute__((unused))
 
 static inline uint32_t dsp_word(const int8_t *bytes) {
-    uint32_t word;
-    __asm__("ldr %0, %1" : "=r"(word) : "m"(*(const uint8_t(*)[4])(const void *)bytes));
+    uint32_t word; /* at any address: Armv7E-M loads it in one instruction */
+    __builtin_memcpy(&word, bytes, sizeof word);
     return word;
 }
 

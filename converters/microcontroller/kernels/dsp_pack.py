@@ -1,12 +1,12 @@
-"""Weights of products for Armv7E-M (`dsp_single.c`, `dsp_double.c`): two channels in each halfword.
+"""Weights of products for Armv7E-M (`dsp_single.c`, `dsp_triple.c`): two channels in each halfword.
 
 The pair trick: channels p and q share an int16, `256 * w_q + w_p`. SMLAD with that gives `T = 256 * Q + P` modulo 2**32, SMLAD
 with its low byte alone (SXTB16) gives P, and `Q = (T - P) >> 8` is exact where |Q| < 2**23. See docs/decisions/0024.
 
-Layout, in words: a header (`struct dsp_header`), then for every four channels p, q, r, s their biases as `b_p`,
-`256 * b_q + b_p`, `b_r`, `256 * b_s + b_r`; for every two inputs the word of p, q and that of r, s; four multipliers. Inputs
-stand in groups of four as 0, 2, 1, 3 (as SXTB16 takes them from a word); their number is rounded up to 4, as that of channels,
-with weights of 0.
+Layout, in words: a header (`struct dsp_header`), then blocks of two channels p, q (`dsp_triple.c`) or of four (`dsp_single.c`,
+the second two as r, s): the biases as `b_p`, `256 * b_q + b_p`, and the same of r, s; for every two inputs the word of p, q and
+that of r, s; the multipliers. Inputs stand in groups of four as 0, 2, 1, 3 (as SXTB16 takes them from a word); their number is
+rounded up to 4, and that of channels to a block, with weights of 0.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from modelfleet.converters.microcontroller.ir import Array, Conv2D, Dense, Depthwise2D, Requantization
+from modelfleet.converters.microcontroller.ir import Array, Conv2D, Dense, Requantization
 from modelfleet.converters.microcontroller.kernels.constants import multiplier_data
 from modelfleet.converters.microcontroller.lowering import Constant, Rounding
 
@@ -61,11 +61,13 @@ def fits(weights: Array, bias: Array, accumulator_bound: int) -> bool:
 
 
 def pack(
-    operator: Dense | Conv2D | Depthwise2D,
+    operator: Dense | Conv2D,
     weights: Array,
     requantization: Requantization,
     rounding: Rounding,
-    pad_value: int,
+    *,
+    channels_at_once: int,
+    pad_value: int = 0,
 ) -> Constant:
     """Return the operator's constants for channels that `fits` allows.
 
@@ -74,20 +76,21 @@ def pack(
         weights: int8 (channels, inputs), inputs in the order in which the kernel expands them.
         requantization: with a shift of 0.
         rounding: what kind the multipliers are.
+        channels_at_once: of a block, 2 or 4.
         pad_value: of the header.
     """
     channels, inputs = weights.shape
-    blocks, depth = -(-channels // 4), -(-inputs // 4) * 4
-    padded = np.zeros((blocks * 4, depth), np.int64)
+    blocks, depth, pairs = -(-channels // channels_at_once), -(-inputs // 4) * 4, channels_at_once // 2
+    padded = np.zeros((blocks * channels_at_once, depth), np.int64)
     padded[:channels, :inputs] = weights
-    grouped = padded.reshape(blocks, 2, 2, depth // 4, 4)[..., list(ORDER)].reshape(blocks, 2, 2, depth // 2, 2)
+    grouped = padded.reshape(blocks, pairs, 2, depth // 4, 4)[..., list(ORDER)].reshape(blocks, pairs, 2, depth // 2, 2)
     halves = (256 * grouped[:, :, 1] + grouped[:, :, 0]) & 0xFFFF
-    words = (halves[..., 0] | halves[..., 1] << 16).transpose(0, 2, 1).reshape(blocks, depth)
-    bias = np.zeros(blocks * 4, np.int64)
+    words = (halves[..., 0] | halves[..., 1] << 16).transpose(0, 2, 1).reshape(blocks, -1)
+    bias = np.zeros(blocks * channels_at_once, np.int64)
     bias[:channels] = operator.bias
-    starts = bias.reshape(blocks, 2, 2)
-    starts = np.stack([starts[..., 0], 256 * starts[..., 1] + starts[..., 0]], axis=2).reshape(blocks, 4) & 0xFFFFFFFF
-    multipliers = np.zeros(blocks * 4, np.uint32)
+    starts = bias.reshape(blocks, pairs, 2)
+    starts = np.stack([starts[..., 0], 256 * starts[..., 1] + starts[..., 0]], axis=2).reshape(blocks, -1) & 0xFFFFFFFF
+    multipliers = np.zeros(blocks * channels_at_once, np.uint32)
     multipliers[:channels] = multiplier_data(operator.name, requantization, channels, rounding).view(np.uint32)
-    table = np.concatenate([starts, words, multipliers.reshape(blocks, 4)], axis=1).reshape(-1)
+    table = np.concatenate([starts, words, multipliers.reshape(blocks, -1)], axis=1).reshape(-1)
     return Constant(ctype="uint32_t", data=np.concatenate([header(requantization, pad_value), table]).astype(np.uint32))

@@ -172,14 +172,6 @@ def _concat(work: _Expansion) -> list[Node]:
     return work.quantize(work.add("Concat", parts, work.attributes()), 0)
 
 
-def _reduce_mean(work: _Expansion) -> list[Node]:
-    attributes = work.attributes()
-    inputs = [work.dequantize(0)]
-    if work.graph.opsets.get("", 0) >= 18 and "axes" in attributes:
-        inputs.append(work.graph.constant(f"{work.node.name}~axes", np.asarray(attributes.pop("axes"), np.int64)))
-    return work.quantize(work.add("ReduceMean", inputs, attributes), 3)
-
-
 def _standard(work: _Expansion) -> list[Node]:
     return [replace(work.node, domain="")]
 
@@ -197,7 +189,6 @@ EXPANDED: Final[Mapping[tuple[str, str], Callable[[_Expansion], list[Node]]]] = 
     (MICROSOFT, "QLinearLeakyRelu"): _one("LeakyRelu"),
     (MICROSOFT, "QLinearSoftmax"): _softmax,
     (MICROSOFT, "QLinearConcat"): _concat,
-    (MICROSOFT, "QLinearReduceMean"): _reduce_mean,
     (MICROSOFT, "QuantizeLinear"): _standard,
     (MICROSOFT, "DequantizeLinear"): _standard,
 }

@@ -114,7 +114,7 @@ def to_proto(
 ) -> ModelProto:
     """Return these nodes as a model of their own, for shape inference and for onnxruntime."""
     graph = helper.make_graph(
-        [node_proto(node) for node in nodes],
+        [_unnamed(node) for node in nodes],
         "part",
         [to_value(name, kind) for name, kind in inputs.items()],
         [ValueInfoProto(name=name) for name in outputs],
@@ -124,11 +124,9 @@ def to_proto(
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
 
 
-def node_proto(node: Node) -> NodeProto:
-    """Return the node as ONNX has it."""
-    return helper.make_node(
-        node.op_type, node.inputs, node.outputs, name=node.name, domain=node.domain, **node.attributes
-    )
+def _unnamed(node: Node) -> NodeProto:
+    # What one operator was unfolded to shares its name, and onnxruntime takes each name once.
+    return helper.make_node(node.op_type, node.inputs, node.outputs, domain=node.domain, **node.attributes)
 
 
 def to_value(name: str, kind: Type) -> ValueInfoProto:

@@ -40,7 +40,7 @@ def convolution_of(
         given = {
             "int32": lambda: [net.bias(x, w)],
             "float": lambda: [net.constant(net.draw((6,), "float32"))],
-            "none": lambda: [],
+            "none": list,
         }[bias]()
         return [net.quantize(net.node("Conv", x, w, *given, group=group))]
 

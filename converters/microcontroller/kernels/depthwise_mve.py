@@ -111,7 +111,7 @@ def _columns(operator: Depthwise2D, program: Program) -> int:
 
 
 def _row_text(row: Row, out_width: int, channels: int, part_bytes: int) -> str:
-    second, third = min(1, out_width - 1) * channels, min(2, out_width - 1) * channels
+    second, third = min(1, out_width - 1) * channels, 2 * channels
     step = row.outputs * row.stride * COLUMN_BYTES
     numbers = (out_width, channels, second, third, row.outputs * channels, step, part_bytes - _CHANNELS)
     return f"{{{', '.join(f'{number}u' for number in numbers)}}}"
@@ -161,6 +161,48 @@ def _assembly(row: Row) -> list[str]:
         "strd r2, r0, [sp, #48]",
         "strd r6, r3, [sp, #56]",
         "1:",
+        "ldr r6, [sp, #56]",
+        f"cmp r6, #{row.outputs}",
+        "blt 4f",
+        *_group(row, row.outputs, "2", "3"),
+        "ldrd r6, r0, [sp, #56]",
+        f"subs r6, #{row.outputs}",
+        "ble 7f",
+        "str r6, [sp, #56]",
+        "ldrd r2, r4, [r0, #16]",
+        "ldrd r1, r9, [sp, #48]",
+        "add r1, r2",
+        "add r9, r4",
+        "strd r1, r9, [sp, #48]",
+        "b 1b",
+        "4:",
+        *_step_back(row),
+        *_group(row, row.outputs - 1, "5", "6"),
+        "7:",
+        f"add sp, #{_FRAME}",
+        "vpop {d8-d15}",
+        "pop {r4-r11, pc}",
+    ]
+
+
+def _step_back(row: Row) -> Sequence[str]:
+    """Where one output is left of a group of two, compute the one before again, or where there is none it two times."""
+    if row.outputs == 2:
+        return []
+    lines = ["cmp r6, #1", "bne 8f", "ldr r0, [sp, #60]", "ldr r0, [r0]", "cmp r0, #1", "beq 8f"]
+    lines += [
+        "ldrd r1, r9, [sp, #48]",
+        "ldr r2, [sp, #36]",
+        "sub r1, r2",
+        f"sub r9, #{COLUMN_BYTES}",
+        "strd r1, r9, [sp, #48]",
+    ]
+    return [*lines, "8:"]
+
+
+def _group(row: Row, outputs: int, top: str, end: str) -> Sequence[str]:
+    """Compute all channels of some outputs side by side."""
+    return [
         "ldrd r5, r11, [sp, #32]",
         "ldrd r12, lr, [sp, #40]",
         "ldrd r1, r9, [sp, #48]",
@@ -168,52 +210,24 @@ def _assembly(row: Row) -> list[str]:
         "ldrd r2, r4, [r0, #8]",
         "add r3, r1, r2",
         "add r7, r1, r4",
-        "2:",
-        *_sums(row),
-        *_outputs(row),
+        f"{top}:",
+        *_sums(row, outputs),
+        *_outputs(row, outputs),
         "subs r11, #4",
-        "ble 3f",
+        f"ble {end}f",
         "tst r9, #15",
-        "bne 2b",
+        f"bne {top}b",
         "ldr r0, [sp, #60]",
         "ldr r0, [r0, #24]",
         "add r9, r0",
-        "b 2b",
-        "3:",
-        *_next_outputs(row),
-        "b 1b",
-        "4:",
-        f"add sp, #{_FRAME}",
-        "vpop {d8-d15}",
-        "pop {r4-r11, pc}",
+        f"b {top}b",
+        f"{end}:",
     ]
 
 
-def _next_outputs(row: Row) -> Sequence[str]:
-    """Step to the next group of outputs; the last one ends where the row ends, and computes some a second time."""
-    return [
-        "ldrd r6, r0, [sp, #56]",
-        f"subs r6, #{row.outputs}",
-        "ble 4f",
-        "str r6, [sp, #56]",
-        "ldrd r2, r4, [r0, #16]",
-        "ldrd r1, r9, [sp, #48]",
-        "add r1, r2",
-        "add r9, r4",
-        f"rsbs r6, r6, #{row.outputs}",
-        "ble 5f",
-        "ldr r2, [sp, #36]",
-        f"movs r4, #{COLUMN_BYTES * row.stride}",
-        "mls r1, r6, r2, r1",
-        "mls r9, r6, r4, r9",
-        "5:",
-        "strd r1, r9, [sp, #48]",
-    ]
-
-
-def _sums(row: Row) -> Iterator[str]:
+def _sums(row: Row, outputs: int) -> Iterator[str]:
     """Gather a channel's windows, multiply them with the taps; sums go to q4, q5, q6 (outputs), lane by lane (channels)."""
-    shifts = [6 - 3 * row.stride * output for output in range(row.outputs)]
+    shifts = [6 - 3 * row.stride * output for output in range(outputs)]
     first, second = ("r0", "r2", "r4"), ("r6", "r8", "r10")
     moves = iter(("add r9, #2", "sub r9, #1", "add r9, #2", "add r9, #1"))
     for pair in _PAIRS:
@@ -223,16 +237,16 @@ def _sums(row: Row) -> Iterator[str]:
             for output, shift in enumerate(shifts):
                 yield f"vldrb.u8 q2, [r5, #{32 + 16 * channel + shift}]"
                 yield f"vmladav.s8 {sums[output]}, q2, q0"
-        for output in range(row.outputs):
+        for output in range(outputs):
             register = f"q{4 + output}"
             yield f"vmov {register}[{pair[1]}], {register}[{pair[0]}], {first[output]}, {second[output]}"
 
 
-def _outputs(row: Row) -> Iterator[str]:
-    """Requantize and store four channels of each output, the last one first: where a row is shorter than a group, it is wrong."""
+def _outputs(row: Row, outputs: int) -> Iterator[str]:
+    """Requantize and store four channels of each output, the last one first: one that lies over the first is wrong."""
     yield from ("vldrw.u32 q3, [r5, #16]", f"vldrw.u32 q7, [r5], #{BLOCK_BYTES}")
     yield from ("vldrw.u32 q0, [sp]", "vldrw.u32 q2, [sp, #16]")
-    for output in range(row.outputs):
+    for output in range(outputs):
         register = f"q{4 + output}"
         yield f"vadd.i32 {register}, {register}, q7"
         if row.rounding is Rounding.ONNXRUNTIME:
@@ -243,6 +257,6 @@ def _outputs(row: Row) -> Iterator[str]:
             yield f"vadd.i32 {register}, {register}, lr"
         yield from (f"vmax.s32 {register}, {register}, q0", f"vmin.s32 {register}, {register}, q2")
     if row.tail:
-        yield from ("vctp.32 r11", f"vps{'t' * row.outputs}")
-    for output in reversed(range(row.outputs)):
+        yield from ("vctp.32 r11", f"vps{'t' * outputs}")
+    for output in reversed(range(outputs)):
         yield f"{'vstrbt' if row.tail else 'vstrb'}.32 q{4 + output}, [{('r1', 'r3', 'r7')[output]}], #4"

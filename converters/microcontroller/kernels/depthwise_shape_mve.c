@@ -3,7 +3,7 @@
    nobody needs any more; slots: where sixteen bytes of one channel's window lie, for each of the three orders of the slots. */
 typedef struct {
     uint32_t out_width, channels;
-    uint32_t second, third; /* bytes from an output to the next, and to the one after: 0 and second where there is none */
+    uint32_t second, third;  /* bytes from an output to the next, 0 where there is none, and to the one after */
     uint32_t out_step, step; /* bytes of output and scratch from a group of outputs to the next */
     uint32_t part_step;      /* bytes of scratch from the end of sixteen channels to the next sixteen */
 } mve_depthwise_row;

@@ -81,8 +81,6 @@ def lower_trees(model: ModelProto, profile: str) -> ModelProto:
 def lower_others(model: ModelProto, profile: str, kept: Container[str]) -> ModelProto:
     """Return a model for a target that has operators of `ai.onnx.ml` itself: as it is where those are all, else without any.
 
-    A label that is text, and that nothing reads, is no output of its node any more.
-
     Args:
         model: as for `lower_trees`; not changed.
         profile: named in errors.
@@ -92,17 +90,7 @@ def lower_others(model: ModelProto, profile: str, kept: Container[str]) -> Model
         ConversionError: as `lower_trees`, where the target lacks an operator.
     """
     found = [place.node for place in places(model) if place.node.domain == DOMAIN]
-    if any(node.op_type not in kept for node in found):
-        return lower_trees(model, profile)
-    result = ModelProto()
-    result.CopyFrom(model)
-    used = {name for place in places(result) for name in place.node.input}
-    used |= {value.name for graph in graphs(result) for value in graph.output}
-    for place in places(result):
-        texts = any(attribute.name == "classlabels_strings" and attribute.strings for attribute in place.node.attribute)
-        if place.node.domain == DOMAIN and texts and place.node.output[0] not in used:
-            place.node.output[0] = ""
-    return result
+    return lower_trees(model, profile) if any(node.op_type not in kept for node in found) else model
 
 
 def _scopes(lowered: ModelProto, typed: ModelProto) -> list[tuple[GraphProto, dict[str, Value]]]:

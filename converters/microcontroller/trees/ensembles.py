@@ -28,15 +28,10 @@ def classifier(step: Step, target: Target) -> Lowered:
     """Lower TreeEnsembleClassifier."""
     ensemble = _read(step)
     labels = step.told.get("classlabels_int64s")
-    texts = labels is None and step.wants(0)
-    if texts:
-        step.refuse(
-            "expected integer class labels, got texts: train on LabelEncoder().fit_transform(y), or let the graph's outputs be "
-            "the scores alone"
-        )
     if ensemble.targets < 2:
         step.refuse(f"expected two classes at least, got {ensemble.targets}")
-    ending = Ending(step=step, label=0 if step.wants(0) else None, scores=1 if step.wants(1) else None)
+    reads = step.reads_label(step.told.get("classlabels_strings"))
+    ending = Ending(step=step, label=0 if reads else None, scores=1 if step.wants(1) else None)
     numbers = _numbers(step, ensemble)
     named = np.array(labels if labels is not None else range(ensemble.targets), np.int64)
     if ensemble.targets > 2:

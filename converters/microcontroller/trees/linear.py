@@ -17,18 +17,14 @@ def classifier(step: Step, target: Target) -> Lowered:
     del target
     told = step.told
     names = told.get("classlabels_ints")
-    if names is None and step.wants(0):
-        step.refuse(
-            "expected integer class labels, got texts: train on LabelEncoder().fit_transform(y), or let the graph's outputs be "
-            "the scores alone"
-        )
     count = len(names or told.get("classlabels_strings") or [])
     intercepts: Sequence[float] = told.get("intercepts") or []
     rows, how = len(intercepts), told.get("post_transform", "NONE")
     if rows == 0 or rows not in (1, count):
         step.refuse(f"expected one intercept, or one for each of {count} classes, got {rows}")
     labels = np.array(names or range(count), np.int64)
-    ending = Ending(step=step, label=0 if step.wants(0) else None, scores=1 if step.wants(1) else None)
+    reads = step.reads_label(told.get("classlabels_strings"))
+    ending = Ending(step=step, label=0 if reads else None, scores=1 if step.wants(1) else None)
     text: list[str] = []
     if rows == 1:
         if count != 2 or how == "PROBIT":

@@ -47,6 +47,17 @@ class Step:
         """Return whether the operator has the output."""
         return position < len(self.operator.outputs) and self.operator.outputs[position] != ""
 
+    def reads_label(self, texts: object) -> bool:
+        """Return whether the label is wanted (ConversionError: it is, and is a text)."""
+        name = self.operator.outputs[0] if self.wants(0) else ""
+        used = name in self.program.outputs or any(name in each.inputs for each in self.program.operators)
+        if name and used and texts:
+            self.refuse(
+                "expected integer class labels, got texts: train on LabelEncoder().fit_transform(y), or let the graph's "
+                "outputs be the scores alone"
+            )
+        return name != "" and not texts
+
     def table(self, features: int | None = None) -> tuple[int, int]:
         """Return rows and features of the first input (ConversionError: it is no table, or of other features)."""
         shape = self.input().shape
@@ -69,16 +80,18 @@ def step_of(operator: Onnx, program: Program) -> Step:
         node = helper.make_node(
             operator.op_type, operator.inputs, operator.outputs, name=operator.name, domain=operator.domain
         )
-        node.attribute.extend(
-            helper.make_attribute(name, numpy_helper.from_array(value, "") if isinstance(value, np.ndarray) else value)
-            for name, value in given.items()
-        )
+        for name, value in given.items():
+            node.attribute.append(helper.make_attribute(name, _as_onnx(value)))
         told = attributes_of(node)
     except (TypeError, ValueError) as error:
         reason = f"{operator.op_type}: expected attributes of ONNX, got {error}"
         raise ConversionError(operator.name, PROFILE, reason) from error
     index = next(place for place, each in enumerate(program.operators) if each is operator)
     return Step(operator=operator, program=program, index=index, node=node, told=told)
+
+
+def _as_onnx(value: Any) -> Any:
+    return numpy_helper.from_array(value, "") if isinstance(value, np.ndarray) else value  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _is_empty(value: object) -> bool:

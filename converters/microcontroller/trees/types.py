@@ -39,13 +39,10 @@ def types_of(op_type: str, attributes: Mapping[str, Any], inputs: Sequence[Type]
 
 
 def _classes(op_type: str, attributes: Mapping[str, Any], rows: int) -> Sequence[Type]:
-    names = ("classlabels_ints",) if op_type == "LinearClassifier" else ("classlabels_int64s",)
-    numbers = next((attributes[name] for name in names if attributes.get(name)), None)
-    count = len(numbers or attributes.get("classlabels_strings") or [])
-    return [
-        Type(dtype="object" if numbers is None else "int64", shape=(rows,)),
-        Type(dtype="float32", shape=(rows, max(count, 1))),
-    ]
+    labels = attributes.get("classlabels_ints" if op_type == "LinearClassifier" else "classlabels_int64s")
+    count = len(labels or attributes.get("classlabels_strings") or [])
+    # Texts are refused where anything reads them (`Step.reads`); a label that nothing reads is any number.
+    return [Type(dtype="int64", shape=(rows,)), Type(dtype="float32", shape=(rows, max(count, 1)))]
 
 
 def _encoded(attributes: Mapping[str, Any], x: Type) -> Sequence[Type]:

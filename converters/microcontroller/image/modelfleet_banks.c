@@ -189,25 +189,37 @@ static enum modelfleet_image_status require_newer(const struct modelfleet_banks 
     return MODELFLEET_IMAGE_OK;
 }
 
+/* All that a header must hold before anything is erased; the signature last, for it takes the most time. */
+static enum modelfleet_image_status require_wanted(const struct modelfleet_banks *banks, const uint8_t *header,
+                                                   size_t length, struct modelfleet_image_header *said) {
+    struct modelfleet_image_claim claim;
+    /* in whole units, for the last is filled up */
+    uint32_t room = banks->flash->bank_bytes - banks->flash->bank_bytes % MODELFLEET_BANKS_WRITE_BYTES;
+    enum modelfleet_image_status status = modelfleet_image_inspect(header, length, banks->expected, said, &claim);
+    if (status == MODELFLEET_IMAGE_OK && length != MODELFLEET_IMAGE_HEADER_BYTES) {
+        status = MODELFLEET_IMAGE_TRUNCATED;
+    }
+    if (status == MODELFLEET_IMAGE_OK) {
+        status = modelfleet_image_require_group(header, banks->expected->group);
+    }
+    if (status == MODELFLEET_IMAGE_OK) {
+        status = require_newer(banks, said);
+    }
+    if (status == MODELFLEET_IMAGE_OK &&
+        (room < MODELFLEET_BANKS_PAYLOAD || said->payload_bytes > room - MODELFLEET_BANKS_PAYLOAD)) {
+        status = MODELFLEET_IMAGE_LENGTH;
+    }
+    return status == MODELFLEET_IMAGE_OK ? modelfleet_image_verify(&claim) : status;
+}
+
 enum modelfleet_image_status modelfleet_banks_begin(struct modelfleet_banks *banks, const uint8_t *header,
                                                     size_t length) {
     const struct modelfleet_flash *flash = banks->flash;
     struct modelfleet_image_header said;
-    enum modelfleet_image_status status = modelfleet_image_check(header, length, banks->expected, &said);
     banks->target = MODELFLEET_BANKS_BUILTIN;
-    if (status == MODELFLEET_IMAGE_OK) {
-        status = require_newer(banks, &said);
-    }
+    enum modelfleet_image_status status = require_wanted(banks, header, length, &said);
     if (status != MODELFLEET_IMAGE_OK) {
         return status;
-    }
-    if (length != MODELFLEET_IMAGE_HEADER_BYTES) {
-        return MODELFLEET_IMAGE_TRUNCATED;
-    }
-    /* in whole units, for the last is filled up */
-    uint32_t room = flash->bank_bytes - flash->bank_bytes % MODELFLEET_BANKS_WRITE_BYTES;
-    if (room < MODELFLEET_BANKS_PAYLOAD || said.payload_bytes > room - MODELFLEET_BANKS_PAYLOAD) {
-        return MODELFLEET_IMAGE_LENGTH;
     }
     uint8_t target = idle_bank(banks);
     if (flash->erase(flash->context, flash->bank[target], flash->bank_bytes) != 0) {

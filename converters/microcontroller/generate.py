@@ -23,6 +23,7 @@ from modelfleet.converters.microcontroller.emitting.plan import Plan, plan
 from modelfleet.converters.microcontroller.emitting.program_text import Text, write_program
 from modelfleet.converters.microcontroller.emitting.weights_text import write_weights
 from modelfleet.converters.microcontroller.exact.simplify import simplify
+from modelfleet.converters.microcontroller.floats.expand import written_out
 from modelfleet.converters.microcontroller.importing.read import read_program
 from modelfleet.converters.microcontroller.ir import Program
 from modelfleet.converters.microcontroller.lower import lower_all
@@ -145,7 +146,7 @@ def generate(model: ModelProto, name: str, target: Target) -> Generated:
     Raises:
         ConversionError: an operator, a type or a shape has no C; names the node.
     """
-    program = simplify(read_program(model, name, target.rounding), fixed_shapes=target.fixed_shapes)
+    program = simplify(read_program(written_out(model), name, target.rounding), fixed_shapes=target.fixed_shapes)
     return generate_program(program, target)
 
 

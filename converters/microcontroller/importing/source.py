@@ -34,6 +34,7 @@ _RANDOM: Final = frozenset(
 _DOMAINS: Final = frozenset({"", "ai.onnx.ml"})
 _NUMBERS: Final = frozenset(
     {"float32", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"}
+    | {"float16", "bfloat16"}
 )
 
 

@@ -6,8 +6,8 @@ struct dsp_depthwise {
     int32_t channels;
     int8_t *output;
     int32_t bias;
-    const uint32_t *end; /* of the columns that whole steps read */
     int32_t step;        /* bytes from column to column */
+    const uint32_t *end; /* of the columns that whole steps read */
     const uint32_t *start;
     int32_t row_step; /* bytes from an output row's first word to the next one's */
     int32_t rows;
@@ -23,65 +23,71 @@ static uint32_t depthwise_dsp_lanes(const int8_t *pixel, int32_t lanes) {
     return word;
 }
 
+/* Put one pixel's four channels into one half of a word of each plane. */
+static void depthwise_dsp_put(uint32_t word, uint32_t *to, int32_t plane, int32_t side) {
+    const uint32_t even = dsp_even(word), odd = dsp_odd(word);
+    const uint32_t lanes[4] = {even, odd, even >> 16, odd >> 16};
+    for (int32_t lane = 0; lane < 4; lane++) {
+        *to = side == 0 ? (*to & 0xffff0000u) | (lanes[lane] & 0xffffu) : (*to & 0xffffu) | lanes[lane] << 16;
+        to += plane;
+    }
+}
+
+/* Put pairs of pixels into whole words of each plane, step words apart; pairs: 1 or more. */
+static void depthwise_dsp_pairs(const int8_t *pixels, int32_t depth, int32_t pairs, uint32_t *to, int32_t plane, int32_t step) {
 #if DSP_ASSEMBLY
-static inline uint32_t depthwise_dsp_low(uint32_t left, uint32_t right) {
-    uint32_t pair;
-    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(pair) : "r"(left), "r"(right));
-    return pair;
-}
-
-static inline uint32_t depthwise_dsp_high(uint32_t left, uint32_t right) {
-    uint32_t pair;
-    __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(pair) : "r"(right), "r"(left));
-    return pair;
-}
+    uint32_t left, right, low, high, word;
+    __asm__ volatile(
+        "1:\n"
+        "ldr %[left], [%[pixels]]\nldr %[right], [%[pixels], %[depth]]\nadd %[pixels], %[pixels], %[depth], lsl #1\n"
+        "sxtb16 %[low], %[left]\nsxtb16 %[high], %[right]\n"
+        "sxtb16 %[left], %[left], ror #8\nsxtb16 %[right], %[right], ror #8\n"
+        "pkhtb %[word], %[high], %[low], asr #16\npkhbt %[low], %[low], %[high], lsl #16\n"
+        "str %[word], [%[to], %[plane], lsl #1]\nstr %[low], [%[to]]\n"
+        "pkhtb %[high], %[right], %[left], asr #16\npkhbt %[left], %[left], %[right], lsl #16\n"
+        "add %[low], %[to], %[plane]\n"
+        "str %[left], [%[to], %[plane]]\nstr %[high], [%[low], %[plane], lsl #1]\n"
+        "add %[to], %[to], %[step]\n"
+        "subs %[pairs], %[pairs], #1\n"
+        "bne 1b\n"
+        : [left] "=&r"(left), [right] "=&r"(right), [low] "=&r"(low), [high] "=&r"(high), [word] "=&r"(word),
+          [pixels] "+r"(pixels), [to] "+r"(to), [pairs] "+r"(pairs)
+        : [depth] "r"(depth), [plane] "r"(4 * plane), [step] "r"(4 * step)
+        : "cc", "memory");
 #else
-static uint32_t depthwise_dsp_low(uint32_t left, uint32_t right) {
-    return (left & 0xffffu) | right << 16;
-}
-
-static uint32_t depthwise_dsp_high(uint32_t left, uint32_t right) {
-    return left >> 16 | (right & 0xffff0000u);
-}
+    for (; pairs > 0; pairs--) {
+        depthwise_dsp_put(dsp_word(pixels), to, plane, 0);
+        depthwise_dsp_put(dsp_word(pixels + depth), to, plane, 1);
+        pixels += 2 * depth;
+        to += step;
+    }
 #endif
-
-static void depthwise_dsp_put(uint32_t *to, int32_t plane, uint32_t left, uint32_t right) {
-    const uint32_t even_left = dsp_even(left), even_right = dsp_even(right);
-    const uint32_t odd_left = dsp_odd(left), odd_right = dsp_odd(right);
-    to[0] = depthwise_dsp_low(even_left, even_right);
-    to[plane] = depthwise_dsp_low(odd_left, odd_right);
-    to[2 * plane] = depthwise_dsp_high(even_left, even_right);
-    to[3 * plane] = depthwise_dsp_high(odd_left, odd_right);
 }
 
-/* One line of up to four channels; line: its first channel of these in the image, NULL outside. */
-static void depthwise_dsp_line(const int8_t *line, const struct windows *shape, int32_t lanes, int32_t whole, int32_t pad,
-                               uint32_t *to, int32_t columns, int32_t rows) {
-    const int32_t depth = shape->depth, width = shape->width, plane = columns * rows;
-    const uint32_t pads = ((uint32_t)pad & 0xffu) * 0x01010101u;
-    const int32_t back = 4 - lanes;
-    int32_t x = -shape->pad_left;
-    for (int32_t column = 0; column < columns; column++) {
-        if (line != NULL && whole != 0 && x >= 0 && x + 1 < width) {
-            const int8_t *pixel = line + x * depth - back;
-            do {
-                const uint32_t left = dsp_word(pixel) >> 8 * back;
-                const uint32_t right = dsp_word(pixel + depth) >> 8 * back;
-                depthwise_dsp_put(to, plane, left, right);
-                pixel += 2 * depth;
-                to += rows;
-                x += 2;
-                column++;
-            } while (x + 1 < width && column < columns);
-            column--;
-            continue;
+/* Spread one line of an image over the planes; at: where its first pixel goes, in pixels. What is beside it stays as it is. */
+static void depthwise_dsp_spread(const int8_t *line, int32_t depth, int32_t lanes, int32_t at, int32_t count, uint32_t *to,
+                                 int32_t plane, int32_t step) {
+    to += at / 2 * step;
+    if (depth < 4) {
+        for (int32_t i = at % 2; count > 0; count--) {
+            depthwise_dsp_put(depthwise_dsp_lanes(line, lanes), to, plane, i);
+            line += depth;
+            to += i * step;
+            i = 1 - i;
         }
-        const uint32_t left = line != NULL && x >= 0 && x < width ? depthwise_dsp_lanes(line + x * depth, lanes) : pads;
-        const uint32_t right =
-            line != NULL && x + 1 >= 0 && x + 1 < width ? depthwise_dsp_lanes(line + (x + 1) * depth, lanes) : pads;
-        depthwise_dsp_put(to, plane, left, right);
-        to += rows;
-        x += 2;
+        return;
+    }
+    if (at % 2 != 0 && count > 0) {
+        depthwise_dsp_put(dsp_word(line), to, plane, 1);
+        line += depth;
+        to += step;
+        count--;
+    }
+    if (count > 1) {
+        depthwise_dsp_pairs(line, depth, count / 2, to, plane, step);
+    }
+    if (count > 0 && count % 2 != 0) {
+        depthwise_dsp_put(dsp_word(line + (count - 1) * depth), to + count / 2 * step, plane, 0);
     }
 }
 
@@ -96,7 +102,7 @@ DSP_NAKED static void depthwise_dsp_dense(struct dsp_depthwise *run DSP_UNUSED, 
         "0:\n"
         "ldr lr, [sp, #36]\nldr r11, [sp, #24]\nldm lr, {r0-r2}\nsmlabt r12, r3, r0, r11\nsmlad r11, r3, r0, r11\n"
         "smlabt r12, r5, r1, r12\nsmlad r11, r5, r1, r11\nsmlabt r12, r7, r2, r12\nsmlad r11, r7, r2, r11\n"
-        "ldrd r0, r1, [sp, #28]\nadd lr, lr, r1\ncmp lr, r0\nbhs 2f\n"
+        "ldrd r0, r1, [sp, #28]\nadd lr, lr, r0\ncmp lr, r1\nbhs 2f\n"
         "1:\n"
         "ldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlad r10, r4, r0, r12\nsmlatb r9, r6, r1, r9\n"
         "smlad r10, r6, r1, r10\nsmlatb r9, r8, r2, r9\nsmlad r10, r8, r2, r10\nldr r11, [sp, #24]\n"
@@ -105,7 +111,7 @@ DSP_NAKED static void depthwise_dsp_dense(struct dsp_depthwise *run DSP_UNUSED, 
         "ldm sp, {r0-r2}\n" DSP_REQUANTIZE("r9", "r0", "r1") DSP_REQUANTIZE("r10", "r0", "r1")
         "usat r9, #8, r9\nusat r10, #8, r10\norr r9, r9, r10, lsl #16\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\n"
         "sadd8 r9, r9, r0\nldr r2, [sp, #20]\nstrb r9, [r2]\nlsr r9, r9, #16\nstrb r9, [r2, r1]\n"
-        "add r2, r2, r1, lsl #1\nstr r2, [sp, #20]\nldrd r0, r1, [sp, #28]\nadd lr, lr, r1\ncmp lr, r0\nblo 1b\n"
+        "add r2, r2, r1, lsl #1\nstr r2, [sp, #20]\nldrd r0, r1, [sp, #28]\nadd lr, lr, r0\ncmp lr, r1\nblo 1b\n"
         "2:\n"
         "ldr r0, [sp, #48]\ncmp r0, #0\nbeq 3f\nldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlatb r9, r6, r1, r9\n"
         "smlatb r9, r8, r2, r9\n"
@@ -113,8 +119,8 @@ DSP_NAKED static void depthwise_dsp_dense(struct dsp_depthwise *run DSP_UNUSED, 
         "usat r9, #8, r9\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\nsadd8 r9, r9, r0\n"
         "ldr r2, [sp, #20]\nstrb r9, [r2]\nadd r2, r2, r1\nstr r2, [sp, #20]\n"
         "3:\n"
-        "ldrd r0, r1, [sp, #36]\nldr r2, [sp, #28]\nadd r0, r0, r1\nadd r2, r2, r1\n"
-        "str r0, [sp, #36]\nstr r2, [sp, #28]\nldr r0, [sp, #44]\nsubs r0, r0, #1\nstr r0, [sp, #44]\nbne 0b\n"
+        "ldrd r0, r1, [sp, #32]\nldrd r2, r9, [sp, #40]\nadd r0, r0, r2\nadd r1, r1, r2\n"
+        "subs r9, r9, #1\nstrd r0, r1, [sp, #32]\nstr r9, [sp, #44]\nbne 0b\n"
         "add sp, sp, #52\npop {r4-r11, pc}\n");
 }
 
@@ -127,16 +133,16 @@ DSP_NAKED static void depthwise_dsp_sparse(struct dsp_depthwise *run DSP_UNUSED,
         "sxtb16 r8, r7, ror #8\nsxtb16 r7, r7\n"
         "0:\n"
         "ldr lr, [sp, #36]\nldr r11, [sp, #24]\nldm lr, {r0-r2}\nsmlad r11, r3, r0, r11\nsmlad r11, r5, r1, r11\n"
-        "smlad r11, r7, r2, r11\nldr r1, [sp, #32]\nadd lr, lr, r1\n"
+        "smlad r11, r7, r2, r11\nldr r1, [sp, #28]\nadd lr, lr, r1\n"
         "1:\n"
         "ldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlatb r9, r6, r1, r9\nsmlatb r9, r8, r2, r9\n"
         "ldr r11, [sp, #24]\nsmlad r11, r3, r0, r11\nsmlad r11, r5, r1, r11\nsmlad r11, r7, r2, r11\n"
         "ldm sp, {r0-r2}\n" DSP_REQUANTIZE("r9", "r0", "r1")
         "usat r9, #8, r9\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\nsadd8 r9, r9, r0\n"
         "ldr r2, [sp, #20]\nstrb r9, [r2]\nadd r2, r2, r1\nstr r2, [sp, #20]\nldrd r0, r1, [sp, #28]\n"
-        "add lr, lr, r1\ncmp lr, r0\nblo 1b\nldrd r0, r1, [sp, #36]\nldr r2, [sp, #28]\n"
-        "add r0, r0, r1\nadd r2, r2, r1\nstr r0, [sp, #36]\nstr r2, [sp, #28]\n"
-        "ldr r0, [sp, #44]\nsubs r0, r0, #1\nstr r0, [sp, #44]\nbne 0b\nadd sp, sp, #52\npop {r4-r11, pc}\n");
+        "add lr, lr, r0\ncmp lr, r1\nblo 1b\n"
+        "ldrd r0, r1, [sp, #32]\nldrd r2, r9, [sp, #40]\nadd r0, r0, r2\nadd r1, r1, r2\n"
+        "subs r9, r9, #1\nstrd r0, r1, [sp, #32]\nstr r9, [sp, #44]\nbne 0b\nadd sp, sp, #52\npop {r4-r11, pc}\n");
 }
 #else
 static void depthwise_dsp_rows(const struct dsp_depthwise *run, const uint32_t *weights) {
@@ -165,8 +171,11 @@ static void depthwise_dsp(const int8_t *input, int8_t *output, const uint32_t *c
     const int32_t channels = shape->channels, out_width = shape->out_width;
     const int32_t pairs = shape->stride_x == 1 ? out_width / 2 : out_width;
     const int32_t columns = shape->stride_x == 1 ? (out_width + 1) / 2 + 1 : out_width + 1;
+    const int32_t room = 2 * columns - shape->pad_left;
+    const int32_t inside = shape->width < room ? shape->width : room;
     struct dsp_depthwise run;
     run.header = *(const struct dsp_header *)(const void *)constants;
+    const uint32_t pads = ((uint32_t)run.header.pad & 0xffffu) * 0x00010001u;
     run.channels = channels;
     run.odd = shape->stride_x == 1 ? out_width % 2 : 0;
     run.width = out_width;
@@ -176,17 +185,23 @@ static void depthwise_dsp(const int8_t *input, int8_t *output, const uint32_t *c
         const int32_t made = shape->out_height - y < at_once ? shape->out_height - y : at_once;
         const int32_t rows = (made - 1) * shape->stride_y + 3;
         const uint32_t *weights = constants + 4;
+        const int32_t plane = columns * rows;
         run.step = 4 * rows;
+        for (int32_t i = 0; i < 4 * plane; i++) {
+            planes[i] = pads;
+        }
         for (int32_t channel = 0; channel < channels; channel += 4) {
             const int32_t lanes = channels - channel < 4 ? channels - channel : 4;
+            const int32_t back = channels < 4 ? 0 : 4 - lanes; /* a word that ends with these channels lies within the image */
             for (int32_t row = 0; row < rows; row++) {
                 const int32_t line = y * shape->stride_y - shape->pad_top + row;
-                const int inside = line >= 0 && line < shape->height;
-                depthwise_dsp_line(inside ? input + line * shape->width * channels + channel : NULL, shape, lanes,
-                                   channels >= 4, run.header.pad, planes + row, columns, rows);
+                if (line >= 0 && line < shape->height) {
+                    depthwise_dsp_spread(input + line * shape->width * channels + channel - back, channels, lanes,
+                                         shape->pad_left, inside, planes + row, plane, rows);
+                }
             }
             for (int32_t lane = 0; lane < lanes; lane++) {
-                run.start = planes + lane * columns * rows;
+                run.start = planes + (lane + back) * plane;
                 run.end = run.start + (pairs + 1) * rows;
                 run.rows = made;
                 run.output = output + y * out_width * channels + channel + lane;

@@ -26,6 +26,7 @@ TARGETS = {
     "coreml": "mac-coreml",
     "mlx": "mac-mlx",
     "browser": "browser-wasm",
+    "c99": "generic-c99",
 }
 """Target -> hardware profile."""
 FLOAT_ERROR = 1e-4

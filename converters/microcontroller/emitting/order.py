@@ -15,8 +15,8 @@ from modelfleet.converters.microcontroller.emitting.plan_lifetimes import aligne
 from modelfleet.converters.microcontroller.ir import Program, View
 from modelfleet.converters.microcontroller.lowering import Lowered
 
-SETS_LIMIT: Final = 20_000
-BEAM_WIDTH: Final = 200
+SETS_LIMIT: Final = 5_000
+BEAM_WIDTH: Final = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,37 @@ class Orders:
         """Return the order of the steps with the least peak that was found."""
         own = tuple(range(len(self.steps)))
         peak = self.peak_bytes(own)
-        if peak == max((self._alone(step) for step in self.steps), default=0):
+        if peak == self._floor_bytes():
             return own
-        found = self._search(peak) or self._beam()
-        return found if self.peak_bytes(found) < peak else own
+        found = self._search(peak)
+        if found is None:
+            found = self._beam()
+        return found if found and self.peak_bytes(found) < peak else own
 
-    def _alone(self, step: _Step) -> int:
-        return self._step_bytes(step, frozenset(), frozenset(step.reads) - self.kept)
+    def _floor_bytes(self) -> int:
+        """Return the greatest sum that some step needs in any order: what it touches, and what lives across it in every order."""
+        before = self._before()
+        makers = {place: number for number, step in enumerate(self.steps) for place in step.writes}
+        most = 0
+        for number, step in enumerate(self.steps):
+            across: set[str] = set()
+            for place in self.sizes.keys() - {*step.reads, *step.writes}:
+                made = place in self.given or (place in makers and before[number] >> makers[place] & 1)
+                later = place in self.kept or any(before[reader] >> number & 1 for reader in _bits(self.readers[place]))
+                if made and later:
+                    across.add(place)
+            most = max(most, self._step_bytes(step, frozenset(across), frozenset(step.reads) - self.kept))
+        return most
+
+    def _before(self) -> list[int]:
+        """Return the steps that come before each in every order, as bits; the program's own order is one that runs."""
+        before: list[int] = []
+        for step in self.steps:
+            found = step.needs
+            for number in _bits(step.needs):
+                found |= before[number]
+            before.append(found)
+        return before
 
     def _step_bytes(self, step: _Step, bystanders: frozenset[str], dying: frozenset[str]) -> int:
         over = [(self.sizes[place], step.distances[place]) for place in dying if place in step.distances]
@@ -88,7 +112,7 @@ class Orders:
                 yield number
 
     def _search(self, peak: int) -> tuple[int, ...] | None:
-        """Return the best order, None where more than `SETS_LIMIT` sets would have to be seen."""
+        """Return the best order below a peak, () where there is none, None where more than `SETS_LIMIT` sets would be seen."""
         everything = (1 << len(self.steps)) - 1
         queue: list[tuple[int, int, tuple[int, ...], int, frozenset[str]]] = [(0, 0, (), 0, self.given)]
         seen: set[int] = set()
@@ -103,10 +127,10 @@ class Orders:
                 return None
             for number in self._ready(done):
                 need, after = self._run(done, living, number)
-                if done | 1 << number not in seen and max(highest, need) <= peak:
+                if done | 1 << number not in seen and max(highest, need) < peak:
                     item = (max(highest, need), -len(path) - 1, (*path, number), done | 1 << number, after)
                     heapq.heappush(queue, item)
-        return None
+        return ()
 
     def _beam(self) -> tuple[int, ...]:
         """Return a good order: at each length the `BEAM_WIDTH` sets of the least peak, then of the least that lives on."""
@@ -121,6 +145,13 @@ class Orders:
                     longer[item[3]] = min(longer.get(item[3], item), item, key=lambda item: item[:3])
             beam = sorted(longer.values(), key=lambda item: item[:3])[:BEAM_WIDTH]
         return beam[0][2]
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
 
 
 def orders_of(

@@ -1,18 +1,21 @@
 """AddInt8, MulInt8, pools, softmax, tables and changes of sign: C answers as `ir` defines them, in place too."""
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.microcontroller.compiler import host_compiler
 from modelfleet.converters.microcontroller.generate import generate_program
 from modelfleet.converters.microcontroller.host import HostSession, open_files
 from modelfleet.converters.microcontroller.interpret import interpret
 from modelfleet.converters.microcontroller.ir import AveragePool2D, Program, Requantization, Tensor
 from modelfleet.converters.microcontroller.kernels.lower import lower
-from modelfleet.converters.microcontroller.lowering import Backend, Rounding, Target
+from modelfleet.converters.microcontroller.lowering import Backend, Rounding, Target, fragment_text
 from tests.unit.converters.microcontroller.element_cases import element_program, inputs_of
+from tests.unit.converters.microcontroller.programs import compiled
 
 TARGETS = [
     Target(),
@@ -68,3 +71,19 @@ def test_a_pool_with_a_multiplier_per_channel_is_refused() -> None:
     program = Program(name="any", inputs=("i",), outputs=("o",), tensors=tensors, operators=(operator,))
     with pytest.raises(ConversionError, match="node 'mean': expected one multiplier for all channels, got 4"):
         lower(operator, program, Target())
+
+
+def test_a_tensor_moves_up_or_down_over_itself(tmp_path: Path) -> None:
+    code = "#include <stdint.h>\n" + fragment_text("emitting/move.c")
+    code += "void move(uint8_t *to, const uint8_t *from, uint32_t count);\n"
+    code += "void move(uint8_t *to, const uint8_t *from, uint32_t count) { model_move(to, from, count); }\n"
+    (tmp_path / "move.c").write_text(code)
+    compiled([host_compiler(), *FLAGS, "-o", "move.so", "move.c"], tmp_path)
+    move = ctypes.CDLL(str(tmp_path / "move.so")).move
+    for source, target, count in ((0, 4, 41), (8, 4, 40), (0, 100, 33), (100, 0, 64), (12, 24, 1), (48, 12, 97)):
+        memory = np.random.default_rng(count).integers(0, 256, 256).astype(np.uint8)
+        wanted = memory.copy()
+        length = -(-count // 4) * 4
+        wanted[target : target + length] = memory[source : source + length]
+        move(*(ctypes.c_void_p(memory.ctypes.data + offset) for offset in (target, source)), ctypes.c_uint32(count))
+        np.testing.assert_array_equal(memory, wanted)

@@ -16,7 +16,6 @@ def lower(operator: Conv2D, program: Program, target: Target) -> Lowered | None:
         return None
     if not fits(weights, operator.bias, operator.accumulator_bound):
         return None
-    run = width * depth
 
     def call(places: Places) -> str:
         names = (places.inputs[0], places.outputs[0], *places.constants, f"(uint32_t *)(void *){places.scratch}")
@@ -29,7 +28,7 @@ def lower(operator: Conv2D, program: Program, target: Target) -> Lowered | None:
         constants=(
             pack(operator, weights, requantization, target.rounding, channels_at_once=2, pad_value=operator.pad_value),
         ),
-        scratch_bytes=AT_ONCE * taps // 2 * WORD_BYTES + (run if run % 4 == 0 else height * run),
+        scratch_bytes=AT_ONCE * taps // 2 * WORD_BYTES + height * width * depth,
         stack_bytes=280,
         overlap={0: triple_distance(operator, program)},
     )

@@ -149,6 +149,7 @@ def test_other_weights_than_were_signed_are_never_committed(library: ctypes.CDLL
     firmware = start(library, flash)
     assert firmware.install(IMAGE_B[:768] + C) == "PAYLOAD"
     assert (firmware.weights, start(library, flash).weights) == (A, A)
+    assert start(library, flash).banks.serial == 1  # no record of it
     assert start(library, flash).install(IMAGE_B) == "OK"  # and the right ones are still taken
 
 

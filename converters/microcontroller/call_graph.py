@@ -15,6 +15,11 @@ _EDGE: Final = re.compile(r'^edge: \{ sourcename: "([^"]*)" targetname: "([^"]*)
 _ASSEMBLY: Final = re.compile(r"_stack_(\d+)$")
 """A function of assembly alone says in its name what it takes: the compiler sees none of it."""
 _INDIRECT: Final = "__indirect_call"
+_FUNCTION: Final = re.compile(r"^[0-9a-f]+ <([^>+]+)>:\n((?:[^\n]+\n)*)", re.MULTILINE)
+_CALL: Final = re.compile(r"R_ARM_THM_(?:CALL|JUMP24)\s+([A-Za-z_.$][\w.$]*)")
+_PUSH: Final = re.compile(r"\s(?:push|stmdb)(?:\.w)?\s+(?:sp!, )?\{([^}]*)\}")
+_VECTOR_PUSH: Final = re.compile(r"\s(?:vpush|vstmdb)\s+(?:sp!, )?\{([sd])(\d+)(?:-[sd](\d+))?\}")
+_DOWN: Final = re.compile(r"\s(?:subw?(?:\.w)?\s+sp, (?:sp, )?#|[a-z0-9.]*\s[^\n\[]*\[sp, #-)(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,35 @@ def read_calls(text: str) -> Calls:
     for source, target in _EDGE.findall(text):
         called.setdefault(source, set()).add(target)
     return Calls(frames=frames, called={name: frozenset(targets) for name, targets in called.items()})
+
+
+def with_assembly(calls: Calls, listing: str) -> Calls:
+    """Return the calls with what assembly in C adds, of which the compiler knows nothing.
+
+    Args:
+        calls: by the compiler.
+        listing: the same object file by `objdump -dr`, Thumb. A frame is at least the sum of what the function's instructions
+            push, and whoever it branches to is called.
+    """
+    titles = {title.rpartition(":")[2]: title for title in calls.frames}
+    frames, called = dict(calls.frames), {name: set(targets) for name, targets in calls.called.items()}
+    for found in _FUNCTION.finditer(listing):
+        title, body = titles.get(found[1], found[1]), found[2]
+        known = frames.get(title, 0)
+        frames[title] = None if known is None else max(known, _pushed(body))
+        targets = {titles.get(call[1], call[1]) for call in _CALL.finditer(body)}
+        called.setdefault(title, set()).update(targets - {title})
+    return Calls(frames=frames, called={name: frozenset(targets) for name, targets in called.items()})
+
+
+def _pushed(body: str) -> int:
+    """Return how far a function's instructions move the stack down, all of them added up."""
+    core = sum(4 * len(registers.split(",")) for registers in _PUSH.findall(body))
+    vectors = sum(
+        (int(last or first) - int(first) + 1) * (8 if kind == "d" else 4)
+        for kind, first, last in _VECTOR_PUSH.findall(body)
+    )
+    return core + vectors + sum(map(int, _DOWN.findall(body)))
 
 
 def stack_bytes(calls: Calls, function: str) -> int:

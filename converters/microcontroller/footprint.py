@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from modelfleet.benchmarks.errors import MeasureError
-from modelfleet.converters.microcontroller.call_graph import read_calls, stack_bytes
+from modelfleet.converters.microcontroller.call_graph import read_calls, stack_bytes, with_assembly
 from modelfleet.converters.microcontroller.compiler import run_tool
 from modelfleet.converters.microcontroller.emitting.description import HEADER, SOURCE
 from modelfleet.converters.microcontroller.generate import Footprint, Generated
@@ -58,6 +58,7 @@ def _by(tools: _Tools, generated: Generated) -> Footprint:
         calls = read_calls((folder / _CALLS).read_text(encoding="utf-8"))
         sized = _OBJECT
         if tools.exact and tools.prefix == Toolchain.ARM:
+            calls = with_assembly(calls, run_tool([f"{tools.prefix}objdump", "-dr", _OBJECT], folder))
             run_tool([gcc, *tools.flags, *LINK, _OBJECT, "-o", _LINKED, "-lm"], folder)
             sized = _LINKED
         text, data = run_tool([f"{tools.prefix}size", sized], folder).splitlines()[1].split()[:2]

@@ -39,6 +39,28 @@ def test_a_call_through_a_pointer_is_taken_for_one_of_the_deepest_function_that_
     assert stack_bytes(read_calls(with_edge("model.c:leaf", "__indirect_call")), "model_run") == 16 + 40 + 100
 
 
+LISTING = """
+model.o:     file format elf32-littlearm
+
+00000000 <leaf>:
+   0:\te92d 4fff \tstmdb\tsp!, {r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, sl, fp, lr}
+   4:\ted2d 8b10 \tvpush\t{d8-d15}
+   8:\tb084      \tsub\tsp, #16
+   a:\tf84d cd04 \tstr.w\tip, [sp, #-4]!
+   e:\tf7ff fffe \tbl\t0 <wide>
+\t\t\te: R_ARM_THM_CALL\twide
+  12:\tbdf0      \tldmia.w\tsp!, {r4, r5, pc}
+
+00000020 <model_run>:
+  20:\tb510      \tpush\t{r4, lr}
+"""
+
+
+def test_what_assembly_pushes_and_calls_counts_though_the_compiler_does_not_see_it():
+    pushed = 13 * 4 + 8 * 8 + 16 + 4
+    assert stack_bytes(with_assembly(read_calls(GRAPH), LISTING), "model_run") == 16 + pushed + 100
+
+
 def test_recursion_has_no_bound_and_is_refused():
     with pytest.raises(MeasureError, match=r"model_run -> model\.c:leaf -> model_run: expected calls"):
         stack_bytes(read_calls(with_edge("model.c:leaf", "model_run")), "model_run")

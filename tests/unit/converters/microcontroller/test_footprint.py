@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from modelfleet.benchmarks.errors import MeasureError
-from modelfleet.converters.microcontroller.call_graph import LIBRARY_STACK_BYTES, read_calls, stack_bytes
+from modelfleet.converters.microcontroller.call_graph import LIBRARY_STACK_BYTES, read_calls, stack_bytes, with_assembly
 from modelfleet.converters.microcontroller.footprint import footprint
 from modelfleet.hardware_profiles.microcontroller import Microcontroller
 from modelfleet.hardware_profiles.profile import load_profiles

@@ -23,7 +23,19 @@ TARGETS = [
     Target(backend=Backend.MVE),
     Target(backend=Backend.PORTABLE, rounding=Rounding.ONNXRUNTIME),
 ]
-FLAGS = ("-std=c99", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Werror")
+TRAPS = ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+FLAGS = (
+    "-std=c99",
+    "-O1",
+    "-shared",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Werror",
+    *TRAPS,
+)
 
 
 def opened(target: Target, folder: Path) -> HostSession:

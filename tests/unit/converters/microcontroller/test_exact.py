@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelfleet.converters.microcontroller.emitting.plan_bound import in_place_bound
 from modelfleet.converters.microcontroller.exact.intervals import intervals
 from modelfleet.converters.microcontroller.exact.simplify import simplify
+from modelfleet.converters.microcontroller.importing.read import read_program
 from modelfleet.converters.microcontroller.interpret import interpret, trace
 from modelfleet.converters.microcontroller.ir import (
     AddInt8,
@@ -29,6 +33,8 @@ from modelfleet.converters.microcontroller.ir import (
     View,
 )
 from modelfleet.converters.microcontroller.lowering import Rounding
+
+EXAMPLES = Path(__file__).parents[4] / "examples" / "mlperf_tiny"
 
 
 def scaled(scale: float, channels: int = 1, zero_point: int = 0, lo: int = -128, hi: int = 127) -> Requantization:
@@ -152,7 +158,7 @@ def samples(program: Program, count: int = 3) -> list[dict[str, Array]]:
     return [{"t0": x} for x in (*ends, *(rng.integers(-128, 128, shape).astype(np.int8) for _ in range(count)))]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 9))
 def test_no_output_changes_by_a_bit(seed: int, steps: int) -> None:
     program = Builder(seed).program(steps)
@@ -352,3 +358,43 @@ def test_a_channel_that_is_constant_under_one_rounding_only_stays() -> None:
         trace(program, {"t0": np.zeros((1, 3, 3, 2), np.int8)}, rounding)["m"][0, 0, 0, 1] for rounding in Rounding
     ]
     assert values == [1, 0]
+
+
+def products(program: Program) -> tuple[int, int]:
+    """Multiplications and bytes of weights."""
+    multiplications = weights = 0
+    for operator in program.operators:
+        if isinstance(operator, Conv2D | Depthwise2D | Dense):
+            channels = program.tensors[operator.outputs[0]].shape[-1]
+            pixels = program.tensors[operator.outputs[0]].elements // channels
+            multiplications += pixels * operator.weights.size
+            weights += operator.weights.size
+    return multiplications, weights
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "bound_bytes"),
+    [
+        ("kws", (2_656_768, 22_016), (2_656_768, 22_016), 8_640),
+        ("ic", (12_501_632, 77_360), (12_501_632, 77_360), 33_792),
+        ("vww", (7_489_664, 208_112), (3_727_313, 29_066), 37_248),
+        ("ad", (264_192, 264_192), (264_192, 264_192), 768),
+    ],
+)
+def test_networks_lose_what_they_do_not_need_and_nothing_else(
+    name: str, before: tuple[int, int], after: tuple[int, int], bound_bytes: int
+) -> None:
+    model = onnx.load(EXAMPLES / f"{name}_int8.onnx")
+    program = read_program(model, name, Rounding.INTEGER)
+    less = simplify(program)
+    assert (products(program), products(less)) == (before, after)
+    assert in_place_bound(program) == bound_bytes
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        sample = {
+            given: (rng.normal(size=program.tensors[given].shape) * 60).astype(program.tensors[given].dtype)
+            for given in program.inputs
+        }
+        wanted, got = interpret(program, sample), interpret(less, sample)
+        for output in program.outputs:
+            np.testing.assert_array_equal(got[output], wanted[output])

@@ -35,6 +35,7 @@ def _gather(node: Node) -> None:
     size = tensor.shape[axis]
     _require_places(size)
     before, after = math.prod(tensor.shape[:axis]), math.prod(tensor.shape[axis + 1 :])
+    node.require_output(before * indices.elements * after)
     kind = raw(node.kind(tensor))
     counts = (before, indices.elements, after)
     operands = (
@@ -55,6 +56,7 @@ def _gather_elements(node: Node) -> None:
     _require_within(output.shape, tensor.shape, axis)
     kind, steps = raw(node.kind(tensor)), contiguous(tensor.shape)
     along = tuple(0 if each == axis else step for each, step in enumerate(steps))
+    node.require(1, output.shape)
     placed = contiguous(output.shape)
     operands = (
         Operand(name="a", kind=kind, pointer=node.read(0, kind), steps=along),
@@ -101,6 +103,9 @@ def _gather_nd(node: Node) -> None:
     text, sizes, steps = _tuples(node, tensor.shape, indices.shape, batch)
     along = (*contiguous(tensor.shape)[:batch], *(0,) * (len(lead) - batch), 1)
     counts = (*lead, after)
+    node.require_output(math.prod(counts))
+    if batch + depth > len(tensor.shape) or tensor.shape[:batch] != lead[:batch]:
+        raise UnsupportedError(f"expected indices into {[*tensor.shape]}, got {[*indices.shape]}")
     operands = (
         Operand(name="a", kind=kind, pointer=node.read(0, kind), steps=(*along, 0)),
         Operand(name="i", kind=_indices(node, 1), pointer=node.read(1), steps=(*contiguous(indices.shape)[:-1], 0, 1)),
@@ -184,7 +189,7 @@ def _scatter_nd(node: Node) -> None:
     lead = indices.shape[:-1]
     after = math.prod(data.shape[depth:])
     counts = (*lead, after)
-    if math.prod(counts) != updates.elements:
+    if depth > len(data.shape) or math.prod(counts) != updates.elements:
         raise UnsupportedError(f"expected updates of {[*lead, *data.shape[depth:]]}, got {[*updates.shape]}")
     text, sizes, steps = _tuples(node, data.shape, indices.shape, 0)
     operands = (
@@ -213,6 +218,8 @@ def _one_hot(node: Node) -> None:
     depth = output.shape[axis]
     kind = raw(node.kind(node.input(2)))
     own = node.kind(indices)
+    node.require(2, (2,))
+    node.require_output(indices.elements * depth)
     if output.elements == 0:
         return
     shape = (math.prod(output.shape[:axis]), math.prod(output.shape[axis + 1 :]))
@@ -258,6 +265,7 @@ def _reverse_sequence(node: Node) -> None:
     kind, shape = raw(node.kind(tensor)), tensor.shape
     batch, time = int(node.attribute("batch_axis", 1)), int(node.attribute("time_axis", 0))
     steps = contiguous(shape)
+    node.require(1, (shape[batch],))
     rest = [axis for axis in range(len(shape)) if axis not in (batch, time)]
     order = (batch, *rest)
     along = tuple(steps[axis] for axis in order)

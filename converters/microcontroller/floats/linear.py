@@ -40,6 +40,7 @@ def _matmul(node: Node) -> None:
     outer, depth, first, second = _matmul_steps(a.shape, b.shape)
     if math.prod(outer) == 0:
         return
+    node.require_output(math.prod(outer))
     begin, each, total = _sum_of_products(kind)
     operands = (
         Operand(name="a", kind=kind, pointer=node.read(0), steps=first),
@@ -65,6 +66,8 @@ def _gemm(node: Node) -> None:
     if output.elements == 0:
         return
     depth = a.shape[0] if node.attribute("transA", 0) else a.shape[1]
+    node.require(0, (depth, rows) if node.attribute("transA", 0) else (rows, depth))
+    node.require(1, (columns, depth) if node.attribute("transB", 0) else (depth, columns))
     first = (1, 0, rows) if node.attribute("transA", 0) else (depth, 0, 1)
     second = (0, depth, 1) if node.attribute("transB", 0) else (0, 1, columns)
     begin, each, total = _sum_of_products(kind)
@@ -106,7 +109,10 @@ def _einsum(node: Node) -> None:
         if len(term) != len(shape):
             raise UnsupportedError(f"expected {len(term)} dimensions, got {len(shape)}")
         for letter, size in zip(term, shape, strict=True):
-            sizes[letter] = size if sizes.get(letter, 1) == 1 else sizes[letter]
+            known = sizes.get(letter, 1)
+            if 1 not in (known, size) and known != size:
+                raise UnsupportedError(f"expected one size for {letter!r}, got {known} and {size}")
+            sizes[letter] = size if known == 1 else known
     summed = [letter for letter in sizes if letter not in result]
     order = [*result, *summed]
     operands: list[Operand] = []
@@ -117,6 +123,7 @@ def _einsum(node: Node) -> None:
             steps[letter] += step if size > 1 else 0
         name = "abcdefgh"[index]
         operands.append(Operand(name=name, kind=kind, pointer=node.read(index), steps=tuple(steps.values())))
+    node.require_output(math.prod(sizes[letter] for letter in result))
     operands.append(
         Operand(
             name="y",
@@ -177,6 +184,7 @@ def _matmul_integer(node: Node) -> None:
     outer, depth, first, second = _matmul_steps(a.shape, b.shape)
     if math.prod(outer) == 0:
         return
+    node.require_output(math.prod(outer))
     operands = [
         Operand(name="a", kind=node.kind(a), pointer=node.read(at["a"]), steps=first),
         Operand(name="b", kind=node.kind(b), pointer=node.read(at["b"]), steps=second),
@@ -232,6 +240,8 @@ def _determinant(node: Node) -> None:
     tensor = node.input(0)
     kind, shape = node.kind(tensor), tensor.shape
     size = shape[-1]
+    if shape[-2] != size:
+        raise UnsupportedError(f"expected square matrices, got {[*shape]}")
     if not kind.is_float or kind.is_half:
         raise UnsupportedError(f"expected float32 or float64, got {kind.dtype}")
     work = node.scratch(size * size, kind.compute, kind.size)

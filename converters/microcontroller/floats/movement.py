@@ -37,6 +37,7 @@ def _kind(node: Node, index: int = 0) -> Kind:
 
 def _gathered(node: Node, counts: Sequence[int], steps: Sequence[int], offset: int = 0) -> None:
     kind = _kind(node)
+    node.require_output(math.prod(counts))
     target = (node.write(0, kind), contiguous(counts), 0)
     copy(node, kind, counts, (node.read(0, kind), steps, offset), target)
 
@@ -118,8 +119,12 @@ def _concat(node: Node) -> None:
     pointer = node.write(0, kind)
     for index in range(len(node.operator.inputs)):
         shape = node.input(index).shape
+        if [*shape[:axis], *shape[axis + 1 :]] != [*output.shape[:axis], *output.shape[axis + 1 :]]:
+            raise UnsupportedError(f"expected {[*output.shape]} but for axis {axis}, got {[*shape]}")
         copy(node, kind, shape, (node.read(index, kind), contiguous(shape), 0), (pointer, steps, offset))
         offset += shape[axis] * steps[axis]
+    if offset != output.shape[axis] * steps[axis]:
+        raise UnsupportedError(f"expected {output.shape[axis]} together, got {offset // max(steps[axis], 1)}")
 
 
 def _split(node: Node) -> None:

@@ -6,7 +6,7 @@ C expressions once the places are known, so that no name of the model ever reach
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -48,6 +48,16 @@ class Node:
         if not self.has(index):
             raise UnsupportedError(f"expected an input {index}, got none")
         return self._checked(self.operator.inputs[index])
+
+    def require(self, index: int, shape: Sequence[int]) -> None:
+        """Return if the input is left out or of this shape: what C reads of it must be there."""
+        if self.has(index) and self.input(index).shape != tuple(shape):
+            raise UnsupportedError(f"expected an input {index} of {[*shape]}, got {[*self.input(index).shape]}")
+
+    def require_output(self, elements: int, index: int = 0) -> None:
+        """Return if the output has so many elements: as many are written."""
+        if self.output(index).elements != elements:
+            raise UnsupportedError(f"expected an output of {elements} elements, got {self.output(index).elements}")
 
     def output(self, index: int = 0) -> Tensor:
         """Return an output."""

@@ -24,6 +24,8 @@ def _batch(node: Node) -> None:
     if node.attribute("training_mode", 0) or any(node.wants(index) for index in range(1, 5)):
         raise UnsupportedError("expected inference, got training_mode")
     kind, shape = _kind(node), node.input(0).shape
+    for index in range(1, 5):
+        node.require(index, shape[1:2])
     steps = contiguous(shape)
     along = tuple(int(axis == 1) for axis in range(len(shape)))
     names = {"s": 1, "b": 2, "m": 3, "v": 4}
@@ -49,6 +51,8 @@ _MEAN: Final = (
 def _instance(node: Node) -> None:
     kind, shape = _kind(node), node.input(0).shape
     axes = tuple(range(2, len(shape)))
+    for index in (1, 2):
+        node.require(index, shape[1:2])
     operands = tuple(
         Operand(name=name, kind=kind, pointer=node.read(index), steps=(0, 1, *(0,) * len(axes)))
         for name, index in (("s", 1), ("b", 2))
@@ -63,6 +67,10 @@ def _group(node: Node) -> None:
     shape, groups = tensor.shape, int(node.attribute("num_groups"))
     if node.operator.opset < 21:
         raise UnsupportedError(f"expected opset >= 21, got {node.operator.opset}")
+    for index in (1, 2):
+        node.require(index, shape[1:2])
+    if shape[1] % groups:
+        raise UnsupportedError(f"expected channels in {groups} groups, got {shape[1]}")
     split = (shape[0], groups, shape[1] // groups, math.prod(shape[2:]))
     steps = contiguous(split)
     operands = [

@@ -36,6 +36,20 @@ def _recurrent(node: Node) -> None:
         raise UnsupportedError(
             f"expected weights of {_GATES[name]} gates of {hidden} by {size}, got {[*weights.shape]}"
         )
+    state = (batch, directions, hidden) if by_batch else (directions, batch, hidden)
+    wanted = {
+        2: (directions, _GATES[name] * hidden, hidden),
+        3: (directions, 2 * _GATES[name] * hidden),
+        4: (batch,),
+        5: state,
+        6: state,
+        7: (directions, 3 * hidden),
+    }
+    for index, shape in wanted.items():
+        node.require(index, shape)
+    for index, count in enumerate((steps * directions * batch * hidden, *[directions * batch * hidden] * 2)):
+        if node.wants(index):
+            node.require_output(count, index)
     which = _activations(node, directions)
     direction = node.attribute("direction", "forward")
     for index in range(directions):
@@ -80,7 +94,7 @@ class _Direction:
             self.h_step, self.h_offset = directions * hidden, index * hidden
         else:
             self.x_steps = (batch * size, size)
-            self.y_steps = (directions * batch * hidden, batch * hidden)
+            self.y_steps = (directions * batch * hidden, hidden)
             self.h_step, self.h_offset = hidden, index * batch * hidden
         self.y_offset = index * hidden if by_batch else index * batch * hidden
 

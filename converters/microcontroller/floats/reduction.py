@@ -20,6 +20,7 @@ def over_axes(
     shape, steps = tensor.shape, contiguous(tensor.shape)
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     outer, inner = tuple(shape[axis] for axis in kept), tuple(shape[axis] for axis in axes)
+    node.require_output(math.prod(outer))
     if math.prod(outer) == 0:
         return
     order = (*kept, *axes)
@@ -276,6 +277,7 @@ def rowwise(
     kind, shape, steps = node.kind(tensor), tensor.shape, contiguous(tensor.shape)
     if not kind.is_float:
         raise UnsupportedError(f"expected floats, got {kind.dtype}")
+    node.require_output(tensor.elements)
     if tensor.elements == 0:
         return
     kept = [axis for axis in range(len(shape)) if axis not in axes]

@@ -107,6 +107,9 @@ def _convolution(node: Node) -> None:
     channels = weights.shape[1]
     if channels * group != tensor.shape[1] or weights.shape[0] % group:
         raise UnsupportedError(f"expected {tensor.shape[1]} channels in {group} groups, got weights {[*weights.shape]}")
+    if not integer:
+        node.require(2, weights.shape[:1])
+    node.require_output(tensor.shape[0] * weights.shape[0] * math.prod(window.output))
     numbers = (*window.numbers(), output.shape[0], group, channels, weights.shape[0] // group)
     if output.elements == 0:
         return
@@ -141,6 +144,8 @@ def _transposed(node: Node) -> None:
     window = window_of(node, weights.shape[2:], tensor.shape[2:], output.shape[2:], transposed=True)
     if tensor.shape[1] != weights.shape[0] or tensor.shape[1] % group:
         raise UnsupportedError(f"expected {weights.shape[0]} channels in {group} groups, got {tensor.shape[1]}")
+    node.require(2, (weights.shape[1] * group,))
+    node.require_output(tensor.shape[0] * weights.shape[1] * group * math.prod(window.output))
     numbers = (*window.numbers(), output.shape[0], group, tensor.shape[1] // group, weights.shape[1])
     words = {
         **_numbers_of(kind),
@@ -180,6 +185,7 @@ def _pool(node: Node) -> None:
     limits = [size + (end if include else 0) for size, end in zip(window.size, window.ends, strict=True)]
     firsts = [-begin if include else 0 for begin in window.begins]
     planes = tensor.shape[0] * tensor.shape[1]
+    node.require_output(planes * math.prod(window.output))
     numbers = (*window.numbers(), planes, *firsts, *limits)
     if output.elements == 0:
         return

@@ -5,7 +5,6 @@ here as well. Sums start at 0 and take the trees in their order, base values com
 of 64 bits): as onnxruntime does on one thread, bit for bit.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -244,6 +243,7 @@ def _rows(head: list[str], body: str, rows: int) -> str:
 
 
 def _code(forest: Forest, numbers: Numbers, target: Target, name: str, *, targets: int, counted: bool) -> Code:
-    """Return the forest in the form that the target asks for."""
-    make: Callable[..., Code] = small.tables if target.small or not fast.is_code(forest) else fast.code
-    return make(forest, numbers, name, targets=targets, counted=counted)
+    """Return the forest in the form that the target asks for; code has its training in it, and cannot have fixed shapes."""
+    if fast.is_code(forest) and not target.small and not target.fixed_shapes:
+        return fast.code(forest, numbers, name, targets=targets, counted=counted)
+    return small.tables(forest, numbers, name, targets=targets, counted=counted, spare=target.fixed_shapes)

@@ -26,7 +26,7 @@ CAPACITY_STEP: Final = 256
 BITS_OF_HALF_WORD: Final = 16
 
 
-def tables(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted: bool) -> Code:
+def tables(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted: bool, spare: bool = False) -> Code:
     """Return the forest as tables and the function that walks them.
 
     Args:
@@ -35,6 +35,7 @@ def tables(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted
         name: of the C function.
         targets: how many sums there are.
         counted: whether it matters that nothing voted for a target, or how votes are combined: votes of 0 are kept.
+        spare: leave room at the end, so that a forest trained anew takes as much.
     """
     writer = _Writer()
     pieces = {"NAME": name, "X": numbers.input, "S": numbers.sum, "KEY": numbers.key}
@@ -50,7 +51,7 @@ def tables(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted
     return Code(
         definitions="\n".join(line for line in text.split("\n") if line.strip()) + "\n",
         call=f"{name}(@tables@, @x@, (uint32_t *)(void *)@scratch@, sums{flags}); /* {capacity} bits */",
-        tables=writer.words(),
+        tables=_with_room(writer.words()) if spare else writer.words(),
         scratch_bytes=capacity // 8,
         fragments=(numbers.key_fragment,),
         stack_bytes=96,
@@ -77,6 +78,13 @@ class _Writer:
         return np.concatenate([np.array(self.head, np.uint32), np.frombuffer(bytes(self.body), "<u4")]).astype(
             np.uint32
         )
+
+
+def _with_room(words: Array) -> Array:
+    """Return the words with zeros behind them: a tenth more, in steps of an eighth to a sixteenth of the whole."""
+    wanted = len(words) * 11 // 10
+    step = max(1 << max(wanted.bit_length() - 4, 0), 1)
+    return np.pad(words, (0, -(-wanted // step) * step - len(words)))
 
 
 def _width(greatest: int) -> "np.dtype[np.unsignedinteger]":

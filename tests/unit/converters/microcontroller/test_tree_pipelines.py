@@ -15,10 +15,11 @@ from sklearn import datasets, ensemble, impute, linear_model, neural_network, pr
 from sklearn.pipeline import make_pipeline
 
 from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.microcontroller.host import open_files
 from modelfleet.converters.microcontroller.lowering import Target
 from modelfleet.converters.normalise import normalise
 from modelfleet.hardware_profiles.profile import PROFILE_DIRECTORY, parse_profile
-from tests.unit.converters.microcontroller.trees_in_c import FAST, SMALL, made, require_all_exact, run_in_c
+from tests.unit.converters.microcontroller.trees_in_c import FAST, FLAGS, SMALL, made, require_all_exact, run_in_c
 from tests.unit.converters.trees import ensembles
 from tests.unit.converters.trees.ensembles import MODES, answers, model_of, tensor
 
@@ -115,18 +116,26 @@ def test_a_forest_of_depth_6_asks_for_less_than_1_kib_of_ram():
         assert generated.workspace_bytes + generated.io_bytes + generated.estimated().stack_bytes < ONE_KIB
 
 
-def test_a_forest_trained_anew_takes_the_same_code_in_the_small_form_alone():
+def test_a_forest_trained_anew_takes_the_same_code_where_shapes_are_fixed():
     x, y = DATA["cancer"](return_X_y=True)
+    x = x.astype(np.float32)
     models = [
-        normalised(
-            exported(ensemble.RandomForestClassifier(30, max_depth=6, random_state=seed), x.astype(np.float32), y)
-        )
+        normalised(exported(ensemble.RandomForestClassifier(30, max_depth=6, random_state=seed), x, y))
         for seed in (1, 2)
     ]
-    first, second = (made(model, SMALL) for model in models)
+    fixed = Target(fixed_shapes=True)
+    first, second = (made(model, fixed) for model in models)
     assert first.shapes_digest == second.shapes_digest
+    assert len(first.text.blob.data) == len(second.text.blob.data)
     assert first.text.blob.data != second.text.blob.data
     assert made(models[0], FAST).shapes_digest != made(models[1], FAST).shapes_digest
+    with tempfile.TemporaryDirectory() as folder:  # the first one's code on the second one's tables
+        told = second.files()
+        files = {**told, **{name: data for name, data in first.files().items() if name in ("model.c", "model.h")}}
+        session = open_files(files, Path(folder), flags=FLAGS)
+        got = [int(session.run({"X": row[None]})["label"][0]) for row in x[:200]]
+    expected = run_in_c(models[1], [{"X": row[None]} for row in x[:200]], FAST)
+    assert got == [int(row["label"][0]) for row in expected]
 
 
 def test_the_tables_take_a_sixth_of_the_nodes_as_structures():

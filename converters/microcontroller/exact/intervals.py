@@ -1,7 +1,8 @@
 """Which values each channel of each tensor can take, by interval arithmetic over the int8 program.
 
 A channel is an index of the last axis; an interval holds for the channel at every position. Intervals hold for both roundings:
-where they differ, the wider is taken. Tensors of other types, and what ONNX operators compute, have their type's whole range.
+where they differ, the wider is taken. Tensors of other types, and what ONNX operators compute (but Concat), have
+their type's whole range.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from modelfleet.converters.microcontroller.ir import (
     Lookup,
     MaxPool2D,
     MulInt8,
+    Onnx,
     Operator,
     Program,
     Requantization,
@@ -68,10 +70,23 @@ def intervals(program: Program) -> dict[str, Interval]:
         if tensor.dtype in _WHOLE
     }
     for operator in program.operators:
-        rule = _RULES.get(type(operator))
+        rule = _concatenated if joins_channels(operator, program) else _RULES.get(type(operator))
         if rule is not None and all(name in known for name in (*operator.inputs, operator.outputs[0])):
             known[operator.outputs[0]] = rule(operator, program, [known[name] for name in operator.inputs])
     return known
+
+
+def joins_channels(operator: Operator, program: Program) -> bool:
+    """Tell whether it is a Concat of channels."""
+    if not isinstance(operator, Onnx) or (operator.op_type, operator.domain) != ("Concat", ""):
+        return False
+    rank = len(program.tensors[operator.outputs[0]].shape)
+    return rank > 0 and int(operator.attributes["axis"]) % rank == rank - 1
+
+
+def _concatenated(operator: Operator, program: Program, given: list[Interval]) -> Interval:
+    del operator, program
+    return Interval(np.concatenate([one.lo for one in given]), np.concatenate([one.hi for one in given]))
 
 
 def _whole(tensor: Tensor) -> Interval:

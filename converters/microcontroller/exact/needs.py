@@ -5,8 +5,8 @@ A channel goes when nothing needs it. Who needs a channel of its input:
 * `Conv2D` and `Dense`: an output channel that stays, by a weight that is not zero, unless what the weight meets never varies:
   then its product moves into the bias. At a padded border a weight meets the pad value too, so that a constant channel of
   another value does vary there (`taps`).
-* Operators that work channel by channel (`Depthwise2D`, sums, pools, tables, ...): input and output have the same channels, so
-  one that stays on either side stays on the other.
+* Operators that work channel by channel (`Depthwise2D`, sums, pools, tables, Concat, ...): input and output have the same
+  channels, so one that stays on either side stays on the other.
 * All others, and whoever calls the program: every channel.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from modelfleet.converters.microcontroller.exact.intervals import Interval, channels_of, view_channels
+from modelfleet.converters.microcontroller.exact.intervals import Interval, channels_of, joins_channels, view_channels
 from modelfleet.converters.microcontroller.exact.taps import window_taps
 from modelfleet.converters.microcontroller.ir import (
     AddInt8,
@@ -70,6 +70,8 @@ def _whole(program: Program) -> Iterator[str]:
     yield from (*program.inputs, *program.outputs)
     yield from (name for name, tensor in program.tensors.items() if tensor.data is not None)
     for operator in program.operators:
+        if joins_channels(operator, program):
+            continue
         if not prunes(operator) and not isinstance(operator, (*_TIED, MulInt8, View)):
             yield from (*operator.inputs, *operator.outputs)
         elif isinstance(operator, MulInt8):  # one factor for all channels
@@ -89,6 +91,10 @@ def _reads(operator: Operator, program: Program, known: Mapping[str, Interval]) 
 def _ties(operator: Operator, program: Program) -> _Ties:
     output = operator.outputs[0]
     same = np.arange(channels_of(program.tensors[output]))
+    if joins_channels(operator, program):
+        ends = np.cumsum([channels_of(program.tensors[name]) for name in operator.inputs])
+        own = np.split(same, ends[:-1])
+        return [(name, part - part[:1], output, part) for name, part in zip(operator.inputs, own, strict=True)]
     if isinstance(operator, View):
         source = operator.inputs[0]
         from_channel, to_channel = view_channels(channels_of(program.tensors[source]), same.size)

@@ -25,6 +25,7 @@ from modelfleet.converters.microcontroller.ir import (
     Lookup,
     MaxPool2D,
     MulInt8,
+    Onnx,
     Operator,
     Program,
     Requantization,
@@ -95,7 +96,7 @@ class Builder:
         ]
         window = {"strides": strides, "dilations": dilations, "pads": pads}
         pad = {"pad_value": self.zero_points[source]} if rng.random() < 0.8 else {"pad_value": 3}
-        choice = int(rng.integers(0, 9))
+        choice = int(rng.integers(0, 10))
         if choice in (0, 1, 2) and min(sizes) < 1:
             return
         if choice == 0:
@@ -128,6 +129,11 @@ class Builder:
         elif choice == 6:
             zeros = (self.zero_points[source], 4)
             output = self.made(MulInt8, [source, source], shape, zero, zero_points=zeros, requantization=scaled(0.01))
+        elif choice == 7:
+            other = next(name for name in self.images if self.tensors[name].shape[:3] == shape[:3])
+            joined = (*shape[:3], shape[3] + self.tensors[other].shape[3])
+            axis = int(rng.choice([-1, 3]))
+            output = self.made(Onnx, [source, other], joined, zero, op_type="Concat", attributes={"axis": axis})
         else:
             fields = {"kernel": shape[1:3], "strides": (1, 1), "pads": (0, 0, 0, 0)}
             fields |= {"input_zero_point": self.zero_points[source], "requantization": scaled(0.1, zero_point=zero)}
@@ -398,3 +404,19 @@ def test_networks_lose_what_they_do_not_need_and_nothing_else(
         wanted, got = interpret(program, sample), interpret(less, sample)
         for output in program.outputs:
             np.testing.assert_array_equal(got[output], wanted[output])
+
+
+def test_constant_channels_go_through_a_concat() -> None:
+    first = first_with_a_constant_channel(7)
+    second = replace(first_with_a_constant_channel(9), outputs=("n",))
+    joined = Onnx(name="j", inputs=("m", "n"), outputs=("j",), op_type="Concat", attributes={"axis": 3})
+    weights = np.arange(1, 55).reshape(1, 3, 3, 6)
+    last = replace(convolution(weights, (0, 0, 0, 0), 0), inputs=("j",))
+    shapes = {"t0": (1, 3, 3, 2), "m": (1, 3, 3, 3), "n": (1, 3, 3, 3), "j": (1, 3, 3, 6), "o": (1, 1, 1, 1)}
+    tensors = {name: Tensor(name=name, dtype="int8", shape=shape) for name, shape in shapes.items()}
+    operators = (first, second, joined, last)
+    program = Program(name="concat", inputs=("t0",), outputs=("o",), tensors=tensors, operators=operators)
+    less = simplify(program)
+    assert [less.tensors[name].shape[3] for name in "mnj"] == [2, 2, 4]
+    for sample in samples(program):
+        np.testing.assert_array_equal(interpret(less, sample)["o"], interpret(program, sample)["o"])

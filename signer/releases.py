@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from modelfleet.signer.bundle import sign_bundle, sign_entry_bundle
-from modelfleet.signer.errors import DigestError, ReplayError
+from modelfleet.signer.errors import DigestError, ReplayError, SignatureError
 from modelfleet.signer.image import sign_image
 from modelfleet.signer.image_release import ImageWish, check_image, marked, require_signed_before
 from modelfleet.signer.keys import Signer
@@ -174,7 +174,9 @@ class ReleaseSigner:
     def _require_signed_before(self, manifest: Manifest, data: bytes, trusted: TrustedPolicy) -> None:
         role = bin_of(trusted.targets, manifest.path)
         metadata = self._state.bin(role)
-        require_signed(trusted.targets, role, metadata)  # else the policy no longer names our key
+        require_signed(trusted.targets, role, metadata)
+        if self._releases.public_key.keyid not in metadata.signatures:  # signed anew by who has the key now
+            raise SignatureError(f"{role}: expected it signed by this signer's key: was the releases key rotated?")
         require_signed_before(manifest, data, metadata.signed.targets.get(manifest.path))
 
     def _add(self, manifest: Manifest, data: bytes, trusted: TrustedPolicy) -> tuple[str, bytes]:

@@ -84,7 +84,7 @@ class Net:
         scales = self.random.uniform(0.002, 0.02, shape[axis])
         return self.dequantize(name, scales, np.full(shape[axis], zero_point), dtype, axis=axis)
 
-    def bias(self, source: str, weights: str) -> str:
+    def bias(self, source: str, weights: str, channels: int = 0) -> str:
         """Add the int32 bias of a convolution or product: its scale is that of `source` times that of `weights`."""
         made = {node.output[0]: node for node in self.nodes}
         while made[source].op_type != "DequantizeLinear":
@@ -92,7 +92,7 @@ class Net:
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.constants}
         scales = arrays[made[source].input[1]] * arrays[made[weights].input[1]].reshape(-1)
         shape = arrays[made[weights].input[0]].shape
-        channels = scales.size if scales.size > 1 else shape[1] if len(shape) == 2 else shape[0]
+        channels = channels or (scales.size if scales.size > 1 else shape[1] if len(shape) == 2 else shape[0])
         values = self.constant(self.random.integers(-3000, 3000, channels), "int32")
         scale = self.constant(scales if scales.size > 1 else scales.reshape(()))
         axis = {"axis": 0} if scales.size > 1 else {}

@@ -74,8 +74,9 @@ def dense(growth: Growth) -> None:
     net, (x, shape) = growth.net, growth.last
     if len(shape) == 4:
         x, shape = net.node("Flatten", x), (1, int(np.prod(shape)))
-    w = net.weights((growth.some(1, 9), shape[-1]))
-    growth.add(net.node("Gemm", x, w, net.bias(x, w), transB=1), activation=True)
+    channels = growth.some(1, 9)
+    w = net.weights((channels, shape[-1]))
+    growth.add(net.node("Gemm", x, w, net.bias(x, w, channels), transB=1), activation=True)
 
 
 def _pair(growth: Growth, op_type: str) -> None:

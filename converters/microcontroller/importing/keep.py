@@ -68,7 +68,7 @@ def _keep_quantization(stores: Stores, node: Node) -> None:
     dtype = graph.dtype(byte)
     raw = any(form.dtype == "uint8" for form in stores.forms.get(byte, []))
     inputs = list(node.inputs)
-    if dtype == "uint8" and not raw:
+    if dtype == "uint8" and not raw and (not node.input(2) or node.input(2) in graph.constants):
         dtype = "int8"
         zero_point = graph.constants.get(node.input(2), np.zeros(graph.shape(node.inputs[1]), np.uint8))
         inputs[2:] = [graph.constant(f"{node.name}~zero", (zero_point ^ np.uint8(128)).view(np.int8))]

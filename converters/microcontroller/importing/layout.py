@@ -135,6 +135,8 @@ class Stores:
         if tensor in self.tensors:
             return
         stored = self.need(tensor, dtype=kind.dtype)
+        if stored == tensor:  # a constant
+            return
         self._store(tensor, kind, self.scales.get(tensor))
         last = self.operators[-1] if self.operators else None
         fresh = isinstance(last, FlipSign | View) or (isinstance(last, Onnx) and last.op_type == "Transpose")

@@ -1,6 +1,7 @@
-"""Dense as portable C: row by row, a row copied to scratch first, so that the answers may lie over the rows."""
+"""Dense as portable C: two rows at a time, copied to scratch first, so that the answers may lie over the rows."""
 
 from modelfleet.converters.microcontroller.ir import Dense, Program
+from modelfleet.converters.microcontroller.kernels import products
 from modelfleet.converters.microcontroller.kernels.constants import (
     ROUNDING_FRAGMENTS,
     int8s,
@@ -28,16 +29,16 @@ def lower(operator: Dense, program: Program, target: Target) -> Lowered:
 
     return Lowered(
         call=call,
-        fragments=(ROUNDING_FRAGMENTS[target.rounding], "kernels/dense.c"),
+        fragments=(ROUNDING_FRAGMENTS[target.rounding], products.FRAGMENT, "kernels/dense.c"),
         constants=(
-            int8s(operator.weights),
+            int8s(products.interleaved(operator.weights)),
             int32s(operator.bias),
             multipliers(operator.name, operator.requantization, channels, target.rounding),
             parameters(operator.requantization),
         ),
-        scratch_bytes=depth,
-        stack_bytes=96,
-        overlap={0: row_distance(rows, depth, channels, 1)},
+        scratch_bytes=min(rows, products.ROWS) * depth,
+        stack_bytes=192,
+        overlap={0: row_distance(rows, depth, channels, products.ROWS)},
     )
 
 

@@ -90,6 +90,8 @@ def _reads(operator: Operator, program: Program, known: Mapping[str, Interval]) 
 
 def _ties(operator: Operator, program: Program) -> _Ties:
     output = operator.outputs[0]
+    if not output:  # an ONNX operator whose first output nobody asks for
+        return []
     same = np.arange(channels_of(program.tensors[output]))
     if joins_channels(operator, program):
         ends = np.cumsum([channels_of(program.tensors[name]) for name in operator.inputs])

@@ -2,8 +2,8 @@
 typedef int32_t multiplier_t;
 
 static int8_t requantize(int32_t accumulator, multiplier_t multiplier, const int32_t *parameters) {
-    const int64_t factor = (int64_t)multiplier * ((int64_t)1 << parameters[3]);
-    const int32_t value = (int32_t)(((int64_t)accumulator * factor + 2147483648LL) >> 32) + parameters[0];
+    const int32_t shifted = (int32_t)((uint32_t)accumulator << parameters[3]); /* does not overflow: see ir.py */
+    const int32_t value = (int32_t)(((int64_t)shifted * multiplier + 2147483648LL) >> 32) + parameters[0];
     const int32_t high = value < parameters[2] ? value : parameters[2];
     return (int8_t)(high > parameters[1] ? high : parameters[1]);
 }

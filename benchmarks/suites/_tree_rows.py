@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,13 +108,17 @@ def tree_rows() -> list[TreeRow]:
 
 def _subjects() -> Sequence[_Subject]:
     from sklearn import ensemble, linear_model, neural_network, preprocessing
-    from sklearn.pipeline import make_pipeline
+    from sklearn import pipeline as _pipeline
+
+    pipeline: Any = _pipeline  # untyped
 
     def linear() -> Any:
-        return make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
+        return pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
 
     def network() -> Any:
-        return make_pipeline(preprocessing.StandardScaler(), neural_network.MLPClassifier((16,), random_state=0))
+        return pipeline.make_pipeline(
+            preprocessing.StandardScaler(), neural_network.MLPClassifier((16,), random_state=0)
+        )
 
     forest, extra = ensemble.RandomForestClassifier, ensemble.ExtraTreesClassifier
     boosting, regressor = ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor
@@ -125,11 +129,11 @@ def _subjects() -> Sequence[_Subject]:
             make=lambda: forest(100, max_depth=6, random_state=0),
             within_kib=True,
         ),
-        _Subject(name="forest, 50 trees, digits", data="load_digits", make=lambda: forest(50, random_state=0)),
+        _Subject(name="forest, 30 trees, digits", data="load_digits", make=lambda: forest(30, random_state=0)),
         _Subject(
-            name="extra trees, 50 x depth 8, digits",
+            name="extra trees, 30 x depth 8, digits",
             data="load_digits",
-            make=lambda: extra(50, max_depth=8, random_state=0),
+            make=lambda: extra(30, max_depth=8, random_state=0),
         ),
         _Subject(name="boosting, breast cancer", data="load_breast_cancer", make=lambda: boosting(random_state=0)),
         _Subject(name="boosting, regression, diabetes", data="load_diabetes", make=lambda: regressor(random_state=0)),
@@ -140,15 +144,16 @@ def _subjects() -> Sequence[_Subject]:
 
 def _train(subject: _Subject) -> _Trained:
     import onnxruntime as _onnxruntime
-    from skl2onnx import to_onnx
+    import skl2onnx as _skl2onnx
     from sklearn import datasets
 
     onnxruntime: Any = _onnxruntime  # untyped
+    skl2onnx: Any = _skl2onnx
     x, y = getattr(datasets, subject.data)(return_X_y=True)
     x = x.astype(np.float32)
     model = subject.make().fit(x, y)
     options = {"zipmap": False} if hasattr(model, "predict_proba") else None
-    found = to_onnx(model, x[:1], options=options, target_opset={"": 17, "ai.onnx.ml": 3})
+    found: ModelProto = skl2onnx.to_onnx(model, x[:1], options=options, target_opset={"": 17, "ai.onnx.ml": 3})
     session = onnxruntime.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
     return _Trained(subject=subject, model=model, x=x, y=y, onnx=found, expected=session.run(None, {"X": x})[0])
 
@@ -227,8 +232,8 @@ def _emlearn(trained: _Trained) -> Iterator[TreeRow]:
     if not trained.is_classifier:
         return
     yield _other(trained, "emlearn, inline, shares", lambda: inline(leaf_bits=8))
-    scale = INT16_MAX / np.abs(trained.x).max(axis=0).clip(1e-9)
-    x = np.round(trained.x * scale).astype(np.int16)
+    scale: Array = INT16_MAX / np.abs(trained.x).max(axis=0).clip(1e-9)
+    x: Array = np.round(trained.x * scale).astype(np.int16)
 
     def loadable() -> str:
         anew = trained.subject.make().fit(x, trained.y)
@@ -267,7 +272,7 @@ void predict(const float *x, int32_t *y) {{
 
 
 @contextmanager
-def _deep_recursion() -> Iterator[None]:
+def _deep_recursion() -> Generator[None]:
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(100_000)
     try:

@@ -93,7 +93,7 @@ static void depthwise_dsp_spread(const int8_t *line, int32_t depth, int32_t lane
 
 #if DSP_ASSEMBLY
 /* Rows of answers of one channel, two answers a step: a column adds to two that end with it and to two that begin. */
-DSP_NAKED static void depthwise_dsp_dense(struct dsp_depthwise *run DSP_UNUSED, const uint32_t *weights DSP_UNUSED) {
+DSP_NAKED static void depthwise_dsp_dense_stack_88(struct dsp_depthwise *run DSP_UNUSED, const uint32_t *weights DSP_UNUSED) {
     __asm__ volatile(
         "push {r4-r11, lr}\nsub sp, sp, #52\nmov r2, sp\nldm r0!, {r3-r6}\nadd r0, r0, #4\nstm r2!, {r3-r6}\n"
         "ldm r0!, {r3-r8}\nstm r2!, {r3-r8}\nldm r0!, {r3-r5}\nstm r2!, {r3-r5}\nldm r1, {r3, r5, r7}\n"
@@ -125,7 +125,7 @@ DSP_NAKED static void depthwise_dsp_dense(struct dsp_depthwise *run DSP_UNUSED, 
 }
 
 /* The same where answers are two pixels apart. */
-DSP_NAKED static void depthwise_dsp_sparse(struct dsp_depthwise *run DSP_UNUSED, const uint32_t *weights DSP_UNUSED) {
+DSP_NAKED static void depthwise_dsp_sparse_stack_88(struct dsp_depthwise *run DSP_UNUSED, const uint32_t *weights DSP_UNUSED) {
     __asm__ volatile(
         "push {r4-r11, lr}\nsub sp, sp, #52\nmov r2, sp\nldm r0!, {r3-r6}\nadd r0, r0, #4\nstm r2!, {r3-r6}\n"
         "ldm r0!, {r3-r8}\nstm r2!, {r3-r8}\nldm r0!, {r3-r5}\nstm r2!, {r3-r5}\nldm r1, {r3, r5, r7}\n"
@@ -144,6 +144,13 @@ DSP_NAKED static void depthwise_dsp_sparse(struct dsp_depthwise *run DSP_UNUSED,
         "ldrd r0, r1, [sp, #32]\nldrd r2, r9, [sp, #40]\nadd r0, r0, r2\nadd r1, r1, r2\n"
         "subs r9, r9, #1\nstrd r0, r1, [sp, #32]\nstr r9, [sp, #44]\nbne 0b\nadd sp, sp, #52\npop {r4-r11, pc}\n");
 }
+static void depthwise_dsp_rows(struct dsp_depthwise *run, const uint32_t *weights) {
+    if (run->stride == 1) {
+        depthwise_dsp_dense_stack_88(run, weights);
+    } else {
+        depthwise_dsp_sparse_stack_88(run, weights);
+    }
+}
 #else
 static void depthwise_dsp_rows(const struct dsp_depthwise *run, const uint32_t *weights) {
     for (int32_t y = 0; y < run->rows; y++) {
@@ -160,9 +167,6 @@ static void depthwise_dsp_rows(const struct dsp_depthwise *run, const uint32_t *
         }
     }
 }
-
-#define depthwise_dsp_dense depthwise_dsp_rows
-#define depthwise_dsp_sparse depthwise_dsp_rows
 #endif
 
 /* at_once: output rows that are made from one set of planes. */
@@ -207,11 +211,7 @@ static void depthwise_dsp(const int8_t *input, int8_t *output, const uint32_t *c
                 run.output = output + y * out_width * channels + channel + lane;
                 run.bias = (int32_t)weights[3];
                 run.multiplier = weights[4];
-                if (shape->stride_x == 1) {
-                    depthwise_dsp_dense(&run, weights);
-                } else {
-                    depthwise_dsp_sparse(&run, weights);
-                }
+                depthwise_dsp_rows(&run, weights);
                 weights += 5;
             }
         }

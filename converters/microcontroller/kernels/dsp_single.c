@@ -11,7 +11,7 @@
     "smlad r4, r2, r9, r4\nsmlad r6, r3, r9, r6\n"
 
 /* skip: bytes of the unrolled loop to jump over the first time. */
-DSP_NAKED static void dsp_single_run(const uint32_t *blocks DSP_UNUSED, const uint32_t *columns DSP_UNUSED,
+DSP_NAKED static void dsp_single_stack_52(const uint32_t *blocks DSP_UNUSED, const uint32_t *columns DSP_UNUSED,
                                      int8_t *output DSP_UNUSED, int32_t channels DSP_UNUSED, uint32_t skip DSP_UNUSED,
                                      const uint32_t *end DSP_UNUSED, const struct dsp_header *header DSP_UNUSED) {
     __asm__ volatile(
@@ -58,7 +58,7 @@ DSP_NAKED static void dsp_single_run(const uint32_t *blocks DSP_UNUSED, const ui
 static void dsp_single(const uint32_t *blocks, const uint32_t *columns, int8_t *output, int32_t channels, int32_t depth,
                        const struct dsp_header *header) {
     const uint32_t steps = (uint32_t)depth / 4u;
-    dsp_single_run(blocks, columns, output, channels, (0u - steps) % 4u * 56u, columns + 2u * steps, header);
+    dsp_single_stack_52(blocks, columns, output, channels, (0u - steps) % 4u * 56u, columns + 2u * steps, header);
 }
 #else
 static void dsp_single(const uint32_t *blocks, const uint32_t *columns, int8_t *output, int32_t channels, int32_t depth,

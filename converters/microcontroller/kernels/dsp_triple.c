@@ -9,7 +9,7 @@
 
 /* first, second, third: where the pixels' answers go; of two that are the same the lower one counts. skip: bytes of the unrolled
    loop to jump over the first time. */
-DSP_NAKED static void dsp_triple_run(int8_t *first DSP_UNUSED, int8_t *second DSP_UNUSED, int8_t *third DSP_UNUSED,
+DSP_NAKED static void dsp_triple_stack_52(int8_t *first DSP_UNUSED, int8_t *second DSP_UNUSED, int8_t *third DSP_UNUSED,
                                      int32_t channels DSP_UNUSED, const uint32_t *blocks DSP_UNUSED,
                                      const uint32_t *columns DSP_UNUSED, uint32_t skip DSP_UNUSED,
                                      const uint32_t *end DSP_UNUSED, const struct dsp_header *header DSP_UNUSED) {
@@ -67,7 +67,7 @@ DSP_NAKED static void dsp_triple_run(int8_t *first DSP_UNUSED, int8_t *second DS
 static void dsp_triple(const uint32_t *blocks, const uint32_t *columns, int8_t *output, int32_t channels, int32_t depth,
                        int32_t pixels, const struct dsp_header *header) {
     const uint32_t steps = (uint32_t)depth / 4u;
-    dsp_triple_run(output, output + (pixels > 1 ? channels : 0), output + (pixels > 2 ? 2 * channels : 0), channels, blocks,
+    dsp_triple_stack_52(output, output + (pixels > 1 ? channels : 0), output + (pixels > 2 ? 2 * channels : 0), channels, blocks,
                    columns, (0u - steps) % 4u * 68u, columns + 6u * steps, header);
 }
 

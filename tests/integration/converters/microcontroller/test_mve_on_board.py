@@ -3,25 +3,14 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from modelfleet.benchmarks.microcontroller.board import BOARDS, COMPILER, EMULATOR
-from modelfleet.benchmarks.microcontroller.measure import Call, measure
-from modelfleet.converters.microcontroller.call_graph import read_calls, stack_bytes
-from modelfleet.converters.microcontroller.emitting.layout import lay_out
-from modelfleet.converters.microcontroller.emitting.program_text import PRELUDE, constant_expression
-from modelfleet.converters.microcontroller.interpret import interpret
-from modelfleet.converters.microcontroller.ir import Program
+from modelfleet.benchmarks.microcontroller.board import COMPILER, EMULATOR
 from modelfleet.converters.microcontroller.kernels.lower import lower
-from modelfleet.converters.microcontroller.lowering import Backend, Lowered, Places, Rounding, Target, fragment_text
+from modelfleet.converters.microcontroller.lowering import Backend, Rounding, Target
+from tests.integration.converters.microcontroller.board_calls import require_right_on_board
 from tests.unit.converters.microcontroller.mve_cases import vector_cases
-from tests.unit.converters.microcontroller.product_cases import alone, given
-from tests.unit.converters.microcontroller.programs import compiled
-
-SEEDS = (0, 1, 7)
-MARGIN = 32
-UNTOUCHED = 0xA5
+from tests.unit.converters.microcontroller.product_cases import alone
 
 pytestmark = pytest.mark.skipif(
     shutil.which(COMPILER) is None or shutil.which(EMULATOR) is None,
@@ -36,71 +25,4 @@ def test_every_vector_kernel_answers_as_the_definition_does_over_its_own_input(t
         for program in map(alone, vector_cases())
     ]
     assert all(any("mve" in fragment for fragment in one.fragments) for _, _, one in made)
-    write_calls(made, tmp_path)
-    sizes = [program.tensors["y"].elements + 2 * MARGIN for program, _, _ in made]
-    call = Call(
-        sources=[tmp_path / "cases.c"],
-        header="cases.h",
-        statement="answer = run_cases((const int8_t *)input_0, (uint8_t *)output_0);",
-        output_bytes=[sum(sizes)],
-        include=[tmp_path],
-    )
-    samples = [np.concatenate([given(program, seed)["x"].reshape(-1) for program, _, _ in made]) for seed in SEEDS]
-    found = measure(call, BOARDS["cortex-m55"], [[sample.tobytes()] for sample in samples])
-    for seed, (data,) in zip(SEEDS, found.outputs, strict=True):
-        at = 0
-        for (program, rounding, _), size in zip(made, sizes, strict=True):
-            got = np.frombuffer(data[at : at + size], np.int8)
-            wanted = interpret(program, given(program, seed), rounding)["y"].reshape(-1)
-            case = f"{program.operators[0]}, {rounding}, seed {seed}"
-            np.testing.assert_array_equal(got[MARGIN:-MARGIN], wanted, err_msg=case)
-            margins = np.concatenate([got[:MARGIN], got[-MARGIN:]]).view(np.uint8)
-            np.testing.assert_array_equal(margins, UNTOUCHED, err_msg=f"margins of {case}")
-            at += size
-    command = [
-        COMPILER,
-        *BOARDS["cortex-m55"].cpu,
-        "-mthumb",
-        "-O2",
-        "-fcallgraph-info=su",
-        "-c",
-        "cases.c",
-        "-o",
-        "cases.o",
-    ]
-    compiled(command, tmp_path)
-    stated = stack_bytes(read_calls((tmp_path / "cases.ci").read_text()), "run_cases")
-    assert found.stack_bytes <= stated + 32  # of the measuring program
-
-
-def write_calls(made: list[tuple[Program, Rounding, Lowered]], folder: Path) -> None:
-    """Write `run_cases`: every case's input `distance` bytes behind its output's place, and what lies there afterwards."""
-    blob = lay_out([(constant, "") for _, _, one in made for constant in one.constants])
-    offsets = iter(blob.offsets)
-    lines, most, deepest, offset = [], 0, 0, 0
-    for program, _, one in made:
-        constants = tuple(constant_expression(constant.ctype, next(offsets)) for constant in one.constants)
-        places = Places(inputs=("input",), outputs=("place",), constants=constants, scratch="(uint8_t *)scratch")
-        distance, count, out = one.overlap[0], program.tensors["x"].elements, program.tensors["y"].elements
-        source, place = MARGIN + max(0, distance), MARGIN + max(0, -distance)
-        end = max(source + count, place + out)
-        most, deepest = max(most, end + MARGIN), max(deepest, one.scratch_bytes)
-        lines.append(
-            f"    fill(arena, {end + MARGIN});\n    copy(arena + {source}, x + {offset}, {count});\n"
-            f"    {{ const int8_t *const input = arena + {source};\n"
-            f"      int8_t *const place = arena + {place};\n{one.call(places)} }}\n"
-            f"    copy((int8_t *)y, arena, {MARGIN});\n    copy((int8_t *)y + {MARGIN}, arena + {place}, {out});\n"
-            f"    copy((int8_t *)y + {MARGIN + out}, arena + {end}, {MARGIN});\n    y += {out + 2 * MARGIN};\n"
-        )
-        offset += count
-    fragments = dict.fromkeys((PRELUDE, *(name for _, _, one in made for name in one.fragments)))
-    weights = ",".join(map(str, blob.data))
-    head = f"static const uint8_t constants[] __attribute__((aligned(16))) = {{{weights}}};\n"
-    head += f"static int8_t arena[{most}] __attribute__((aligned(16)));\n"
-    head += f"static uint32_t scratch[{deepest // 4 + 4}] __attribute__((aligned(16)));\n"
-    head += "static void copy(int8_t *to, const int8_t *from, int n) { for (int i = 0; i < n; ++i) to[i] = from[i]; }\n"
-    head += f"static void fill(int8_t *to, int n) {{ for (int i = 0; i < n; ++i) to[i] = (int8_t){UNTOUCHED}; }}\n"
-    run = f"uint32_t run_cases(const int8_t *x, uint8_t *y) {{\n{''.join(lines)}    return 0;\n}}\n"
-    (folder / "cases.h").write_text("#include <stdint.h>\nuint32_t run_cases(const int8_t *x, uint8_t *y);\n")
-    texts = [fragment_text(name) for name in fragments]
-    (folder / "cases.c").write_text("\n".join(['#include "cases.h"', *texts, head, run]))
+    require_right_on_board(made, "cortex-m55", tmp_path)

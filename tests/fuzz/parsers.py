@@ -45,6 +45,7 @@ from modelfleet.signer.confidential import parse_wrapped_key
 from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE, Assignment, GroupDocument
 from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.errors import DecryptionError, FormatError, UntrustedError
+from modelfleet.signer.image import parse_header
 from modelfleet.signer.keys import CryptoSigner, public_key_of_pem
 from modelfleet.signer.manifest import parse_manifest
 from modelfleet.signer.metadata import Root, Snapshot, Targets, Timestamp, parse_metadata
@@ -287,6 +288,12 @@ PARSERS: tuple[Parser, ...] = (
         seeds=archives,
     ),
     Parser(
+        function="signer.image.parse_header",
+        call=parse_header,
+        errors=(FormatError,),
+        seeds=contract("image/image.bin"),
+    ),
+    Parser(
         function="signer.wire.parse_request",
         call=wire.parse_request,
         errors=(FormatError,),
@@ -294,6 +301,7 @@ PARSERS: tuple[Parser, ...] = (
             b'{"op":"status"}',
             b'{"op":"resign","before":"2026-01-01T00:00:00Z","published":{"bins-0":1},"limit":10}',
             b'{"op":"release","manifest":"e30=","source":"e30=","gates":["e30="],"targets":"e30=","policy":"e30="}',
+            b'{"op":"image","manifest":"e30=","source":"e30=","gates":[],"targets":"e30=","policy":"e30=","group":"g","approvals":[]}',
         ],
     ),
     Parser(

@@ -2,13 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from modelfleet.converters.errors import ConversionError
-from modelfleet.converters.microcontroller.ir import Array
+from modelfleet.converters.microcontroller.floats.lower import lower
+from modelfleet.converters.microcontroller.ir import Array, Onnx, Program, Tensor
+from modelfleet.converters.microcontroller.lowering import Target
 from tests.unit.converters.microcontroller.float_models import as_c, differences, model, node, run_sanitized
 from tests.unit.converters.microcontroller.float_networks import (
     mobilenet_block,
@@ -243,6 +246,32 @@ def test_refuses_by_the_nodes_name(what: str, tmp_path: Path):
     nodes[0].name = "the node"
     with pytest.raises(ConversionError, match=said) as caught:
         as_c(model(nodes, inputs, ["y"]), tmp_path)
+    assert caught.value.node == "the node"
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes"),
+    [
+        ("BatchNormalization", {"x": (1, 4, 2), "s": (4,), "b": (4,), "m": (3,), "v": (4,)}, {}),
+        ("InstanceNormalization", {"x": (1, 4, 2), "s": (4,), "b": (3,)}, {}),
+        ("Conv", {"x": (1, 4, 5, 5), "w": (4, 4, 1, 1), "b": (3,)}, {"kernel_shape": [1, 1]}),
+        ("ConvTranspose", {"x": (1, 4, 5, 5), "w": (4, 4, 1, 1), "b": (3,)}, {"kernel_shape": [1, 1]}),
+        ("GRU", {"x": (3, 1, 4), "w": (1, 6, 4), "r": (1, 6, 2), "b": (1, 11)}, {"hidden_size": 2}),
+        ("Gemm", {"x": (2, 4), "w": (3, 4)}, {"transB": 0}),
+        ("QuantizeLinear", {"x": (1, 4, 2), "s": (3,)}, {"axis": 1}),
+    ],
+)
+def test_refuses_parameters_shorter_than_what_is_read(
+    op_type: str, inputs: dict[str, tuple[int, ...]], attributes: Any
+):
+    shape = {"GRU": (3, 1, 1, 2), "Gemm": (2, 4)}.get(op_type, inputs["x"])
+    dtype = "int8" if op_type == "QuantizeLinear" else "float32"
+    tensors = {name: Tensor(name=name, dtype="float32", shape=each) for name, each in inputs.items()}
+    tensors["y"] = Tensor(name="y", dtype=dtype, shape=shape)
+    operator = Onnx(name="the node", inputs=tuple(inputs), outputs=("y",), op_type=op_type, attributes=attributes)
+    program = Program(name="", inputs=tuple(inputs), outputs=("y",), tensors=tensors, operators=(operator,))
+    with pytest.raises(ConversionError, match=f"{op_type}: expected .*, got") as caught:
+        lower(operator, program, Target())
     assert caught.value.node == "the node"
 
 

@@ -47,15 +47,20 @@ def lower_add(operator: AddInt8, program: Program, target: Target) -> Lowered:
         call=call,
         fragments=("kernels/add.c", "kernels/add_dsp.c") if dsp else ("kernels/add.c",),
         constants=(int32s(np.array(words, np.int64)),),
+        stack_bytes=128 if dsp else 64,
         overlap={0: 0, 1: 0},
     )
 
 
 def _left_shift(operator: AddInt8) -> int:
-    """Return how far left sums go, so that their upper halves are the results before the bounds; -1: they would overflow."""
+    """Return how far left sums go, so that their upper halves are the results before the bounds.
+
+    -1: they would overflow, or a multiplier is no int16.
+    """
     left = _UPPER_HALF - operator.shift
     most = 128 * sum(abs(factor) for factor in operator.multipliers) + abs(operator.offset)
-    return left if left >= 0 and most << left < 1 << 31 else -1
+    halves = all(-(1 << 15) <= factor < 1 << 15 for factor in operator.multipliers)
+    return left if halves and left >= 0 and most << left < 1 << 31 else -1
 
 
 def lower_mul(operator: MulInt8, program: Program, target: Target) -> Lowered:

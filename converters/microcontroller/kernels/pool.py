@@ -39,7 +39,7 @@ def lower_average(operator: AveragePool2D, program: Program, target: Target) -> 
             one_multiplier(operator.name, operator.requantization, target.rounding),
             parameters(operator.requantization, operator.input_zero_point),
         ),
-        stack_bytes=144,
+        stack_bytes=208 if dsp else 144,
         overlap={0: _distance(operator, program)},
     )
 
@@ -56,7 +56,7 @@ def lower_max(operator: MaxPool2D, program: Program, target: Target) -> Lowered:
     return Lowered(
         call=call,
         fragments=(*portable, "kernels/pool_window.c", "kernels/max_pool_dsp.c") if dsp else portable,
-        stack_bytes=112,
+        stack_bytes=160 if dsp else 112,
         overlap={0: _distance(operator, program)},
     )
 

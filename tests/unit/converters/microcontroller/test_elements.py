@@ -8,6 +8,7 @@ import pytest
 
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.microcontroller.compiler import host_compiler
+from modelfleet.converters.microcontroller.exact.simplify import simplify
 from modelfleet.converters.microcontroller.generate import generate_program
 from modelfleet.converters.microcontroller.host import HostSession, open_files
 from modelfleet.converters.microcontroller.interpret import interpret
@@ -16,6 +17,7 @@ from modelfleet.converters.microcontroller.kernels.lower import lower
 from modelfleet.converters.microcontroller.lowering import Backend, Rounding, Target, fragment_text
 from tests.unit.converters.microcontroller.element_cases import element_program, inputs_of
 from tests.unit.converters.microcontroller.programs import compiled
+from tests.unit.converters.microcontroller.test_exact import Builder, samples
 
 TARGETS = [
     Target(),
@@ -99,3 +101,13 @@ def test_a_tensor_moves_up_or_down_over_itself(tmp_path: Path) -> None:
         wanted[target : target + length] = memory[source : source + length]
         move(*(ctypes.c_void_p(memory.ctypes.data + offset) for offset in (target, source)), ctypes.c_uint32(count))
         np.testing.assert_array_equal(memory, wanted)
+
+
+@pytest.mark.parametrize(("seed", "backend"), enumerate([*Backend] * 2))
+def test_random_programs_answer_as_defined_before_channels_went(seed: int, backend: Backend, tmp_path: Path) -> None:
+    program = Builder(seed).program(8)
+    session = open_files(generate_program(simplify(program), Target(backend=backend)).files(), tmp_path, flags=FLAGS)
+    for sample in samples(program):
+        wanted, got = interpret(program, sample), session.run(sample)
+        for name in program.outputs:
+            np.testing.assert_array_equal(got[name], wanted[name])

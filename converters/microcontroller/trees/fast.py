@@ -5,6 +5,7 @@ branch, on any core, with an FPU or without. Trees stand one after another in fu
 Such trees are code: a new forest is a new firmware, the data image cannot bring it.
 """
 
+from collections import Counter
 from typing import Final
 
 import numpy as np
@@ -38,13 +39,14 @@ def code(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted: 
     functions: list[str] = []
     for index, trees in enumerate(_groups(forest)):
         body = [
-            _tree(tree, place, numbers, counted=counted, registers=registers)
+            _tree(tree, place, numbers, targets=targets, counted=counted, registers=registers)
             + ("\n    MODEL_STEP();" if number % TREES_TOGETHER == 0 else "")
             for number, tree in enumerate(trees, 1)
         ]
         held = range(targets) if registers else range(0)
         body = [f"    {numbers.sum} s{each} = s[{each}];" for each in held] + body
         body += [f"    s[{each}] = s{each};" for each in held]
+        body = ["    uint32_t at;", *body] if any("    s[at] +=" in each for each in body) else body
         text = "\n".join(body)
         functions.append(
             f"static void {name}_{index}(const {numbers.key} *k, {numbers.sum} *s{flags})\n{{\n{text}\n"
@@ -90,13 +92,18 @@ def _key_of(form: Form, index: int, numbers: Numbers) -> str:
     )
 
 
-def _tree(tree: Tree, place: dict[Form, int], numbers: Numbers, *, counted: bool, registers: bool) -> str:
-    lines: list[str] = []
+def _tree(tree: Tree, place: dict[Form, int], numbers: Numbers, *, targets: int, counted: bool, registers: bool) -> str:
+    """Return a tree's branches. Where most leaves have one vote of the same weight, they only say for whom: it is added once."""
+    usual = None if registers or counted else _usual_vote(tree)
+    lines = [] if usual is None else [f"    at = {targets};"]  # a sum that nothing reads
     leaves = iter(tree.leaves)
 
     def write(node: int, count: int, indent: str) -> None:
         if count == 0:
             votes = [vote for vote in next(leaves) if counted or vote[1] != 0]
+            if len(votes) == 1 and votes[0][1] == usual:
+                lines.append(f"{indent}at = {votes[0][0]};")
+                return
             for target, weight in votes:
                 value = _literal(weight, numbers)
                 if registers:
@@ -114,7 +121,17 @@ def _tree(tree: Tree, place: dict[Form, int], numbers: Numbers, *, counted: bool
         lines.append(f"{indent}}}")
 
     write(0, len(tree.questions), "    ")
+    if usual is not None:
+        lines.append(f"    s[at] += {_literal(usual, numbers)};")
     return "\n".join(lines)
+
+
+def _usual_vote(tree: Tree) -> float | None:
+    """Return the weight that most leaves have as their only vote, None where there is none."""
+    votes = [[weight for _, weight in leaf if weight != 0] for leaf in tree.leaves]
+    weights = [found[0] for found in votes if len(found) == 1]
+    usual, count = max(Counter(weights).items(), key=lambda item: item[1], default=(0.0, 0))
+    return usual if count * 2 > len(tree.leaves) else None
 
 
 def _comparison(comparison: Comparison, place: dict[Form, int], numbers: Numbers) -> str:

@@ -27,7 +27,7 @@ def with_bounds(program: Program, *, classes: bool = False) -> Program:
             given = known[operator.inputs[0]]
             taps = window_taps(operator, program, given.lo, given.hi)
             values = np.maximum(np.abs(taps.lo), np.abs(taps.hi))
-            greatest = np.abs(operator.bias.astype(np.int64)) + (np.abs(taps.weights) * values).sum(axis=1)
+            greatest = np.abs(operator.bias.astype(np.int64)) + taps.dot(values, magnitude=True)
             bound = min(int(greatest.max(initial=0)), operator.accumulator_bound)
             if classes:
                 bound = next(limit for limit in CLASSES if bound <= limit)

@@ -103,11 +103,9 @@ def _constant(tensor: Tensor) -> Interval:
 
 def sums(operator: Conv2D | Depthwise2D | Dense, taps: Taps) -> Interval:
     """Return the interval of every accumulator, from those of what each weight is multiplied with."""
-    above, below = np.maximum(taps.weights, 0), np.minimum(taps.weights, 0)
+    middle, spread = taps.dot(taps.lo + taps.hi), taps.dot(taps.hi - taps.lo, magnitude=True)  # doubled, hence even
     bias = operator.bias.astype(np.int64)
-    lo = bias + (above * taps.lo + below * taps.hi).sum(axis=1)
-    hi = bias + (above * taps.hi + below * taps.lo).sum(axis=1)
-    return Interval(lo, hi)
+    return Interval(bias + (middle - spread) // 2, bias + (middle + spread) // 2)
 
 
 def requantized(accumulator: Interval, parameters: Requantization) -> Interval:

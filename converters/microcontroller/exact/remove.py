@@ -62,7 +62,7 @@ def _folded(operator: Conv2D | Dense, program: Program, known: Mapping[str, Inte
     interval = known[operator.inputs[0]]
     taps = window_taps(operator, program, interval.lo, interval.hi)
     gone = ~given[taps.channel]
-    return (taps.weights * np.where(gone, taps.lo, 0)).sum(axis=1)
+    return taps.dot(np.where(gone, taps.lo, 0))
 
 
 def requantization_of(requantization: Requantization, channels: Array) -> Requantization:

@@ -1,6 +1,7 @@
 """What each weight of a convolution or matrix product is multiplied with: values of a channel, pad values, or both."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from modelfleet.converters.microcontroller.ir import (
     Program,
 )
 
+BLOCK: Final = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Taps:
     """All weights of every output channel in a row, and the least and greatest value that each meets.
 
-    weights: int64 (output channels, taps). lo, hi, channel: int64, (1, taps) where they are the same for all output channels,
+    weights: int8 (output channels, taps). lo, hi, channel: int64, (1, taps) where they are the same for all output channels,
     else as weights; channel: the input channel that a tap reads.
     """
 
@@ -28,13 +31,26 @@ class Taps:
     hi: Array
     channel: Array
 
+    def dot(self, values: Array, *, magnitude: bool = False) -> Array:
+        """Return the sum of weight * value of each output channel, int64; values: int64, as lo; magnitude: of |weight|.
+
+        A block of channels at a time: weights of large matrices would take eight times their bytes.
+        """
+        sums: list[Array] = [np.zeros(0, np.int64)]
+        for begin in range(0, self.weights.shape[0], BLOCK):
+            weights = self.weights[begin : begin + BLOCK].astype(np.int64)
+            weights = np.abs(weights) if magnitude else weights
+            own = values if values.shape[0] == 1 else values[begin : begin + BLOCK]
+            sums.append(weights @ own[0] if own.shape[0] == 1 else (weights * own).sum(axis=1))
+        return np.concatenate(sums)
+
 
 def window_taps(operator: Conv2D | Depthwise2D | Dense, program: Program, lo: Array, hi: Array) -> Taps:
     """Return the taps of an operator whose input's channels lie in lo..hi.
 
     A tap that is outside the image at some position meets the pad value there; one that always is meets nothing else.
     """
-    weights = operator.weights.astype(np.int64)
+    weights = operator.weights
     if isinstance(operator, Dense):
         return Taps(weights=weights, lo=lo[None], hi=hi[None], channel=np.arange(lo.size)[None])
     ever_in, ever_out = _reached(operator, program)

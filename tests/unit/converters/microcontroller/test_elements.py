@@ -103,7 +103,7 @@ def test_a_tensor_moves_up_or_down_over_itself(tmp_path: Path) -> None:
         np.testing.assert_array_equal(memory, wanted)
 
 
-@pytest.mark.parametrize(("seed", "backend"), enumerate([*Backend] * 2))
+@pytest.mark.parametrize(("seed", "backend"), list(enumerate([*Backend] * 2)))
 def test_random_programs_answer_as_defined_before_channels_went(seed: int, backend: Backend, tmp_path: Path) -> None:
     program = Builder(seed).program(8)
     session = open_files(generate_program(simplify(program), Target(backend=backend)).files(), tmp_path, flags=FLAGS)

@@ -60,6 +60,26 @@ def fits(weights: Array, bias: Array, accumulator_bound: int) -> bool:
     return not bool(((high == LEAST_BYTE) & (low[: len(high)] < 0)).any())
 
 
+def pack_plain(
+    operator: Dense | Conv2D,
+    weights: Array,
+    requantization: Requantization,
+    rounding: Rounding,
+    *,
+    pad_value: int = 0,
+) -> Constant:
+    """Return the operator's constants for `dsp_plain.c`: for every channel bias, multiplier and weights; arguments as `pack`."""
+    channels, inputs = weights.shape
+    depth = -(-inputs // 4) * 4
+    padded = np.zeros((channels, depth), np.int8)
+    padded[:, :inputs] = weights
+    bias = operator.bias.astype(np.int32).view(np.uint32)[:, None]
+    multipliers = multiplier_data(operator.name, requantization, channels, rounding).view(np.uint32)[:, None]
+    table = np.concatenate([bias, multipliers, padded.view(np.uint32)], axis=1).reshape(-1)
+    start = np.array(header(requantization, pad_value), np.uint32)
+    return Constant(ctype="uint32_t", data=np.concatenate([start, table]))
+
+
 def pack(
     operator: Dense | Conv2D,
     weights: Array,

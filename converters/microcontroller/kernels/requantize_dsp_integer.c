@@ -1,6 +1,7 @@
 /* What assembly puts for one accumulator: requantized, less the least value. */
 #define DSP_REQUANTIZE(accumulator, multiplier, zero) \
     "smmlar " accumulator ", " accumulator ", " multiplier ", " zero "\n"
+#define DSP_CLOBBERED "cc"
 #if defined(__ARM_FEATURE_DSP) && defined(__GNUC__)
 #define DSP_ASSEMBLY 1
 #else

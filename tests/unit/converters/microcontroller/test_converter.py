@@ -1,5 +1,6 @@
 """A build for a microcontroller: proved on this machine, held to the chip's flash and RAM, refused with the figures."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,11 +17,14 @@ from modelfleet.benchmarks.golden import GoldenSet, load_golden, save_golden
 from modelfleet.benchmarks.measure import answers
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.benchmarks.runtimes.table import open_session
+from modelfleet.converters.build import BuildRequest, run_build
 from modelfleet.converters.child import ChildLimits, run_child
 from modelfleet.converters.cli import REFUSED, convert
 from modelfleet.converters.errors import BuildFailedError, ConversionError
 from modelfleet.converters.microcontroller.converter import ToC99
 from modelfleet.hardware_profiles.profile import HardwareProfile, Precision, load_profiles
+from modelfleet.policies.gates import parse_evidence
+from modelfleet.signer.keys import generate_key
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 TINY = EXAMPLES / "mlperf_tiny"
@@ -89,6 +93,29 @@ def test_a_quantized_model_in_float_answers_as_onnxruntime_bit_for_bit(golden: M
     assert made.report["rounding"] == "onnxruntime"
     got = answers(ToC99().open(tmp_path / made.entry), samples)
     assert all((got[name] == value).all() for name, value in samples.expected.items())
+
+
+def test_the_registrys_worker_builds_and_attests_the_chips_figures(tmp_path: Path):
+    request = BuildRequest(
+        tenant="acme",
+        model="digits",
+        version="1.1.0",
+        profile=PROFILES["cortex-m4"],
+        source=DIGITS,
+        golden=DIGITS_GOLDEN,
+        gate_key_uri=generate_key(tmp_path / "gate.pem"),
+        runs=8,
+    )
+    result = run_build(request, tmp_path / "out")
+    assert (result.runtime, result.precision, result.entry) == ("c99", "int8", "model.json")
+    assert {file.name for file in result.files} >= FILES
+    described = json.loads((tmp_path / "out" / "model.json").read_text())
+    evidence = parse_evidence(result.evidence["gate"])
+    assert (evidence.size_bytes, evidence.memory_bytes) == (described["flash_bytes"], described["ram_bytes"])
+    assert (
+        result.evidence["conversion"]["shapes_digest"]
+        == hashlib.sha256((tmp_path / "out" / "model.c").read_bytes()).hexdigest()
+    )
 
 
 def test_without_a_compiler_the_build_says_what_to_install(

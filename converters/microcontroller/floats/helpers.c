@@ -88,3 +88,16 @@ static int32_t mf_saturate(double number, int32_t least, int32_t greatest)
 {
     return number >= (double)greatest ? greatest : number > (double)least ? (int32_t)number : least;
 }
+
+/* A place beyond lo or hi, folded back between them. */
+static double mf_reflect(double v, double lo, double hi)
+{
+    const double range = hi - lo;
+    if (range > 0 && (v < lo || v > hi)) {
+        const double beyond = v < lo ? lo - v : v - hi;
+        const int32_t turns = (int32_t)(beyond / range);
+        const double rest = beyond - (double)turns * range;
+        v = (turns % 2 == 0) == (v < lo) ? lo + rest : hi - rest;
+    }
+    return v;
+}

@@ -13,6 +13,7 @@ from modelfleet.converters.microcontroller.floats.quantization import QUANTIZATI
 from modelfleet.converters.microcontroller.floats.recurrent import RECURRENT
 from modelfleet.converters.microcontroller.floats.reduction import REDUCTION
 from modelfleet.converters.microcontroller.floats.resize import RESIZE
+from modelfleet.converters.microcontroller.floats.sampling import SAMPLING
 from modelfleet.converters.microcontroller.floats.windows import WINDOWS
 from modelfleet.converters.microcontroller.ir import Onnx, Program
 from modelfleet.converters.microcontroller.lowering import Lowered, Target
@@ -27,6 +28,7 @@ RULES: Final[Mapping[str, Callable[[Node], None]]] = {
     **RECURRENT,
     **REDUCTION,
     **RESIZE,
+    **SAMPLING,
     **WINDOWS,
 }
 """Operator -> what emits its C. Others are expanded to these by their definitions first (`expand`), or refused."""

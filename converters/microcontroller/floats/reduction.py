@@ -161,35 +161,48 @@ def _arg(sign: str) -> Rule:
 
 def _running(sign: str) -> Rule:
     def rule(node: Node) -> None:
-        tensor = node.input(0)
-        kind, shape = node.kind(tensor), tensor.shape
-        axis = axis_of(int(node.constant(1, "axis").reshape(-1)[0]), len(shape))
-        order = (*(each for each in range(len(shape)) if each != axis), axis)
-        back = bool(node.attribute("reverse", 0))
-        steps = contiguous(shape)
-        moved = tuple(steps[each] * (-1 if back and each == axis else 1) for each in order)
-        offset = (shape[axis] - 1) * steps[axis] if back else 0
-        if tensor.elements == 0:
+        rank = len(node.input(0).shape)
+        node.require_output(node.input(0).elements)
+        if node.input(1).data is not None:
+            _run_along(node, axis_of(int(node.constant(1, "axis").reshape(-1)[0]), rank), sign)
             return
-        start = int(sign == "*")
-        total = f"s {sign} $x" if kind.is_float else f"({kind.compute})(({kind.unsigned})s {sign} ({kind.unsigned})$x)"
-        exclusive = bool(node.attribute("exclusive", 0))
-        each = f"{kind.compute} n = {total}; $y := s; s = n;" if exclusive else f"s = {total}; $y := s;"
-        operands = (
-            Operand(name="x", kind=kind, pointer=node.read(0), steps=moved, offset=offset),
-            Operand(name="y", kind=kind, pointer=node.write(), steps=moved, offset=offset, written=True),
-        )
-        nest = Nest(
-            label=f"{node.operator.op_type.lower()}_{kind.code}",
-            operands=operands,
-            outer=tuple(shape[each] for each in order[:-1]),
-            inner=(shape[axis],),
-            begin=f"{kind.compute} s = {start};",
-            passes=(Pass(each=each),),
-        )
-        emit(node, nest)
+        if node.input(1).elements != 1 or node.kind(node.input(1)).is_float:
+            raise UnsupportedError(f"expected one axis, got {node.input(1).dtype}{[*node.input(1).shape]}")
+        for axis in range(rank):  # the axis is known when it runs
+            node.emit(f"if (mf_index((int64_t){node.read(1)}[0], {rank}) == {axis}) {{")
+            _run_along(node, axis, sign)
+            node.emit("}")
 
     return rule
+
+
+def _run_along(node: Node, axis: int, sign: str) -> None:
+    tensor = node.input(0)
+    kind, shape = node.kind(tensor), tensor.shape
+    order = (*(each for each in range(len(shape)) if each != axis), axis)
+    back = bool(node.attribute("reverse", 0))
+    steps = contiguous(shape)
+    moved = tuple(steps[each] * (-1 if back and each == axis else 1) for each in order)
+    offset = (shape[axis] - 1) * steps[axis] if back else 0
+    if tensor.elements == 0:
+        return
+    start = int(sign == "*")
+    total = f"s {sign} $x" if kind.is_float else f"({kind.compute})(({kind.unsigned})s {sign} ({kind.unsigned})$x)"
+    exclusive = bool(node.attribute("exclusive", 0))
+    each = f"{kind.compute} n = {total}; $y := s; s = n;" if exclusive else f"s = {total}; $y := s;"
+    operands = (
+        Operand(name="x", kind=kind, pointer=node.read(0), steps=moved, offset=offset),
+        Operand(name="y", kind=kind, pointer=node.write(), steps=moved, offset=offset, written=True),
+    )
+    nest = Nest(
+        label=f"{node.operator.op_type.lower()}_{kind.code}",
+        operands=operands,
+        outer=tuple(shape[each] for each in order[:-1]),
+        inner=(shape[axis],),
+        begin=f"{kind.compute} s = {start};",
+        passes=(Pass(each=each),),
+    )
+    emit(node, nest)
 
 
 def _top_k(node: Node) -> None:

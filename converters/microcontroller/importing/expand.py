@@ -26,9 +26,15 @@ def expand(graph: Graph) -> None:
     nodes: list[Node] = []
     for node in graph.nodes:
         rule = EXPANDED.get((node.domain, node.op_type))
-        nodes.extend([node] if rule is None else rule(_Expansion(graph, node)))
+        nodes.extend([node] if rule is None or _computes_scales(graph, node) else rule(_Expansion(graph, node)))
     graph.nodes = nodes
     graph.opsets = {domain: version for domain, version in graph.opsets.items() if domain in ("", "ai.onnx.ml")}
+
+
+def _computes_scales(graph: Graph, node: Node) -> bool:
+    """Return whether it is a QLinearMatMul whose scales are not constants: it stays as it is, in float."""
+    scales = (node.input(position) for position in (1, 4, 6))
+    return not node.domain and node.op_type == "QLinearMatMul" and any(name not in graph.constants for name in scales)
 
 
 class _Expansion:

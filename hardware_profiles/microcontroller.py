@@ -9,6 +9,10 @@ FLAG_PATTERN: Final = r"-m[a-z0-9][a-z0-9=+.,-]{0,63}"
 """Of a compiler's flag for the processor; nothing else may stand in a profile."""
 
 
+MAX_BYTES: Final = 1 << 30
+"""Generated code counts in 32 bits."""
+
+
 class Backend(enum.StrEnum):
     """Which instructions the kernels may use."""
 
@@ -56,8 +60,8 @@ class Microcontroller:
     cpu_flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.flash_bytes <= 0 or self.ram_bytes <= 0:
-            raise ValueError("expected flash_bytes > 0 and ram_bytes > 0")
+        if not (0 < self.flash_bytes <= MAX_BYTES and 0 < self.ram_bytes <= MAX_BYTES):
+            raise ValueError(f"expected flash_bytes > 0 and ram_bytes > 0, {MAX_BYTES} at most")
         wrong = [flag for flag in self.cpu_flags if re.fullmatch(FLAG_PATTERN, flag) is None]
         if wrong:
             raise ValueError(f"cpu_flags: expected flags for the processor (-m...), got {wrong}")

@@ -143,6 +143,7 @@ def test_reads_a_microcontroller():
         ("flash_bytes = 2000", "", "flash_bytes"),
         ("flash_bytes = 2000", "flash_bytes = 0", "flash_bytes > 0"),
         ("flash_bytes = 2000", "flash_kbytes = 2", "flash_kbytes"),
+        ("flash_bytes = 2000", "flash_bytes = 2_000_000_000", "1073741824 at most"),
         ("ram_bytes = 1000", "ram_bytes = 999", "expected memory_bytes of [limits] to be ram_bytes"),
         ("ram_bytes = 1000", 'ram_bytes = 1000\nbackend = "neon"', "neon"),
         ("ram_bytes = 1000", 'ram_bytes = 1000\nrounding = "down"', "down"),

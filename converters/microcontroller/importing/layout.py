@@ -219,7 +219,7 @@ class Stores:
 
     def _add_constant(self, wish: str, value: Array, scale: Scale | None) -> str:
         name = wish if wish not in self.tensors else self.graph.fresh(wish)
-        self._store(name, Type(dtype=str(value.dtype), shape=value.shape), scale, np.ascontiguousarray(value))
+        self._store(name, Type(dtype=str(value.dtype), shape=value.shape), scale, np.array(value, order="C"))
         return name
 
     def _store(self, name: str, kind: Type, scale: Scale | None = None, data: Array | None = None) -> None:

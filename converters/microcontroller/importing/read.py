@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
 from onnx import ModelProto
 
 from modelfleet.converters.microcontroller.importing.affine import channelwise
@@ -85,12 +86,19 @@ def _needed(graph: Graph, fused: dict[int, Fused]) -> list[Node]:
     return kept[::-1]
 
 
+def _passes(graph: Graph, node: Node) -> bool:
+    """Return whether a node is a Dropout that does nothing, as outside training."""
+    training = graph.constants.get(node.input(2)) if node.input(2) else np.zeros(())
+    inference = training is not None and not bool(training.any())
+    return node.op_type == "Dropout" and inference and not any(node.outputs[1:])
+
+
 def _aliased(stores: Stores, node: Node) -> bool:
     """Give the output of a node that moves no byte, or only to another place, the forms of its input; False for any other."""
     if node.domain:
         return False
     source, target = node.inputs[0] if node.inputs else "", node.outputs[0]
-    if node.op_type in _SAME_BYTES:
+    if node.op_type in _SAME_BYTES or _passes(stores.graph, node):
         stores.alias(target, source, None)
         return True
     if node.op_type == "Transpose":

@@ -31,6 +31,7 @@ _CONTROL: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+_RESHAPED: Final = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 _DOMAINS: Final = frozenset({"", "ai.onnx.ml"})
 _NUMBERS: Final = frozenset(
     {"float32", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"}
@@ -54,6 +55,7 @@ def read_graph(model: ModelProto) -> Graph:
         if not _fold(graph):
             break
     graph.drop_unused()
+    _take_declared(graph, model)
     _require_static(graph)
     return graph
 
@@ -212,6 +214,20 @@ def _computed(node: Node, graph: Graph) -> Mapping[str, Array] | None:
         return None
     results = evaluate([node], given, [name for name in node.outputs if name], graph.opsets)
     return None if results is None else results
+
+
+def _take_declared(graph: Graph, model: ModelProto) -> None:
+    """Give an output the shape that the model says, where a Reshape or its like makes it and reads the shape as an input."""
+    makers = graph.producers()
+    for value in model.graph.output:
+        node, dims = makers.get(value.name), value.type.tensor_type.shape.dim
+        if node is None or node.op_type not in _RESHAPED or value.name in graph.types or node.domain:
+            continue
+        source = graph.types.get(node.inputs[0])
+        shape = tuple(dim.dim_value for dim in dims)
+        known = source is not None and len(dims) > 0 and all(dim.HasField("dim_value") for dim in dims)
+        if source is not None and known and math.prod(shape) == math.prod(source.shape):
+            graph.types[value.name] = Type(dtype=source.dtype, shape=shape)
 
 
 def _require_static(graph: Graph) -> None:

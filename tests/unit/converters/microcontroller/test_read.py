@@ -231,7 +231,6 @@ ODD = {
     "a size that depends on values": (one("NonZero", [("x", FLOAT, [4])]), "static shape"),
     "a free dimension": (one("Relu", [("x", FLOAT, ["n"])]), "free dimension"),
     "text": (one("Identity", [("x", TensorProto.STRING, [1])]), "to be of"),
-    "half floats": (one("Relu", [("x", TensorProto.FLOAT16, [1])]), "to be of"),
     "a computed scale": (
         one("QLinearSigmoid", [("x", TensorProto.INT8, [4]), ("s", FLOAT, [])], domain="com.microsoft"),
         "to be a constant",

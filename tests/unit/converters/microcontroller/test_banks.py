@@ -257,8 +257,8 @@ def test_power_cut_at_any_write_or_erase_leaves_the_old_model_or_the_new_one(
 
 def test_power_cut_twice_in_a_row_leaves_a_whole_model(library: ctypes.CDLL) -> None:
     used = _used(library, IMAGE_A, IMAGE_B)
-    for first in range(0, 60, 7):
-        for second in range(0, 60, 5):
+    for first in range(0, 60, 11):
+        for second in range(0, 60, 8):
             flash = Flash(bytearray(used.data), seed=first * 100 + second)
             for left in (first, second):
                 firmware = start(library, flash)

@@ -24,13 +24,26 @@ static uint32_t depthwise_dsp_lanes(const int8_t *pixel, int32_t lanes) {
 }
 
 /* Put one pixel's four channels into one half of a word of each plane. */
-static void depthwise_dsp_put(uint32_t word, uint32_t *to, int32_t plane, int32_t side) {
+static inline void depthwise_dsp_put(uint32_t word, uint32_t *to, int32_t plane, int32_t side) {
+#if DSP_ASSEMBLY
+    uint32_t even, odd;
+    __asm__ volatile(
+        "sxtb16 %[even], %[word]\nsxtb16 %[odd], %[word], ror #8\n"
+        "strh %[even], [%[to]]\nstrh %[odd], [%[to], %[plane]]\n"
+        "lsr %[even], %[even], #16\nlsr %[odd], %[odd], #16\n"
+        "strh %[even], [%[to], %[plane], lsl #1]\nstrh %[odd], [%[last], %[plane], lsl #1]\n"
+        : [even] "=&r"(even), [odd] "=&r"(odd)
+        : [word] "r"(word), [to] "r"((uint16_t *)(void *)to + side), [last] "r"((uint16_t *)(void *)(to + plane) + side),
+          [plane] "r"(4 * plane)
+        : "memory");
+#else
     const uint32_t even = dsp_even(word), odd = dsp_odd(word);
     const uint32_t lanes[4] = {even, odd, even >> 16, odd >> 16};
     for (int32_t lane = 0; lane < 4; lane++) {
         *to = side == 0 ? (*to & 0xffff0000u) | (lanes[lane] & 0xffffu) : (*to & 0xffffu) | lanes[lane] << 16;
         to += plane;
     }
+#endif
 }
 
 /* Put pairs of pixels into whole words of each plane, step words apart; pairs: 1 or more. */
@@ -64,30 +77,38 @@ static void depthwise_dsp_pairs(const int8_t *pixels, int32_t depth, int32_t pai
 #endif
 }
 
-/* Spread one line of an image over the planes; at: where its first pixel goes, in pixels. What is beside it stays as it is. */
-static void depthwise_dsp_spread(const int8_t *line, int32_t depth, int32_t lanes, int32_t at, int32_t count, uint32_t *to,
-                                 int32_t plane, int32_t step) {
-    to += at / 2 * step;
-    if (depth < 4) {
-        for (int32_t i = at % 2; count > 0; count--) {
-            depthwise_dsp_put(depthwise_dsp_lanes(line, lanes), to, plane, i);
-            line += depth;
-            to += i * step;
-            i = 1 - i;
+/* Spread lines of an image over the planes; at: where a first pixel goes, in pixels; step: words from column to column. What is
+   beside them stays as it is. */
+static void depthwise_dsp_spread(const int8_t *line, const struct windows *shape, int32_t lanes, int32_t lines, int32_t count,
+                                 uint32_t *planes, int32_t plane, int32_t step) {
+    const int32_t depth = shape->depth, at = shape->pad_left, line_bytes = shape->width * depth;
+    planes += at / 2 * step;
+    for (; lines > 0; lines--) {
+        const int8_t *pixel = line;
+        uint32_t *to = planes;
+        int32_t left = count;
+        if (depth < 4) {
+            for (int32_t i = at % 2; left > 0; left--) {
+                depthwise_dsp_put(depthwise_dsp_lanes(pixel, lanes), to, plane, i);
+                pixel += depth;
+                to += i * step;
+                i = 1 - i;
+            }
         }
-        return;
-    }
-    if (at % 2 != 0 && count > 0) {
-        depthwise_dsp_put(dsp_word(line), to, plane, 1);
-        line += depth;
-        to += step;
-        count--;
-    }
-    if (count > 1) {
-        depthwise_dsp_pairs(line, depth, count / 2, to, plane, step);
-    }
-    if (count > 0 && count % 2 != 0) {
-        depthwise_dsp_put(dsp_word(line + (count - 1) * depth), to + count / 2 * step, plane, 0);
+        if (at % 2 != 0 && left > 0) {
+            depthwise_dsp_put(dsp_word(pixel), to, plane, 1);
+            pixel += depth;
+            to += step;
+            left--;
+        }
+        if (left > 1) {
+            depthwise_dsp_pairs(pixel, depth, left / 2, to, plane, step);
+        }
+        if (left > 0 && left % 2 != 0) {
+            depthwise_dsp_put(dsp_word(pixel + (left - 1) * depth), to + left / 2 * step, plane, 0);
+        }
+        line += line_bytes;
+        planes++;
     }
 }
 
@@ -190,6 +211,9 @@ static void depthwise_dsp(const int8_t *input, int8_t *output, const uint32_t *c
         const int32_t rows = (made - 1) * shape->stride_y + 3;
         const uint32_t *weights = constants + 4;
         const int32_t plane = columns * rows;
+        const int32_t line = y * shape->stride_y - shape->pad_top;
+        const int32_t first = line > 0 ? line : 0;
+        const int32_t last = line + rows < shape->height ? line + rows : shape->height;
         run.step = 4 * rows;
         for (int32_t i = 0; i < 4 * plane; i++) {
             planes[i] = pads;
@@ -197,12 +221,9 @@ static void depthwise_dsp(const int8_t *input, int8_t *output, const uint32_t *c
         for (int32_t channel = 0; channel < channels; channel += 4) {
             const int32_t lanes = channels - channel < 4 ? channels - channel : 4;
             const int32_t back = channels < 4 ? 0 : 4 - lanes; /* a word that ends with these channels lies within the image */
-            for (int32_t row = 0; row < rows; row++) {
-                const int32_t line = y * shape->stride_y - shape->pad_top + row;
-                if (line >= 0 && line < shape->height) {
-                    depthwise_dsp_spread(input + line * shape->width * channels + channel - back, channels, lanes,
-                                         shape->pad_left, inside, planes + row, plane, rows);
-                }
+            if (last > first) {
+                depthwise_dsp_spread(input + first * shape->width * channels + channel - back, shape, lanes, last - first,
+                                     inside, planes + (first - line), plane, rows);
             }
             for (int32_t lane = 0; lane < lanes; lane++) {
                 run.start = planes + (lane + back) * plane;

@@ -26,7 +26,8 @@ DSP_NAKED static void dsp_single_stack_52(const uint32_t *blocks DSP_UNUSED, con
         "ldr r10, [sp, #4]\n"
         "bx lr\n"
         ".balign 4\n"
-        "1:\n" DSP_SINGLE_STEP DSP_SINGLE_STEP DSP_SINGLE_STEP DSP_SINGLE_STEP
+        "1:\n" DSP_SINGLE_STEP DSP_SINGLE_STEP DSP_SINGLE_STEP DSP_SINGLE_STEP DSP_SINGLE_STEP DSP_SINGLE_STEP DSP_SINGLE_STEP
+            DSP_SINGLE_STEP
         "cmp r10, r11\n"
         "bne 1b\n"
         "ldm r12!, {r0-r3}\n"
@@ -58,7 +59,7 @@ DSP_NAKED static void dsp_single_stack_52(const uint32_t *blocks DSP_UNUSED, con
 static void dsp_single(const uint32_t *blocks, const uint32_t *columns, int8_t *output, int32_t channels, int32_t depth,
                        const struct dsp_header *header) {
     const uint32_t steps = (uint32_t)depth / 4u;
-    dsp_single_stack_52(blocks, columns, output, channels, (0u - steps) % 4u * 56u, columns + 2u * steps, header);
+    dsp_single_stack_52(blocks, columns, output, channels, (0u - steps) % 8u * 56u, columns + 2u * steps, header);
 }
 #else
 static void dsp_single(const uint32_t *blocks, const uint32_t *columns, int8_t *output, int32_t channels, int32_t depth,

@@ -29,7 +29,8 @@ DSP_NAKED static void dsp_triple_stack_52(int8_t *first DSP_UNUSED, int8_t *seco
         "mov r6, r4\nmov r7, r5\nmov r8, r4\nmov r9, r5\n"
         "bx r0\n"
         ".balign 4\n"
-        "1:\n" DSP_TRIPLE_STEP DSP_TRIPLE_STEP DSP_TRIPLE_STEP DSP_TRIPLE_STEP
+        "1:\n" DSP_TRIPLE_STEP DSP_TRIPLE_STEP DSP_TRIPLE_STEP DSP_TRIPLE_STEP DSP_TRIPLE_STEP DSP_TRIPLE_STEP DSP_TRIPLE_STEP
+            DSP_TRIPLE_STEP
         "cmp lr, r11\n"
         "bne 1b\n"
         "ldr lr, [sp, #68]\n"
@@ -68,7 +69,7 @@ static void dsp_triple(const uint32_t *blocks, const uint32_t *columns, int8_t *
                        int32_t pixels, const struct dsp_header *header) {
     const uint32_t steps = (uint32_t)depth / 4u;
     dsp_triple_stack_52(output, output + (pixels > 1 ? channels : 0), output + (pixels > 2 ? 2 * channels : 0), channels, blocks,
-                   columns, (0u - steps) % 4u * 68u, columns + 6u * steps, header);
+                   columns, (0u - steps) % 8u * 68u, columns + 6u * steps, header);
 }
 #else
 static void dsp_triple(const uint32_t *blocks, const uint32_t *columns, int8_t *output, int32_t channels, int32_t depth,

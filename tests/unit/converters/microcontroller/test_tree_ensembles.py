@@ -41,6 +41,16 @@ def test_every_question_is_answered_as_onnxruntime_does_on_thresholds_zeros_and_
     require_all_exact(nodes, values().astype(kind))
 
 
+def test_zeros_of_both_signs_are_equal_in_inputs_and_thresholds():
+    nodes = [node(7, kind="target", targets=1, depth=4, modes=[mode], missing=True, trees=4) for mode in MODES]
+    for each in nodes:
+        for attribute in each.attribute:
+            if attribute.name == "nodes_values":
+                attribute.floats[:] = [(-0.0, 0.0, 1e-45, -1e-45)[place % 4] for place in range(len(attribute.floats))]
+    x = np.random.default_rng(0).choice([0.0, -0.0, 1e-45, -1e-45, np.nan], (200, FEATURES)).astype(np.float32)
+    require_all_exact(nodes, x)
+
+
 def test_whole_numbers_are_compared_as_floats():
     x = np.random.default_rng(0).integers(-3, 3, (200, FEATURES)).astype(np.int64)
     x[0] = [2**53 + 1, -(2**60), 16_777_217, -1]

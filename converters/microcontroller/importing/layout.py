@@ -219,7 +219,7 @@ class Stores:
 
     def _add_constant(self, wish: str, value: Array, scale: Scale | None) -> str:
         name = wish if wish not in self.tensors else self.graph.fresh(wish)
-        self._store(name, Type(dtype=str(value.dtype), shape=value.shape), scale, np.array(value, order="C"))
+        self._store(name, Type(dtype=str(value.dtype), shape=value.shape), scale, value)
         return name
 
     def _store(self, name: str, kind: Type, scale: Scale | None = None, data: Array | None = None) -> None:
@@ -227,7 +227,9 @@ class Stores:
             name=name,
             dtype=kind.dtype,
             shape=kind.shape,
-            data=data,
+            data=None
+            if data is None
+            else np.array(data, order="C"),  # of an array without dimensions numpy makes numbers
             scale=float(scale.scale) if scale is not None else None,
             zero_point=scale.zero_point if scale is not None else 0,
         )

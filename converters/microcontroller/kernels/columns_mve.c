@@ -3,7 +3,8 @@ typedef struct {
     uint32_t count;       /* pixels */
     uint32_t channels;    /* bytes of one */
     uint32_t stride;      /* bytes from a pixel's place to the next */
-    uint32_t part_stride; /* bytes from the place of a pixel's first 16 bytes to that of the next 16 */
+    uint32_t part;        /* bytes of a pixel that lie together, 16 at most */
+    uint32_t part_stride; /* bytes from the place of a part to that of the next */
     uint32_t together;    /* how many small pixels one register takes; 1 for others */
     const uint8_t *places; /* of the bytes of those pixels, 16; none where there is one pixel */
 } mve_columns;
@@ -38,7 +39,8 @@ static void mve_copy_columns(int8_t *to, const int8_t *from, const mve_columns *
         (void)mve_copy_small(&to, &from, columns, left, left > 0u ? left : 1u);
         return;
     }
-    for (uint32_t part = 0; part < columns->channels; part += 16u) {
+    for (uint32_t part = 0; part < columns->channels; part += columns->part) {
+        const uint32_t left = columns->channels - part;
         int8_t *place = to;
         const int8_t *source = from + part;
         __asm__ volatile("vctp.8 %[left]\n\t"
@@ -51,7 +53,7 @@ static void mve_copy_columns(int8_t *to, const int8_t *from, const mve_columns *
                          "add %[place], %[stride]\n\t"
                          "le lr, 1b"
                          : [source] "+r"(source), [place] "+r"(place)
-                         : [left] "r"(columns->channels - part), [count] "r"(columns->count), [channels] "r"(columns->channels),
+                         : [left] "r"(left < columns->part ? left : columns->part), [count] "r"(columns->count), [channels] "r"(columns->channels),
                            [stride] "r"(columns->stride)
                          : "lr", "q0", "cc", "memory");
         to += columns->part_stride;
@@ -59,7 +61,8 @@ static void mve_copy_columns(int8_t *to, const int8_t *from, const mve_columns *
 }
 
 static void mve_fill_columns(int8_t *to, int8_t value, const mve_columns *columns) {
-    for (uint32_t part = 0; part < columns->channels; part += 16u) {
+    for (uint32_t part = 0; part < columns->channels; part += columns->part) {
+        const uint32_t left = columns->channels - part;
         int8_t *place = to;
         __asm__ volatile("vctp.8 %[left]\n\t"
                          "vdup.8 q0, %[value]\n\t"
@@ -70,7 +73,7 @@ static void mve_fill_columns(int8_t *to, int8_t value, const mve_columns *column
                          "add %[place], %[stride]\n\t"
                          "le lr, 1b"
                          : [place] "+r"(place)
-                         : [left] "r"(columns->channels - part), [count] "r"(columns->count), [value] "r"(value),
+                         : [left] "r"(left < columns->part ? left : columns->part), [count] "r"(columns->count), [value] "r"(value),
                            [stride] "r"(columns->stride)
                          : "lr", "q0", "cc", "memory");
         to += columns->part_stride;
@@ -80,7 +83,7 @@ static void mve_fill_columns(int8_t *to, int8_t value, const mve_columns *column
 static void mve_copy_columns(int8_t *to, const int8_t *from, const mve_columns *columns) {
     for (uint32_t i = 0; i < columns->count; ++i) {
         for (uint32_t c = 0; c < columns->channels; ++c) {
-            to[i * columns->stride + c / 16u * columns->part_stride + c % 16u] = from[i * columns->channels + c];
+            to[i * columns->stride + c / columns->part * columns->part_stride + c % columns->part] = from[i * columns->channels + c];
         }
     }
 }
@@ -88,7 +91,7 @@ static void mve_copy_columns(int8_t *to, const int8_t *from, const mve_columns *
 static void mve_fill_columns(int8_t *to, int8_t value, const mve_columns *columns) {
     for (uint32_t i = 0; i < columns->count; ++i) {
         for (uint32_t c = 0; c < columns->channels; ++c) {
-            to[i * columns->stride + c / 16u * columns->part_stride + c % 16u] = value;
+            to[i * columns->stride + c / columns->part * columns->part_stride + c % columns->part] = value;
         }
     }
 }

@@ -50,8 +50,8 @@ def _windows(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Co
         *(height, row_bytes, out_height, out_row_bytes),
         *(operator.weights.shape[1], operator.dilations[0], operator.strides[0], operator.pads[0]),
         operator.pads[1] * column_bytes,
-        columns_text(min(width, columns - operator.pads[1]), depth, column_bytes, 16, together),
-        columns_text(columns, depth, column_bytes, 16, 1),
+        columns_text(min(width, columns - operator.pads[1]), depth, column_bytes, 16, 16, together),
+        columns_text(columns, depth, column_bytes, 16, 16),
         f"{{{out_width}u, {operator.strides[1] * column_bytes}u, {channels}u}}",
     )
 
@@ -63,7 +63,7 @@ def _windows(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Co
             f"mve_conv_{rows.name}({', '.join(names)}, &shape);"
         )
 
-    text = rows_mve.with_callee("kernels/conv_mve.c", "ROWS", rows.name)
+    text = rows_mve.with_texts("kernels/conv_mve.c", {"ROWS": rows.name})
     first = np.clip(np.arange(out_height) * operator.strides[0] - operator.pads[0], 0, height)
     steps = [(row * out_row_bytes, int(first[row]) * row_bytes) for row in range(1, out_height)]
     return Lowered(
@@ -92,7 +92,7 @@ def _points(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Con
             f"{out_height}u, {row_bytes}u, {out_row_bytes}u, &shape);"
         )
 
-    text = rows_mve.with_callee("kernels/conv_points_mve.c", "ROWS", rows.name)
+    text = rows_mve.with_texts("kernels/conv_points_mve.c", {"ROWS": rows.name})
     steps = list[tuple[int, int]]()
     for row in range(out_height):
         steps += rows_mve.steps(
@@ -107,9 +107,10 @@ def _points(operator: Conv2D, program: Program, rows: rows_mve.Rows, packed: Con
     )
 
 
-def columns_text(count: int, channels: int, stride: int, part_stride: int, together: int) -> str:
+def columns_text(count: int, channels: int, stride: int, part: int, part_stride: int, together: int = 1) -> str:
     """Return the initializer of a `mve_columns`; where pixels go together, `small` has the places of their bytes."""
-    return f"{{{count}u, {channels}u, {stride}u, {part_stride}u, {together}u, {'small' if together > 1 else 'NULL'}}}"
+    numbers = (count, channels, stride, part, part_stride, together)
+    return f"{{{', '.join(f'{number}u' for number in numbers)}, {'small' if together > 1 else 'NULL'}}}"
 
 
 def _together(depth: int, column_bytes: int) -> int:

@@ -17,16 +17,9 @@ import numpy as np
 
 from modelfleet.converters.microcontroller.ir import Array, Depthwise2D, Program
 from modelfleet.converters.microcontroller.kernels import rows_mve
-from modelfleet.converters.microcontroller.kernels.constants import int8s, multiplier_data
-from modelfleet.converters.microcontroller.kernels.conv_mve import COLUMNS_FRAGMENT, columns_text
-from modelfleet.converters.microcontroller.lowering import (
-    Constant,
-    Lowered,
-    Places,
-    Rounding,
-    Target,
-    distance_of_steps,
-)
+from modelfleet.converters.microcontroller.kernels.constants import multiplier_data
+from modelfleet.converters.microcontroller.kernels.depthwise_ring_mve import Ring, lower_ring, row_parameters
+from modelfleet.converters.microcontroller.lowering import Constant, Lowered, Rounding, Target
 
 COLUMN_BYTES: Final = 48
 """Of sixteen channels in three rows."""
@@ -35,7 +28,7 @@ STACK_BYTES: Final = 36 + 64 + 64
 _FRAME: Final = 64
 _WINDOW_COLUMNS: Final = 5
 _CHANNELS: Final = 16
-_PAIRS: Final = ((0, 2), (1, 3))
+PAIRS: Final = ((0, 2), (1, 3))
 """Channels whose sums one VMOV puts into lanes."""
 
 
@@ -66,55 +59,31 @@ def lower(operator: Depthwise2D, program: Program, target: Target) -> Lowered | 
     Raises:
         ConversionError: onnxruntime's rounding is asked for, and its factor is not known.
     """
-    _, height, width, channels = program.tensors[operator.inputs[0]].shape
-    _, out_height, out_width, _ = program.tensors[operator.outputs[0]].shape
     sizes = zip(operator.weights.shape[:2], operator.dilations, strict=True)
     columns = _columns(operator, program)
     if any(size > 3 or (size > 1 and dilation != 1) for size, dilation in sizes) or operator.strides[1] not in (1, 2):
         return None
     if columns <= operator.pads[1]:
         return None
-    row = Row(stride=operator.strides[1], tail=channels % 4 != 0, rounding=target.rounding)
-    part_bytes = columns * COLUMN_BYTES
-    row_bytes, out_row_bytes = width * channels, out_width * channels
-    numbers = (
-        *(height, row_bytes, out_height, out_row_bytes, operator.strides[0], operator.pads[0]),
-        operator.pads[1] * COLUMN_BYTES,
-        columns_text(min(width, columns - operator.pads[1]), channels, COLUMN_BYTES, part_bytes, 1),
-        columns_text(columns, channels, COLUMN_BYTES, part_bytes, 1),
-        _row_text(row, out_width, channels, part_bytes),
+    row = Row(stride=operator.strides[1], tail=operator.weights.shape[2] % 4 != 0, rounding=target.rounding)
+    ring = Ring(
+        rows=3,
+        part=_CHANNELS,
+        columns=columns,
+        window=_WINDOW_COLUMNS,
+        name=row.name,
+        fragments=(_function(row),),
+        third=2 * operator.weights.shape[2],
+        outputs=row.outputs,
+        packed=_pack(operator, target.rounding),
+        stack_bytes=STACK_BYTES,
     )
-
-    def call(places: Places) -> str:
-        names = (places.inputs[0], *places.constants, places.outputs[0], f"(int8_t *){places.scratch}")
-        return (
-            f"static const mve_depthwise_shape shape = {{{', '.join(map(str, numbers))}}};\n"
-            f"mve_depthwise_{row.name}({', '.join(names)}, &shape);"
-        )
-
-    text = rows_mve.with_callee("kernels/depthwise_mve.c", "ROW", row.name)
-    copied = np.clip(np.arange(out_height) * operator.strides[0] - operator.pads[0] + 3, 0, height)
-    steps = [((out + 1) * out_row_bytes, int(rows) * row_bytes) for out, rows in enumerate(copied) if rows < height]
-    return Lowered(
-        call=call,
-        fragments=(rows_mve.FRAGMENT, COLUMNS_FRAGMENT, "kernels/depthwise_shape_mve.c", _function(row), text),
-        constants=(_pack(operator, target.rounding), int8s(np.array([operator.pad_value]))),
-        scratch_bytes=-(-channels // _CHANNELS) * part_bytes,
-        stack_bytes=STACK_BYTES + 64,
-        overlap={0: distance_of_steps(steps)},
-    )
+    return lower_ring(operator, program, ring)
 
 
 def _columns(operator: Depthwise2D, program: Program) -> int:
     out_width = program.tensors[operator.outputs[0]].shape[2]
     return max(_WINDOW_COLUMNS, (out_width - 1) * operator.strides[1] + 3)
-
-
-def _row_text(row: Row, out_width: int, channels: int, part_bytes: int) -> str:
-    second, third = min(1, out_width - 1) * channels, 2 * channels
-    step = row.outputs * row.stride * COLUMN_BYTES
-    numbers = (out_width, channels, second, third, row.outputs * channels, step, part_bytes - _CHANNELS)
-    return f"{{{', '.join(f'{number}u' for number in numbers)}}}"
 
 
 def _pack(operator: Depthwise2D, rounding: Rounding) -> Constant:
@@ -131,12 +100,8 @@ def _pack(operator: Depthwise2D, rounding: Rounding) -> Constant:
 
 
 def _function(row: Row) -> str:
-    parameters = (
-        "const int8_t *columns{u}, const int8_t *weights{u}, int8_t *y{u}, const mve_depthwise_row *shape{u}, "
-        "const uint8_t *slots{u}"
-    )
     host = f"mve_depthwise_rows(columns, weights, y, shape, slots, {row.stride}u, {int(row.rounding is Rounding.ONNXRUNTIME)});"
-    return rows_mve.two_ways(row.name, parameters, _assembly(row), host)
+    return rows_mve.two_ways(row.name, row_parameters(), _assembly(row), host)
 
 
 def _assembly(row: Row) -> list[str]:
@@ -145,21 +110,7 @@ def _assembly(row: Row) -> list[str]:
     Stack: least, greatest (four times each), weights, channels, shift, zero point, y, scratch, outputs left, shape.
     """
     return [
-        "ldr r12, [sp]",
-        "push {r4-r11, lr}",
-        "vpush {d8-d15}",
-        f"sub sp, #{_FRAME}",
-        "vldrb.u8 q1, [r12]",
-        "ldm r1!, {r4-r7}",
-        "vdup.32 q0, r6",
-        "vstrw.32 q0, [sp]",
-        "vdup.32 q0, r7",
-        "vstrw.32 q0, [sp, #16]",
-        "ldrd r6, r7, [r3]",
-        "strd r1, r7, [sp, #32]",
-        "strd r4, r5, [sp, #40]",
-        "strd r2, r0, [sp, #48]",
-        "strd r6, r3, [sp, #56]",
+        *begin(["vldrb.u8 q1, [r12]"]),
         "1:",
         "ldr r6, [sp, #56]",
         f"cmp r6, #{row.outputs}",
@@ -179,10 +130,49 @@ def _assembly(row: Row) -> list[str]:
         *_step_back(row),
         *_group(row, row.outputs - 1, "5", "6"),
         "7:",
-        f"add sp, #{_FRAME}",
-        "vpop {d8-d15}",
-        "pop {r4-r11, pc}",
+        *end(),
     ]
+
+
+def begin(slots: Sequence[str]) -> list[str]:
+    """Save registers, read the header, and put what is needed later on the stack, in the order that `_assembly` says.
+
+    slots: loads from r12.
+    """
+    return [
+        "ldr r12, [sp]",
+        "push {r4-r11, lr}",
+        "vpush {d8-d15}",
+        f"sub sp, #{_FRAME}",
+        *slots,
+        "ldm r1!, {r4-r7}",
+        "vdup.32 q0, r6",
+        "vstrw.32 q0, [sp]",
+        "vdup.32 q0, r7",
+        "vstrw.32 q0, [sp, #16]",
+        "ldrd r6, r7, [r3]",
+        "strd r1, r7, [sp, #32]",
+        "strd r4, r5, [sp, #40]",
+        "strd r2, r0, [sp, #48]",
+        "strd r6, r3, [sp, #56]",
+    ]
+
+
+def end() -> list[str]:
+    """Return from the function."""
+    return [f"add sp, #{_FRAME}", "vpop {d8-d15}", "pop {r4-r11, pc}"]
+
+
+def scaled(register: str, multipliers: str, biases: str, least: str, greatest: str, rounding: Rounding) -> list[str]:
+    """Turn four sums into outputs: shift in r12, zero point in lr, the others in vectors."""
+    lines = [f"vadd.i32 {register}, {register}, {biases}"]
+    if rounding is Rounding.ONNXRUNTIME:
+        lines += [f"vcvt.f32.s32 {register}, {register}", f"vmul.f32 {register}, {register}, {multipliers}"]
+        lines += [f"vcvtn.s32.f32 {register}, {register}", f"vqadd.s32 {register}, {register}, lr"]
+    else:
+        lines += [f"vshl.s32 {register}, r12", f"vrmulh.s32 {register}, {register}, {multipliers}"]
+        lines += [f"vadd.i32 {register}, {register}, lr"]
+    return [*lines, f"vmax.s32 {register}, {register}, {least}", f"vmin.s32 {register}, {register}, {greatest}"]
 
 
 def _step_back(row: Row) -> Sequence[str]:
@@ -230,7 +220,7 @@ def _sums(row: Row, outputs: int) -> Iterator[str]:
     shifts = [6 - 3 * row.stride * output for output in range(outputs)]
     first, second = ("r0", "r2", "r4"), ("r6", "r8", "r10")
     moves = iter(("add r9, #2", "sub r9, #1", "add r9, #2", "add r9, #1"))
-    for pair in _PAIRS:
+    for pair in PAIRS:
         for channel, sums in zip(pair, (first, second), strict=True):
             yield "vldrb.u8 q0, [r9, q1]"
             yield next(moves)
@@ -247,15 +237,7 @@ def _outputs(row: Row, outputs: int) -> Iterator[str]:
     yield from ("vldrw.u32 q3, [r5, #16]", f"vldrw.u32 q7, [r5], #{BLOCK_BYTES}")
     yield from ("vldrw.u32 q0, [sp]", "vldrw.u32 q2, [sp, #16]")
     for output in range(outputs):
-        register = f"q{4 + output}"
-        yield f"vadd.i32 {register}, {register}, q7"
-        if row.rounding is Rounding.ONNXRUNTIME:
-            yield from (f"vcvt.f32.s32 {register}, {register}", f"vmul.f32 {register}, {register}, q3")
-            yield from (f"vcvtn.s32.f32 {register}, {register}", f"vqadd.s32 {register}, {register}, lr")
-        else:
-            yield from (f"vshl.s32 {register}, r12", f"vrmulh.s32 {register}, {register}, q3")
-            yield f"vadd.i32 {register}, {register}, lr"
-        yield from (f"vmax.s32 {register}, {register}, q0", f"vmin.s32 {register}, {register}, q2")
+        yield from scaled(f"q{4 + output}", "q3", "q7", "q0", "q2", row.rounding)
     if row.tail:
         yield from ("vctp.32 r11", f"vps{'t' * outputs}")
     for output in reversed(range(outputs)):

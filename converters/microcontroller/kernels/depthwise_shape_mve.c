@@ -1,11 +1,12 @@
-/* Depthwise convolution of up to 3x3: the three rows of the image that a row of outputs reads lie in scratch, sixteen channels of
-   three rows of a column together (depthwise_mve.py says how). A row of the image is copied once, into the slot of the one that
-   nobody needs any more; slots: where sixteen bytes of one channel's window lie, for each of the three orders of the slots. */
+/* Depthwise convolution: the rows of the image that a row of outputs reads lie in scratch as a ring, a few channels of all rows
+   of a column together (depthwise_mve.py says how). A row of the image is copied once, into the slot of the one that nobody needs
+   any more. */
 typedef struct {
     uint32_t out_width, channels;
-    uint32_t second, third;  /* bytes from an output to the next, 0 where there is none, and to the one after */
+    uint32_t second;         /* bytes from an output to the next, 0 where there is none */
+    uint32_t third;          /* bytes to the one after; with windows of more than 3x3: of scratch, from a window to the next */
     uint32_t out_step, step; /* bytes of output and scratch from a group of outputs to the next */
-    uint32_t part_step;      /* bytes of scratch from the end of sixteen channels to the next sixteen */
+    uint32_t part_step;      /* bytes of scratch from the end of channels that lie together to the next ones */
 } mve_depthwise_row;
 
 typedef struct {

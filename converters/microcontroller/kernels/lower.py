@@ -25,6 +25,7 @@ from modelfleet.converters.microcontroller.kernels import (
     dense_mve,
     depthwise,
     depthwise_mve,
+    depthwise_wide_mve,
     elementwise,
     elementwise_mve,
     pool,
@@ -33,6 +34,12 @@ from modelfleet.converters.microcontroller.lowering import Backend, Lowered, Tar
 
 Lower = Callable[[Any, Program, Target], Lowered]
 LowerOrNot = Callable[[Any, Program, Target], Lowered | None]
+
+
+def _lower_depthwise(operator: Depthwise2D, program: Program, target: Target) -> Lowered | None:
+    found = depthwise_mve.lower(operator, program, target)
+    return depthwise_wide_mve.lower(operator, program, target) if found is None else found
+
 
 LOWERS: Final[Mapping[type[Operator], Lower]] = dict[type[Operator], Lower](
     {
@@ -54,7 +61,7 @@ MVE_LOWERS: Final[Mapping[type[Operator], LowerOrNot]] = dict[type[Operator], Lo
     {
         Conv2D: conv_mve.lower,
         Dense: dense_mve.lower,
-        Depthwise2D: depthwise_mve.lower,
+        Depthwise2D: _lower_depthwise,
         AddInt8: elementwise_mve.lower_add,
         Lookup: elementwise_mve.lower_lookup,
     }

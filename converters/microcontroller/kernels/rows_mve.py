@@ -9,7 +9,7 @@ The assembly is written here, for one length of a row: VMLADAVA multiplies and s
 eight sums (four channels, two rows) in the even general registers, six loads serve eight of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -135,9 +135,12 @@ def two_ways(name: str, parameters: str, assembly: Sequence[str], host: str) -> 
     )
 
 
-def with_callee(fragment: str, place: str, name: str) -> str:
-    """Return a fragment's text with the name of the function that it calls: a call through a pointer has no known stack."""
-    return fragment_text(fragment).replace(place, name)
+def with_texts(fragment: str, texts: Mapping[str, str]) -> str:
+    """Return a fragment's text with names replaced: of the function that it calls (through a pointer it had no known stack)."""
+    text = fragment_text(fragment)
+    for place, replacement in texts.items():
+        text = text.replace(place, replacement)
+    return text
 
 
 def prologue() -> list[str]:

@@ -113,63 +113,94 @@ static void depthwise_dsp_spread(const int8_t *line, const struct windows *shape
 }
 
 #if DSP_ASSEMBLY
+#define DEPTHWISE_DSP_START \
+    "push {r4-r11, lr}\nsub sp, sp, #52\nmov r2, sp\nldm r0!, {r3-r6}\nadd r0, r0, #4\nstm r2!, {r3-r6}\n" \
+    "ldm r0!, {r3-r8}\nstm r2!, {r3-r8}\nldm r0!, {r3-r5}\nstm r2!, {r3-r5}\nldm r1, {r3, r5, r7}\n" \
+    "sxtb16 r4, r3, ror #8\nsxtb16 r3, r3\nsxtb16 r6, r5, ror #8\nsxtb16 r5, r5\n" \
+    "sxtb16 r8, r7, ror #8\nsxtb16 r7, r7\n"
+
+/* An answer is stored, or two: between any bounds, or all of int8 (then the zero point is itself, not less the least value). */
+#define DEPTHWISE_DSP_ONE_BOUNDED \
+    "ldm sp, {r0-r2}\n" DSP_REQUANTIZE("r9", "r0", "r1") \
+    "usat r9, #8, r9\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\nsadd8 r9, r9, r0\n" \
+    "ldr r2, [sp, #20]\nstrb r9, [r2]\nadd r2, r2, r1\nstr r2, [sp, #20]\n"
+#define DEPTHWISE_DSP_TWO_BOUNDED \
+    "ldm sp, {r0-r2}\n" DSP_REQUANTIZE("r9", "r0", "r1") DSP_REQUANTIZE("r10", "r0", "r1") \
+    "usat r9, #8, r9\nusat r10, #8, r10\norr r9, r9, r10, lsl #16\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\n" \
+    "sadd8 r9, r9, r0\nldr r2, [sp, #20]\nstrb r9, [r2]\nlsr r9, r9, #16\nstrb r9, [r2, r1]\n" \
+    "add r2, r2, r1, lsl #1\nstr r2, [sp, #20]\n"
+#define DEPTHWISE_DSP_FULL "ldr r2, [sp, #4]\nsub r2, r2, #128\nstr r2, [sp, #4]\n"
+#define DEPTHWISE_DSP_ONE_FULL \
+    "ldrd r0, r1, [sp]\n" DSP_REQUANTIZE("r9", "r0", "r1") \
+    "ssat r9, #8, r9\nldrd r0, r1, [sp, #16]\nstrb r9, [r1]\nadd r1, r1, r0\nstr r1, [sp, #20]\n"
+#define DEPTHWISE_DSP_TWO_FULL \
+    "ldrd r0, r1, [sp]\n" DSP_REQUANTIZE("r9", "r0", "r1") DSP_REQUANTIZE("r10", "r0", "r1") \
+    "ssat r9, #8, r9\nssat r10, #8, r10\nldrd r0, r1, [sp, #16]\nstrb r9, [r1]\nstrb r10, [r1, r0]\n" \
+    "add r1, r1, r0, lsl #1\nstr r1, [sp, #20]\n"
+
+#define DEPTHWISE_DSP_END \
+    "ldrd r0, r1, [sp, #32]\nldrd r2, r9, [sp, #40]\nadd r0, r0, r2\nadd r1, r1, r2\n" \
+    "subs r9, r9, #1\nstrd r0, r1, [sp, #32]\nstr r9, [sp, #44]\nbne 0b\nadd sp, sp, #52\npop {r4-r11, pc}\n"
+
 /* Rows of answers of one channel, two answers a step: a column adds to two that end with it and to two that begin. */
-DSP_NAKED static void depthwise_dsp_dense_stack_88(struct dsp_depthwise *run DSP_UNUSED, const uint32_t *weights DSP_UNUSED) {
-    __asm__ volatile(
-        "push {r4-r11, lr}\nsub sp, sp, #52\nmov r2, sp\nldm r0!, {r3-r6}\nadd r0, r0, #4\nstm r2!, {r3-r6}\n"
-        "ldm r0!, {r3-r8}\nstm r2!, {r3-r8}\nldm r0!, {r3-r5}\nstm r2!, {r3-r5}\nldm r1, {r3, r5, r7}\n"
-        "sxtb16 r4, r3, ror #8\nsxtb16 r3, r3\nsxtb16 r6, r5, ror #8\nsxtb16 r5, r5\n"
-        "sxtb16 r8, r7, ror #8\nsxtb16 r7, r7\n"
-        "0:\n"
-        "ldr lr, [sp, #36]\nldr r11, [sp, #24]\nldm lr, {r0-r2}\nsmlabt r12, r3, r0, r11\nsmlad r11, r3, r0, r11\n"
-        "smlabt r12, r5, r1, r12\nsmlad r11, r5, r1, r11\nsmlabt r12, r7, r2, r12\nsmlad r11, r7, r2, r11\n"
-        "ldrd r0, r1, [sp, #28]\nadd lr, lr, r0\ncmp lr, r1\nbhs 2f\n"
-        "1:\n"
-        "ldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlad r10, r4, r0, r12\nsmlatb r9, r6, r1, r9\n"
-        "smlad r10, r6, r1, r10\nsmlatb r9, r8, r2, r9\nsmlad r10, r8, r2, r10\nldr r11, [sp, #24]\n"
-        "smlabt r12, r3, r0, r11\nsmlad r11, r3, r0, r11\nsmlabt r12, r5, r1, r12\nsmlad r11, r5, r1, r11\n"
-        "smlabt r12, r7, r2, r12\nsmlad r11, r7, r2, r11\n"
-        "ldm sp, {r0-r2}\n" DSP_REQUANTIZE("r9", "r0", "r1") DSP_REQUANTIZE("r10", "r0", "r1")
-        "usat r9, #8, r9\nusat r10, #8, r10\norr r9, r9, r10, lsl #16\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\n"
-        "sadd8 r9, r9, r0\nldr r2, [sp, #20]\nstrb r9, [r2]\nlsr r9, r9, #16\nstrb r9, [r2, r1]\n"
-        "add r2, r2, r1, lsl #1\nstr r2, [sp, #20]\nldrd r0, r1, [sp, #28]\nadd lr, lr, r0\ncmp lr, r1\nblo 1b\n"
-        "2:\n"
-        "ldr r0, [sp, #48]\ncmp r0, #0\nbeq 3f\nldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlatb r9, r6, r1, r9\n"
-        "smlatb r9, r8, r2, r9\n"
-        "ldm sp, {r0-r2}\n" DSP_REQUANTIZE("r9", "r0", "r1")
-        "usat r9, #8, r9\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\nsadd8 r9, r9, r0\n"
-        "ldr r2, [sp, #20]\nstrb r9, [r2]\nadd r2, r2, r1\nstr r2, [sp, #20]\n"
-        "3:\n"
-        "ldrd r0, r1, [sp, #32]\nldrd r2, r9, [sp, #40]\nadd r0, r0, r2\nadd r1, r1, r2\n"
-        "subs r9, r9, #1\nstrd r0, r1, [sp, #32]\nstr r9, [sp, #44]\nbne 0b\n"
-        "add sp, sp, #52\npop {r4-r11, pc}\n");
-}
+#define DEPTHWISE_DSP_DENSE(one, two) \
+    "0:\n" \
+    "ldr lr, [sp, #36]\nldr r11, [sp, #24]\nldm lr, {r0-r2}\nsmlabt r12, r3, r0, r11\nsmlad r11, r3, r0, r11\n" \
+    "smlabt r12, r5, r1, r12\nsmlad r11, r5, r1, r11\nsmlabt r12, r7, r2, r12\nsmlad r11, r7, r2, r11\n" \
+    "ldrd r0, r1, [sp, #28]\nadd lr, lr, r0\ncmp lr, r1\nbhs 2f\n" \
+    "1:\n" \
+    "ldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlad r10, r4, r0, r12\nsmlatb r9, r6, r1, r9\n" \
+    "smlad r10, r6, r1, r10\nsmlatb r9, r8, r2, r9\nsmlad r10, r8, r2, r10\nldr r11, [sp, #24]\n" \
+    "smlabt r12, r3, r0, r11\nsmlad r11, r3, r0, r11\nsmlabt r12, r5, r1, r12\nsmlad r11, r5, r1, r11\n" \
+    "smlabt r12, r7, r2, r12\nsmlad r11, r7, r2, r11\n" two \
+    "ldrd r0, r1, [sp, #28]\nadd lr, lr, r0\ncmp lr, r1\nblo 1b\n" \
+    "2:\n" \
+    "ldr r0, [sp, #48]\ncmp r0, #0\nbeq 3f\nldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlatb r9, r6, r1, r9\n" \
+    "smlatb r9, r8, r2, r9\n" one \
+    "3:\n" DEPTHWISE_DSP_END
 
 /* The same where answers are two pixels apart. */
-DSP_NAKED static void depthwise_dsp_sparse_stack_88(struct dsp_depthwise *run DSP_UNUSED, const uint32_t *weights DSP_UNUSED) {
-    __asm__ volatile(
-        "push {r4-r11, lr}\nsub sp, sp, #52\nmov r2, sp\nldm r0!, {r3-r6}\nadd r0, r0, #4\nstm r2!, {r3-r6}\n"
-        "ldm r0!, {r3-r8}\nstm r2!, {r3-r8}\nldm r0!, {r3-r5}\nstm r2!, {r3-r5}\nldm r1, {r3, r5, r7}\n"
-        "sxtb16 r4, r3, ror #8\nsxtb16 r3, r3\nsxtb16 r6, r5, ror #8\nsxtb16 r5, r5\n"
-        "sxtb16 r8, r7, ror #8\nsxtb16 r7, r7\n"
-        "0:\n"
-        "ldr lr, [sp, #36]\nldr r11, [sp, #24]\nldm lr, {r0-r2}\nsmlad r11, r3, r0, r11\nsmlad r11, r5, r1, r11\n"
-        "smlad r11, r7, r2, r11\nldr r1, [sp, #28]\nadd lr, lr, r1\n"
-        "1:\n"
-        "ldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlatb r9, r6, r1, r9\nsmlatb r9, r8, r2, r9\n"
-        "ldr r11, [sp, #24]\nsmlad r11, r3, r0, r11\nsmlad r11, r5, r1, r11\nsmlad r11, r7, r2, r11\n"
-        "ldm sp, {r0-r2}\n" DSP_REQUANTIZE("r9", "r0", "r1")
-        "usat r9, #8, r9\nuqadd8 r9, r9, r2\nldrd r0, r1, [sp, #12]\nsadd8 r9, r9, r0\n"
-        "ldr r2, [sp, #20]\nstrb r9, [r2]\nadd r2, r2, r1\nstr r2, [sp, #20]\nldrd r0, r1, [sp, #28]\n"
-        "add lr, lr, r0\ncmp lr, r1\nblo 1b\n"
-        "ldrd r0, r1, [sp, #32]\nldrd r2, r9, [sp, #40]\nadd r0, r0, r2\nadd r1, r1, r2\n"
-        "subs r9, r9, #1\nstrd r0, r1, [sp, #32]\nstr r9, [sp, #44]\nbne 0b\nadd sp, sp, #52\npop {r4-r11, pc}\n");
+#define DEPTHWISE_DSP_SPARSE(one) \
+    "0:\n" \
+    "ldr lr, [sp, #36]\nldr r11, [sp, #24]\nldm lr, {r0-r2}\nsmlad r11, r3, r0, r11\nsmlad r11, r5, r1, r11\n" \
+    "smlad r11, r7, r2, r11\nldr r1, [sp, #28]\nadd lr, lr, r1\n" \
+    "1:\n" \
+    "ldm lr, {r0-r2}\nsmlatb r9, r4, r0, r11\nsmlatb r9, r6, r1, r9\nsmlatb r9, r8, r2, r9\n" \
+    "ldr r11, [sp, #24]\nsmlad r11, r3, r0, r11\nsmlad r11, r5, r1, r11\nsmlad r11, r7, r2, r11\n" one \
+    "ldrd r0, r1, [sp, #28]\nadd lr, lr, r0\ncmp lr, r1\nblo 1b\n" DEPTHWISE_DSP_END
+
+DSP_NAKED static void depthwise_dsp_dense_bounded_stack_88(struct dsp_depthwise *run DSP_UNUSED,
+                                                        const uint32_t *weights DSP_UNUSED) {
+    __asm__ volatile(DEPTHWISE_DSP_START DEPTHWISE_DSP_DENSE(DEPTHWISE_DSP_ONE_BOUNDED, DEPTHWISE_DSP_TWO_BOUNDED));
 }
+
+DSP_NAKED static void depthwise_dsp_dense_full_stack_88(struct dsp_depthwise *run DSP_UNUSED,
+                                                        const uint32_t *weights DSP_UNUSED) {
+    __asm__ volatile(DEPTHWISE_DSP_START DEPTHWISE_DSP_FULL DEPTHWISE_DSP_DENSE(DEPTHWISE_DSP_ONE_FULL, DEPTHWISE_DSP_TWO_FULL));
+}
+
+DSP_NAKED static void depthwise_dsp_sparse_bounded_stack_88(struct dsp_depthwise *run DSP_UNUSED,
+                                                        const uint32_t *weights DSP_UNUSED) {
+    __asm__ volatile(DEPTHWISE_DSP_START DEPTHWISE_DSP_SPARSE(DEPTHWISE_DSP_ONE_BOUNDED));
+}
+
+DSP_NAKED static void depthwise_dsp_sparse_full_stack_88(struct dsp_depthwise *run DSP_UNUSED,
+                                                        const uint32_t *weights DSP_UNUSED) {
+    __asm__ volatile(DEPTHWISE_DSP_START DEPTHWISE_DSP_FULL DEPTHWISE_DSP_SPARSE(DEPTHWISE_DSP_ONE_FULL));
+}
+
 static void depthwise_dsp_rows(struct dsp_depthwise *run, const uint32_t *weights) {
+    const int full = run->header.above == 0u && run->header.sign == 0x80808080u;
     if (run->stride == 1) {
-        depthwise_dsp_dense_stack_88(run, weights);
+        if (full) {
+            depthwise_dsp_dense_full_stack_88(run, weights);
+        } else {
+            depthwise_dsp_dense_bounded_stack_88(run, weights);
+        }
+    } else if (full) {
+        depthwise_dsp_sparse_full_stack_88(run, weights);
     } else {
-        depthwise_dsp_sparse_stack_88(run, weights);
+        depthwise_dsp_sparse_bounded_stack_88(run, weights);
     }
 }
 #else

@@ -20,6 +20,7 @@ from tests.unit.converters.microcontroller.float_networks import (
     transformer_block,
 )
 from tests.unit.converters.microcontroller.programs import STRICT, compiled, write
+from tests.unit.converters.microcontroller.random_floats import random_floats
 
 TINY = Path(__file__).parents[4] / "examples" / "mlperf_tiny"
 SHAPES = {"kws": (1, 49, 10, 1), "ad": (1, 640), "ic": (1, 32, 32, 3), "vww": (1, 96, 96, 3)}
@@ -44,6 +45,13 @@ def test_the_float_networks_of_mlperf_tiny_answer_as_onnxruntime(name: str, tmp_
 def test_families_of_networks_answer_as_onnxruntime(make, tmp_path: Path):
     made, inputs = make()
     assert max(differences(made, inputs, tmp_path).values()) < NEAR
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_graphs_answer_as_onnxruntime(seed: int, tmp_path: Path):
+    made, inputs = random_floats(seed, nodes=24)
+    found = differences(made, inputs, tmp_path)
+    assert {name: gap for name, gap in found.items() if gap > NEAR} == {}
 
 
 def everything():

@@ -1,17 +1,16 @@
 """A forest as code: nested branches with thresholds as literals, the least time.
 
-Every feature in use becomes a key once (`forest`); then a question is a load, a comparison of whole numbers with a literal, and a
-branch, on any core, with an FPU or without. Trees stand one after another in functions of bounded length, sums in registers.
-Such trees are code: a new forest is a new firmware, the data image cannot bring it.
+A question is a load, a comparison of whole numbers (`asking`) with a literal, and a branch, on any core, with an FPU or without.
+Trees stand one after another in functions of bounded length, few sums in registers. Such trees are code: a new forest is a new
+firmware, the data image cannot bring it.
 """
 
 from collections import Counter
 from typing import Final
 
-import numpy as np
-
+from modelfleet.converters.microcontroller.trees.asking import Asking, asking
 from modelfleet.converters.microcontroller.trees.code import Code, Numbers
-from modelfleet.converters.microcontroller.trees.forest import Comparison, Forest, Form, Tree
+from modelfleet.converters.microcontroller.trees.forest import Forest, Tree
 
 MAX_DEPTH: Final = 60
 """Of nested blocks; C promises 127, of which each level takes one or two."""
@@ -32,14 +31,13 @@ def is_code(forest: Forest) -> bool:
 
 def code(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted: bool) -> Code:
     """Return the forest as functions, with the literals of its training in them (parameters as `small.tables`)."""
-    forms = list(forest.thresholds())
-    place = {form: index for index, form in enumerate(forms)}
+    way = asking(forest, numbers)
     flags = ", uint8_t *has" if counted else ""
     registers = not counted and targets <= SUMS_IN_REGISTERS
     functions: list[str] = []
     for index, trees in enumerate(_groups(forest)):
         body = [
-            _tree(tree, place, numbers, targets=targets, counted=counted, registers=registers)
+            _tree(tree, way, numbers, targets=targets, counted=counted, registers=registers)
             + ("\n    MODEL_STEP();" if number % TREES_TOGETHER == 0 else "")
             for number, tree in enumerate(trees, 1)
         ]
@@ -49,23 +47,21 @@ def code(forest: Forest, numbers: Numbers, name: str, *, targets: int, counted: 
         body = ["    uint32_t at;", *body] if any("    s[at] +=" in each for each in body) else body
         text = "\n".join(body)
         functions.append(
-            f"static void {name}_{index}(const {numbers.key} *k, {numbers.sum} *s{flags})\n{{\n{text}\n"
+            f"static void {name}_{index}(const {way.kind} *k, {numbers.sum} *s{flags})\n{{\n{text}\n"
             + ("" if "k[" in text else "    (void)k;\n")
             + "}\n"
         )
     calls = "\n".join(f"    {name}_{index}(k, s{', has' if counted else ''});" for index in range(len(functions)))
-    keys = "\n".join(_key_of(form, index, numbers) for form, index in place.items())
-    unused = "" if forms else "    (void)x;\n"
     entry = (
-        f"static void {name}(const {numbers.input} *x, {numbers.key} *k, {numbers.sum} *s{flags})\n"
-        f"{{\n{unused}{keys}\n{calls}\n}}\n"
+        f"static void {name}(const {numbers.input} *x, void *w, {numbers.sum} *s{flags})\n"
+        f"{{\n{way.prepare()}\n{calls}\n}}\n"
     )
     return Code(
         definitions="\n".join([*functions, entry]),
-        call=f"{name}(@x@, ({numbers.key} *)(void *)@scratch@, sums{', has' if counted else ''});",
+        call=f"{name}(@x@, @scratch@, sums{', has' if counted else ''});",
         tables=None,
-        scratch_bytes=max(len(forms), 1) * numbers.key_kind.itemsize,
-        fragments=(numbers.key_fragment,),
+        scratch_bytes=way.scratch_bytes,
+        fragments=(way.fragment,),
         stack_bytes=128,
     )
 
@@ -83,16 +79,7 @@ def _groups(forest: Forest) -> list[list[Tree]]:
     return groups
 
 
-def _key_of(form: Form, index: int, numbers: Numbers) -> str:
-    key = f"    k[{index}] = {numbers.key_of(f'x[{form.feature}]')};"
-    if not form.nan_is_true:
-        return key
-    return (
-        f"{key}\n    if (k[{index}] > {numbers.key_of_infinity}) {{\n        k[{index}] = {numbers.least_key};\n    }}"
-    )
-
-
-def _tree(tree: Tree, place: dict[Form, int], numbers: Numbers, *, targets: int, counted: bool, registers: bool) -> str:
+def _tree(tree: Tree, way: Asking, numbers: Numbers, *, targets: int, counted: bool, registers: bool) -> str:
     """Return a tree's branches. Where most leaves have one vote of the same weight, they only say for whom: it is added once."""
     usual = None if registers or counted else _usual_vote(tree)
     lines = [] if usual is None else [f"    at = {targets};"]  # a sum that nothing reads
@@ -113,7 +100,7 @@ def _tree(tree: Tree, place: dict[Form, int], numbers: Numbers, *, targets: int,
                     lines.append(f"{indent}{{\n{added}\n{indent}}}" if counted else f"{indent}{added.strip()}")
             return
         left = tree.sizes[node]
-        asked = " ^ ".join(_comparison(each, place, numbers) for each in tree.questions[node])
+        asked = " ^ ".join(way.compare(each) for each in tree.questions[node])
         lines.append(f"{indent}if ({asked}) {{")
         write(node + 1, left, indent + " ")
         lines.append(f"{indent}}} else {{")
@@ -132,17 +119,6 @@ def _usual_vote(tree: Tree) -> float | None:
     weights = [found[0] for found in votes if len(found) == 1]
     usual, count = max(Counter(weights).items(), key=lambda item: item[1], default=(0.0, 0))
     return usual if count * 2 > len(tree.leaves) else None
-
-
-def _comparison(comparison: Comparison, place: dict[Form, int], numbers: Numbers) -> str:
-    form, key = comparison
-    return f"(k[{place[form]}] <= {_whole(key, numbers)})"
-
-
-def _whole(key: int, numbers: Numbers) -> str:
-    if key == np.iinfo(numbers.key_kind).min:
-        return numbers.least_key
-    return f"INT64_C({key})" if numbers.doubles else str(key)
 
 
 def _literal(weight: float, numbers: Numbers) -> str:

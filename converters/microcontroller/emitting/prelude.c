@@ -28,6 +28,13 @@ typedef char model_needs_arithmetic_shifts[(-5 >> 1) == -3 ? 1 : -1];
 #define MODEL_STEP() ((void)0)
 #endif
 
+/* An inner loop that needs all registers for itself. */
+#if defined(__GNUC__)
+#define MODEL_APART __attribute__((noinline))
+#else
+#define MODEL_APART
+#endif
+
 /* A portable kernel beside one that does all of its work where the processor has the instructions. */
 #if defined(__GNUC__)
 #define MODEL_MAY_BE_UNUSED __attribute__((unused))

@@ -12,33 +12,42 @@ static void depthwise_taps(const int8_t *input, const int8_t **taps, const int8_
     }
 }
 
+/* Adds four channels of all taps to sums. */
+MODEL_APART static void depthwise_four(const int8_t *const *taps, int32_t count, int32_t channel, const int8_t *weights,
+                                       int32_t channels, int32_t *sums) {
+    int32_t sum_0 = sums[0], sum_1 = sums[1], sum_2 = sums[2], sum_3 = sums[3];
+    for (int32_t tap = 0; tap < count; tap++) {
+        const int8_t *const x = taps[tap] + channel;
+        sum_0 += x[0] * weights[0];
+        sum_1 += x[1] * weights[1];
+        sum_2 += x[2] * weights[2];
+        sum_3 += x[3] * weights[3];
+        weights += channels;
+    }
+    sums[0] = sum_0;
+    sums[1] = sum_1;
+    sums[2] = sum_2;
+    sums[3] = sum_3;
+}
+
 static void depthwise(const int8_t *input, int8_t *output, const int8_t *weights, const int32_t *bias,
                       const multiplier_t *multipliers, const int32_t *parameters, const int8_t **taps, int8_t *pads,
                       const struct windows *shape) {
     const int32_t channels = shape->channels, count = shape->kernel_height * shape->kernel_width;
+    const int32_t whole = channels - channels % 4;
     for (int32_t channel = 0; channel < channels; channel++) {
         pads[channel] = (int8_t)parameters[4];
     }
     for (int32_t pixel = 0; pixel < shape->out_height * shape->out_width; pixel++) {
-        int32_t channel = 0;
         depthwise_taps(input, taps, pads, shape, pixel / shape->out_width, pixel % shape->out_width);
-        for (; channel + 4 <= channels; channel += 4) {
-            const int8_t *weight = weights + channel;
-            int32_t sum_0 = bias[channel], sum_1 = bias[channel + 1], sum_2 = bias[channel + 2], sum_3 = bias[channel + 3];
-            for (int32_t tap = 0; tap < count; tap++) {
-                const int8_t *const x = taps[tap] + channel;
-                sum_0 += x[0] * weight[0];
-                sum_1 += x[1] * weight[1];
-                sum_2 += x[2] * weight[2];
-                sum_3 += x[3] * weight[3];
-                weight += channels;
+        for (int32_t channel = 0; channel < whole; channel += 4) {
+            int32_t sums[4] = {bias[channel], bias[channel + 1], bias[channel + 2], bias[channel + 3]};
+            depthwise_four(taps, count, channel, weights + channel, channels, sums);
+            for (int32_t i = 0; i < 4; i++) {
+                output[channel + i] = requantize(sums[i], multipliers[channel + i], parameters);
             }
-            output[channel] = requantize(sum_0, multipliers[channel], parameters);
-            output[channel + 1] = requantize(sum_1, multipliers[channel + 1], parameters);
-            output[channel + 2] = requantize(sum_2, multipliers[channel + 2], parameters);
-            output[channel + 3] = requantize(sum_3, multipliers[channel + 3], parameters);
         }
-        for (; channel < channels; channel++) {
+        for (int32_t channel = whole; channel < channels; channel++) {
             int32_t sum = bias[channel];
             for (int32_t tap = 0; tap < count; tap++) {
                 sum += taps[tap][channel] * weights[tap * channels + channel];

@@ -1,6 +1,6 @@
 /* One or two rows of depth bytes times the weights of all channels (products.py says how they lie): four channels and two rows at
    a time, so that eight products take six bytes from memory. */
-static int32_t product_of(const int8_t *x, const int8_t *weights, int32_t depth) {
+MODEL_APART static int32_t product_of(const int8_t *x, const int8_t *weights, int32_t depth) {
     int32_t sum = 0;
     for (int32_t i = 0; i < depth; i++) {
         sum += x[i] * weights[i];
@@ -8,7 +8,7 @@ static int32_t product_of(const int8_t *x, const int8_t *weights, int32_t depth)
     return sum;
 }
 
-static void products_of_one(const int8_t *x, const int8_t *weights, int32_t depth, int32_t *sums) {
+MODEL_APART static void products_of_one(const int8_t *x, const int8_t *weights, int32_t depth, int32_t *sums) {
     int32_t sum_0 = sums[0], sum_1 = sums[1], sum_2 = sums[2], sum_3 = sums[3];
     const int8_t *const end = x + depth;
     for (const int8_t *const even = x + (depth & ~1); x != even; x += 2, weights += 8) {
@@ -30,7 +30,7 @@ static void products_of_one(const int8_t *x, const int8_t *weights, int32_t dept
     sums[3] = sum_3;
 }
 
-static void products_of_two(const int8_t *x, const int8_t *weights, int32_t depth, int32_t *sums) {
+MODEL_APART static void products_of_two(const int8_t *x, const int8_t *weights, int32_t depth, int32_t *sums) {
     const int8_t *y = x + depth;
     int32_t sum_0 = sums[0], sum_1 = sums[1], sum_2 = sums[2], sum_3 = sums[3];
     int32_t sum_4 = sums[4], sum_5 = sums[5], sum_6 = sums[6], sum_7 = sums[7];
@@ -57,8 +57,8 @@ static void products_of_two(const int8_t *x, const int8_t *weights, int32_t dept
 
 static void products(const int8_t *x, int8_t *output, const int8_t *weights, const int32_t *bias, const multiplier_t *multipliers,
                      const int32_t *parameters, int32_t rows, int32_t depth, int32_t channels, int32_t stride) {
-    int32_t channel = 0;
-    for (; channel + 4 <= channels; channel += 4) {
+    const int32_t whole = channels - channels % 4;
+    for (int32_t channel = 0; channel < whole; channel += 4) {
         int32_t sums[8];
         for (int32_t i = 0; i < 8; i++) {
             sums[i] = bias[channel + (i & 3)];
@@ -75,7 +75,7 @@ static void products(const int8_t *x, int8_t *output, const int8_t *weights, con
         }
         weights += 4 * depth;
     }
-    for (; channel < channels; channel++) {
+    for (int32_t channel = whole; channel < channels; channel++) {
         for (int32_t row = 0; row < rows; row++) {
             const int32_t sum = bias[channel] + product_of(x + row * depth, weights, depth);
             output[row * stride + channel] = requantize(sum, multipliers[channel], parameters);

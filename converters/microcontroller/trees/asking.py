@@ -19,14 +19,22 @@ SIGN: Final = 0x80000000
 
 
 class Asking(Protocol):
-    """Questions as C. kind: what `k`, the argument of the trees' functions, points to; scratch_bytes: of `w`."""
+    """Questions as C."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """What `k`, the argument of the trees' functions, points to."""
+        ...
+
     @property
-    def fragment(self) -> str: ...
+    def fragment(self) -> str:
+        """The C that must come before."""
+        ...
+
     @property
-    def scratch_bytes(self) -> int: ...
+    def scratch_bytes(self) -> int:
+        """The size of `w`."""
+        ...
 
     def prepare(self) -> str:
         """Return the statements that make `k` of `x`, with scratch `w`."""

@@ -19,7 +19,9 @@ from modelfleet.converters.microcontroller.generate import Footprint, Generated
 from modelfleet.hardware_profiles.microcontroller import Microcontroller, Toolchain
 
 COMPILE: Final = ("-std=c99", "-O2", "-ffreestanding", "-ffunction-sections", "-fdata-sections")
-LINK: Final = ("-nostartfiles", "--specs=nano.specs", "--specs=nosys.specs", "-Wl,--gc-sections", "-Wl,-e,model_run")
+LINK: Final = ("-nostartfiles", "-Wl,--gc-sections", "-Wl,-e,model_run")
+NO_LIBC: Final = ("-nostdlib", "-lgcc")
+NEWLIB: Final = ("--specs=nano.specs", "--specs=nosys.specs", "-lm")
 _OBJECT, _LINKED, _CALLS = "model.o", "model.elf", "model.ci"
 
 
@@ -57,15 +59,26 @@ def _by(tools: _Tools, generated: Generated) -> Footprint:
         run_tool([gcc, *tools.flags, *COMPILE, "-fcallgraph-info=su", "-c", SOURCE, "-o", _OBJECT], folder)
         calls = read_calls((folder / _CALLS).read_text(encoding="utf-8"))
         sized = _OBJECT
-        if tools.exact and tools.prefix == Toolchain.ARM:
+        if tools.prefix == Toolchain.ARM:
             calls = with_assembly(calls, run_tool([f"{tools.prefix}objdump", "-dr", _OBJECT], folder))
-            run_tool([gcc, *tools.flags, *LINK, _OBJECT, "-o", _LINKED, "-lm"], folder)
-            sized = _LINKED
+            sized = _linked(tools, folder, math=generated.text.needs_math)
         text, data = run_tool([f"{tools.prefix}size", sized], folder).splitlines()[1].split()[:2]
         version = run_tool([gcc, "-dumpfullversion"], folder).strip()
     return Footprint(
         stack_bytes=stack_bytes(calls, "model_run"),
         code_bytes=int(text) + int(data),
         by=" ".join([gcc if tools.exact else f"gcc for {platform.machine()}", version, "-O2", *tools.flags]),
-        exact=tools.exact,
+        exact=tools.exact and (sized == _LINKED or not generated.text.needs_math),
     )
+
+
+def _linked(tools: _Tools, folder: Path, *, math: bool) -> str:
+    """Return the linked file, or the object where math.h is used and the cross compiler came without newlib."""
+    command = [f"{tools.prefix}gcc", *tools.flags, *LINK, _OBJECT, "-o", _LINKED]
+    try:
+        run_tool([*command, *(NEWLIB if math else NO_LIBC)], folder)
+    except MeasureError:
+        if not math:
+            raise
+        return _OBJECT
+    return _LINKED

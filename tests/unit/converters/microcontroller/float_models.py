@@ -119,7 +119,7 @@ def run_sanitized(made: Generated, inputs: Mapping[str, Array], folder: Path) ->
         "-std=c99",
         "-D_POSIX_C_SOURCE=200809L",
         "-O0",
-        "-fsanitize=address,undefined",
+        "-fsanitize=address,undefined,float-cast-overflow",
         "-fno-sanitize-recover=all",
     ]
     compiled(["gcc", *flags, "main.c", "model.c", "weights.c", "-lm", "-o", "main"], folder)

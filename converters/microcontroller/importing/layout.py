@@ -140,7 +140,7 @@ class Stores:
         self._store(tensor, kind, self.scales.get(tensor))
         last = self.operators[-1] if self.operators else None
         fresh = isinstance(last, FlipSign | View) or (isinstance(last, Onnx) and last.op_type == "Transpose")
-        if last is not None and fresh and last.outputs == (stored,):
+        if last is not None and fresh and last.outputs == (stored,) and stored not in self.graph.outputs:
             self.operators[-1] = replace(last, outputs=(tensor,))
             del self.tensors[stored]
             for name, forms in self.forms.items():

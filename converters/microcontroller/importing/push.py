@@ -32,7 +32,16 @@ def push(graph: Graph) -> None:
     if graph.opsets.get("", 0) < _INT8_OPSET:
         return
     while _pushed(graph):
+        _bypass_identities(graph)
         graph.drop_unused()
+
+
+def _bypass_identities(graph: Graph) -> None:
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        node.inputs = [renamed.get(name, name) for name in node.inputs]
+        if node.op_type == "Identity" and not node.domain and node.outputs[0] not in graph.outputs:
+            renamed[node.outputs[0]] = node.inputs[0]
 
 
 def data_inputs(node: Node) -> list[int] | None:

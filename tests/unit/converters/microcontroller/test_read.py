@@ -261,3 +261,31 @@ def test_accumulators_that_would_overflow_stay_in_float() -> None:
     program = read_program(model, "overflow", Rounding.INTEGER)
     assert "Gemm" in kinds(program)
     assert worst(program, model, net.samples, Rounding.INTEGER) == 0
+
+
+def test_a_clamped_tensor_that_is_read_unclamped_too_keeps_both() -> None:
+    net = Net(5)
+    x = net.quantized_input((1, 6))
+    w = net.weights((4, 6))
+    first = net.quantize(net.node("Gemm", x, w, net.bias(x, w), transB=1))
+    scale, zero = net.nodes[-1].input[1:3]
+    y = net.node("Relu", net.node("DequantizeLinear", first, scale, zero))
+    model = net.model(first, net.node("QuantizeLinear", y, scale, zero))
+    program = read_program(model, "both", Rounding.INTEGER)
+    assert "Lookup" in kinds(program)
+    assert worst(program, model, net.samples, Rounding.INTEGER) <= 1
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.5])
+def test_only_a_pad_of_zeros_becomes_the_convolutions_own(fill: float) -> None:
+    net = Net(5)
+    x = net.quantized_input((1, 3, 6, 6))
+    x = net.node("Pad", x, net.constant([0, 0, 1, 1, 0, 0, 1, 1], "int64"), net.constant(fill))
+    if fill:  # onto a grid that has it, so that the Pad is one of int8
+        x = net.node("QuantizeLinear", x, net.constant(0.02), net.constant(3, "int8"))
+        x = net.node("DequantizeLinear", x, net.constant(0.02), net.constant(3, "int8"))
+    w = net.weights((4, 3, 3, 3))
+    model = net.model(net.quantize(net.node("Conv", x, w, net.bias(x, w))))
+    program = read_program(model, "pad", Rounding.INTEGER)
+    assert ("Pad" in kinds(program)) == (fill != 0)
+    assert worst(program, model, net.samples, Rounding.INTEGER) <= 1

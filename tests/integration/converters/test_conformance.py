@@ -14,7 +14,7 @@ from modelfleet.benchmarks.suites._trial import DISPROVED, REFUSED, RIGHT, WRONG
 from tests.integration.converters.zoo import has_its_turn, missing
 
 TARGETS = sorted(path.stem for path in TABLES.glob("*.tsv"))
-PARTS = {"browser": 6, "coreml": 8, "mlx": 4, "onnxruntime": 4, "tflite": 16}
+PARTS = {"browser": 6, "c99": 24, "coreml": 8, "mlx": 4, "onnxruntime": 4, "tflite": 16}
 """Target -> into how many parts its cases are divided, one of which runs."""
 
 

@@ -18,6 +18,10 @@ from modelfleet.converters.onnxruntime.static import quantize_static, quantizes
 
 def quantize(model: ModelProto, calibration: GoldenSet, keep_float: frozenset[str]) -> ModelProto:
     """Return the model in int8 (as `quantize_for_int8`, without the report)."""
+    if all(node.domain == "ai.onnx.ml" for node in model.graph.node):
+        raise refuse(
+            "", "expected operators that are quantized, got those of ai.onnx.ml alone, whose C is exact in float"
+        )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "float.onnx"
         write_model(model, source)

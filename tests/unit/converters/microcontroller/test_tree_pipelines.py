@@ -14,8 +14,10 @@ from skl2onnx import to_onnx
 from sklearn import datasets, ensemble, impute, linear_model, neural_network, preprocessing
 from sklearn.pipeline import make_pipeline
 
+from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.microcontroller.host import open_files
+from modelfleet.converters.microcontroller.importing.quantize import quantize
 from modelfleet.converters.microcontroller.lowering import Target
 from modelfleet.converters.normalise import normalise
 from modelfleet.hardware_profiles.profile import PROFILE_DIRECTORY, parse_profile
@@ -281,3 +283,11 @@ def test_what_has_no_c_becomes_tensor_operators():
     assert np.array_equal(
         np.concatenate([row["y"] for row in got])[:, 0], np.eye(3, dtype=np.float32)[categories[:, 0]]
     )
+
+
+def test_trees_alone_are_not_quantized_but_say_why():
+    x, y = DATA["iris"](return_X_y=True)
+    model = normalised(exported(ensemble.RandomForestClassifier(2, random_state=0), x.astype(np.float32), y))
+    golden = GoldenSet(inputs={"X": x.astype(np.float32)}, expected={}, labels=y.astype(np.int64))
+    with pytest.raises(ConversionError, match=r"got those of ai\.onnx\.ml alone"):
+        quantize(model, golden, frozenset())

@@ -49,4 +49,7 @@ def lower(operator: Onnx, program: Program, target: Target) -> Lowered:
         rule(node)
     except UnsupportedError as error:
         raise refuse(operator, error) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a model may say anything
+        malformed = UnsupportedError(f"expected an operator as ONNX defines it, got {type(error).__name__}: {error}")
+        raise refuse(operator, malformed) from error
     return node.lowered()

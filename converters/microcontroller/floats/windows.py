@@ -12,6 +12,8 @@ from modelfleet.converters.microcontroller.lowering import fragment_text
 
 Rule = Callable[[Node], None]
 Triple = tuple[int, int, int]
+_MOST: Final = 2**20
+"""Of a stride, dilation, pad or kernel: places of a window are int32_t."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,10 @@ def window_of(
             begins.append(total // 2 if small else total - total // 2)
             ends.append(total - begins[-1])
         pads = (*begins, *ends)
+    if min((*strides, *dilations)) < 1 or max(map(abs, (*kernel, *strides, *dilations, *pads))) > _MOST:
+        raise UnsupportedError(
+            f"expected strides and dilations of 1..{_MOST}, pads as small, got {strides}, {dilations}, {pads}"
+        )
     return Window(
         size=_triple(size, 1),
         output=_triple(output, 1),

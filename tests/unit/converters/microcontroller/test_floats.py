@@ -273,11 +273,13 @@ def test_refuses_by_the_nodes_name(what: str, tmp_path: Path):
         ("GRU", {"x": (3, 1, 4), "w": (1, 6, 4), "r": (1, 6, 2), "b": (1, 11)}, {"hidden_size": 2}),
         ("Gemm", {"x": (2, 4), "w": (3, 4)}, {"transB": 0}),
         ("QuantizeLinear", {"x": (1, 4, 2), "s": (3,)}, {"axis": 1}),
+        ("Conv", {"x": (1, 4, 2, 2), "w": (4, 4, 1, 1)}, {"dilations": [2**31 - 1, 1]}),
+        ("ConvTranspose", {"x": (1, 4, 2, 2), "w": (4, 4, 1, 1)}, {"strides": [0, 1]}),
+        ("MaxPool", {"x": (1, 4, 2, 2)}, {}),
+        ("Transpose", {"x": (1, 4, 2)}, {"perm": [0, 9, 1]}),
     ],
 )
-def test_refuses_parameters_shorter_than_what_is_read(
-    op_type: str, inputs: dict[str, tuple[int, ...]], attributes: Any
-):
+def test_refuses_parameters_that_lead_outside(op_type: str, inputs: dict[str, tuple[int, ...]], attributes: Any):
     shape = {"GRU": (3, 1, 1, 2), "Gemm": (2, 4)}.get(op_type, inputs["x"])
     dtype = "int8" if op_type == "QuantizeLinear" else "float32"
     tensors = {name: Tensor(name=name, dtype="float32", shape=each) for name, each in inputs.items()}

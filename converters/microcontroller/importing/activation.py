@@ -18,7 +18,8 @@ def unclamped(sight: Sight, name: str, scale: Scale) -> tuple[str, tuple[int, in
         if found is None:
             break
         lo, hi = (quantize(limit, scale) for limit in found)
-        bounds = (min(max(bounds[0], lo), hi), max(min(bounds[1], hi), lo))
+        lo, hi = min(lo, hi), hi  # ONNX: with min above max, all becomes max
+        bounds = (min(max(lo, bounds[0]), bounds[1]), min(max(hi, bounds[0]), bounds[1]))
         name = node.inputs[0]
     return name, bounds
 
@@ -27,21 +28,20 @@ def limits(sight: Sight, node: Node) -> tuple[float, float] | None:
     """Return the least and greatest value that a Relu or Clip lets through, None where they are computed."""
     if node.op_type == "Relu":
         return 0.0, np.inf
+    found = [float(node.attributes.get("min", -np.inf)), float(node.attributes.get("max", np.inf))]
     if sight.graph.opsets.get("", 0) < 11:
-        return node.attributes.get("min", -np.inf), node.attributes.get("max", np.inf)
-    found: list[float] = []
+        return None if np.isnan(found).any() else (found[0], found[1])
+    found.clear()
     for position, absent in ((1, -np.inf), (2, np.inf)):
         name = node.input(position)
         value = sight.real(name) if name else np.asarray(absent)
         if value is None or value.size != 1:
             return None
         found.append(float(value.reshape(())[()]))
-    return found[0], found[1]
+    return None if np.isnan(found).any() else (found[0], found[1])
 
 
 def quantize(value: float, scale: Scale) -> int:
-    """Return the int8 that QuantizeLinear makes of a float: half to even, saturated."""
-    if np.isnan(value):
-        raise ValueError("expected a number, got NaN")
+    """Return the int8 that QuantizeLinear makes of a float that is a number: half to even, saturated."""
     scaled = np.rint(np.float32(np.clip(np.float32(value) / scale.scale, -1e6, 1e6)))
     return int(np.clip(int(scaled) + scale.zero_point, -128, 127))

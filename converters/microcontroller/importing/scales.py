@@ -80,10 +80,10 @@ def weights_of(node: Node, graph: Graph) -> Weights | None:
     if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
         raise refuse(node, "expected finite scales > 0 for the weights, got others")
     shift = zero_point.astype(np.int64)
+    if shift.size not in (1, scale.size):
+        return None
     return Weights(
         values=values,
         scale=scale.reshape(shape),
-        zero_point=np.broadcast_to(shift.reshape(-1) if shift.size > 1 else shift, scale.shape).reshape(shape)
-        if shift.size in (1, scale.size)
-        else np.zeros(shape, np.int64),
+        zero_point=np.broadcast_to(shift.reshape(-1), (scale.size,)).reshape(shape),
     )

@@ -52,21 +52,20 @@ class Sight:
         return None if scale is None else Quantized(name=node.inputs[0], scale=scale)
 
     def weights(self, name: str) -> Weights | None:
-        """Return the quantized constant behind a float tensor, through Transpose and Reshape."""
-        node = self.maker(name, "DequantizeLinear", "Transpose")
-        if node is None:
-            return None
-        if node.op_type == "DequantizeLinear":
-            return weights_of(node, self.graph)
-        found = self.weights(node.inputs[0])
+        """Return the quantized constant behind a float tensor, through Transpose."""
+        turns: list[Node] = []
+        while (node := self.maker(name, "Transpose")) is not None:
+            turns.append(node)
+            name = node.inputs[0]
+        source = self.maker(name, "DequantizeLinear")
+        found = None if source is None else weights_of(source, self.graph)
         if found is None:
             return None
-        perm = node.attributes.get("perm") or list(range(found.values.ndim))[::-1]
-        return Weights(
-            values=found.values.transpose(perm),
-            scale=found.scale.transpose(perm),
-            zero_point=found.zero_point.transpose(perm),
-        )
+        for turn in reversed(turns):
+            perm = turn.attributes.get("perm") or list(range(found.values.ndim))[::-1]
+            parts = [part.transpose(perm) for part in (found.values, found.scale, found.zero_point)]
+            found = Weights(values=parts[0], scale=parts[1], zero_point=parts[2])
+        return found
 
     def real(self, name: str) -> Array | None:
         """Return a float constant's numbers, those of a dequantized one too."""

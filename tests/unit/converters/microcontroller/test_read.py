@@ -289,3 +289,19 @@ def test_only_a_pad_of_zeros_becomes_the_convolutions_own(fill: float) -> None:
     program = read_program(model, "pad", Rounding.INTEGER)
     assert ("Pad" in kinds(program)) == (fill != 0)
     assert worst(program, model, net.samples, Rounding.INTEGER) <= 1
+
+
+@pytest.mark.parametrize(
+    "clips", [[(0.5, 1.0), (0.0, 0.3)], [(0.0, 0.3), (0.5, 1.0)], [(1.0, 0.2)], [(-0.5, 0.5), (-0.2, 2.0)]]
+)
+def test_clamps_in_a_row_are_those_of_the_last_over_the_first(clips: list[tuple[float, float]]) -> None:
+    net = Net(5)
+    x = net.quantized_input((1, 6))
+    w = net.weights((40, 6))
+    y = net.node("Gemm", x, w, net.bias(x, w), transB=1)
+    for low, high in clips:
+        y = net.node("Clip", y, net.constant(low), net.constant(high))
+    model = net.model(net.quantize(y, 0.01, 3))
+    program = read_program(model, "clips", Rounding.INTEGER)
+    assert kinds(program) == ["Dense"]
+    assert worst(program, model, net.samples, Rounding.INTEGER) <= 1

@@ -35,7 +35,7 @@ def lower(operator: Conv2D, program: Program, target: Target) -> Lowered | None:
             pack_rows(operator, weights, requantization, target.rounding, pairs=pairs, pad_value=operator.pad_value),
         ),
         scratch_bytes=AT_ONCE * taps // 2 * WORD_BYTES + height * width * depth,
-        stack_bytes=280,
+        stack_bytes=320,
         overlap={0: triple_distance(operator, program)},
     )
 

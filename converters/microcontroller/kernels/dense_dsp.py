@@ -45,7 +45,7 @@ def lower(operator: Dense, program: Program, target: Target) -> Lowered | None:
         fragments=(*DSP_FRAGMENTS[target.rounding], *products),
         constants=(constant,),
         scratch_bytes=at_once * taps // 2 * WORD_BYTES,
-        stack_bytes=192,
+        stack_bytes=240,
         overlap={0: row_distance(rows, depth, channels, AT_ONCE)},
     )
 

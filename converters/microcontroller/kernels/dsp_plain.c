@@ -1,32 +1,34 @@
+#if DSP_ASSEMBLY
+/* Add to three sums, of three pixels, the products of one channel. */
+DSP_NAKED static void dsp_plain_stack_28(const uint32_t *weights DSP_UNUSED, const uint32_t *end DSP_UNUSED,
+                                         const uint32_t *columns DSP_UNUSED, int32_t *sums DSP_UNUSED) {
+    __asm__ volatile(
+        "push {r4-r9, lr}\n"
+        "ldm r3, {r4-r6}\n"
+        "1:\n"
+        "ldr r12, [r0], #4\n"
+        "ldm r2!, {r7-r9}\n"
+        "sxtb16 lr, r12, ror #8\nsxtb16 r12, r12\n"
+        "smlad r4, r12, r7, r4\nsmlad r5, r12, r8, r5\nsmlad r6, r12, r9, r6\n"
+        "ldm r2!, {r7-r9}\n"
+        "smlad r4, lr, r7, r4\nsmlad r5, lr, r8, r5\nsmlad r6, lr, r9, r6\n"
+        "cmp r0, r1\n"
+        "bne 1b\n"
+        "stm r3, {r4-r6}\n"
+        "pop {r4-r9, pc}\n");
+}
+#endif
+
 /* One channel at a time of three pixels, for weights and sums that no pair holds. A block: bias, multiplier, weights as bytes. */
 static void dsp_plain(const uint32_t *blocks, const uint32_t *columns, int8_t *output, int32_t channels, int32_t depth,
                       int32_t pixels, const struct dsp_header *header) {
     for (int32_t channel = 0; channel < channels; channel++) {
         int32_t sums[3] = {(int32_t)blocks[0], (int32_t)blocks[0], (int32_t)blocks[0]};
         const uint32_t multiplier = blocks[1];
-        const uint32_t *weights = blocks + 2;
+        const uint32_t *const weights = blocks + 2;
         const uint32_t *const end = weights + depth / 4;
-        const uint32_t *column = columns;
 #if DSP_ASSEMBLY
-        uint32_t even, odd;
-        __asm__ volatile(
-            "1:\n"
-            "ldr %[even], [%[weights]], #4\n"
-            "ldm %[column]!, {r4-r6}\n"
-            "sxtb16 %[odd], %[even], ror #8\nsxtb16 %[even], %[even]\n"
-            "smlad %[first], %[even], r4, %[first]\n"
-            "smlad %[second], %[even], r5, %[second]\n"
-            "smlad %[third], %[even], r6, %[third]\n"
-            "ldm %[column]!, {r4-r6}\n"
-            "smlad %[first], %[odd], r4, %[first]\n"
-            "smlad %[second], %[odd], r5, %[second]\n"
-            "smlad %[third], %[odd], r6, %[third]\n"
-            "cmp %[weights], %[end]\n"
-            "bne 1b\n"
-            : [first] "+r"(sums[0]), [second] "+r"(sums[1]), [third] "+r"(sums[2]), [even] "=&r"(even), [odd] "=&r"(odd),
-              [weights] "+r"(weights), [column] "+r"(column)
-            : [end] "r"(end)
-            : "r4", "r5", "r6", "cc", "memory");
+        dsp_plain_stack_28(weights, end, columns, sums);
         for (int32_t pixel = 0; pixel < pixels; pixel++) {
             int32_t value = sums[pixel];
             __asm__(DSP_REQUANTIZE("%0", "%1", "%2") "usat %0, #8, %0\nuqadd8 %0, %0, %3\nsadd8 %0, %0, %4\n"
@@ -36,8 +38,9 @@ static void dsp_plain(const uint32_t *blocks, const uint32_t *columns, int8_t *o
             output[pixel * channels + channel] = (int8_t)value;
         }
 #else
-        for (; weights != end; weights++) {
-            const uint32_t even = dsp_even(*weights), odd = dsp_odd(*weights);
+        const uint32_t *column = columns;
+        for (const uint32_t *weight = weights; weight != end; weight++) {
+            const uint32_t even = dsp_even(*weight), odd = dsp_odd(*weight);
             for (int32_t pixel = 0; pixel < pixels; pixel++) {
                 const uint32_t first = column[pixel], second = column[3 + pixel];
                 sums[pixel] += dsp_half(even) * dsp_half(first) + dsp_half(even >> 16) * dsp_half(first >> 16) +

@@ -4,7 +4,7 @@
     "vcvt.f32.s32 s0, s0\nvmul.f32 s0, s0, s1\nvcvtr.s32.f32 s0, s0\n"   \
     "vmov " accumulator ", s0\nqadd " accumulator ", " accumulator ", " zero "\n"
 #define DSP_CLOBBERED "cc", "s0", "s1"
-#if defined(__ARM_FEATURE_DSP) && defined(__GNUC__) && defined(__ARM_FP)
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__) && defined(__ARM_FP)
 #define DSP_ASSEMBLY 1
 #else
 #define DSP_ASSEMBLY 0

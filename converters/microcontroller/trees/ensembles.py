@@ -139,7 +139,7 @@ def _two_classes(
         text.append(f"sums[0] += {base}[0];")
     if ending.label is not None:
         text.append(ending.labelled(f"(sums[0] > {literal(0.5 if positive else 0.0, numbers)})", labels))
-    text.append(ending.both(f"{'(float)' if numbers.doubles else ''}sums[0]", ensemble.transform, positive=positive))
+    text.append(ending.both("sums[0]", ensemble.transform, positive=positive, doubles=numbers.doubles))
     return _lowered(step, ensemble, numbers, target, ending, text, counted=False, targets=1)
 
 

@@ -41,16 +41,17 @@ class Ending:
             return f"*label = {index};"
         return f"*label = {self.stored(labels, 'int64_t')}[{index}];"
 
-    def both(self, score: str, transform: str, *, positive: bool) -> str:
-        """Return the statements that write both scores, given the positive class's."""
+    def both(self, score: str, transform: str, *, positive: bool, doubles: bool = False) -> str:
+        """Return the statements that write both scores, given the positive class's; it is rounded last where `doubles`."""
         if self.scores is None:
             return ""
+        cast, one = ("(float)", "1.0") if doubles else ("", "1.0f")
         if transform == "LOGISTIC":
             self.fragments += [EXP, LOGISTIC]
-            return (
-                f"scores[1] = {score};\nscores[0] = trees_logistic(-scores[1]);\nscores[1] = trees_logistic(scores[1]);"
-            )
-        return f"scores[1] = {score};\nscores[0] = {'1.0f - scores[1]' if positive else '-scores[1]'};"
+            text = "scores[0] = trees_logistic(-scores[1]);\nscores[1] = trees_logistic(scores[1]);"
+            return f"scores[1] = {cast}{score};\n{text}"
+        other = f"{cast}({one} - {score})" if positive else f"{cast}-{score}"
+        return f"scores[1] = {cast}{score};\nscores[0] = {other};"
 
     def pointers(self) -> list[str]:
         """Return the declarations of the row's outputs."""

@@ -90,7 +90,9 @@ def test_two_classes_with_votes_for_one():
         for base in (False, True)
         for seed in range(2)
     ]
-    require_all_exact(nodes, values(), near=[each for each in nodes if b"LOGISTIC" in each.SerializeToString()])
+    near = [each for each in nodes if b"LOGISTIC" in each.SerializeToString()]
+    require_all_exact(nodes, values(), near=near)
+    require_all_exact(nodes[:8], values().astype(np.float64), near=near)
 
 
 def test_targets_are_aggregated_and_based():

@@ -163,7 +163,8 @@ def _rows(trained: _Trained) -> Iterator[TreeRow]:
         yield _ours(trained, "ours, small", small=True)
         yield _ours(trained, "ours, fast", small=False)
         yield from _emlearn(trained)
-        yield _other(trained, "plain ifs", lambda: _plain(trained))
+        if not (trained.is_classifier and hasattr(trained.model, "learning_rate")):  # whose scores need more than a sum
+            yield _other(trained, "plain ifs", lambda: _plain(trained))
     else:
         yield _ours(trained, "ours", small=False)
     yield _other(trained, "m2cgen", lambda: _m2cgen(trained))
@@ -285,8 +286,6 @@ def _plain(trained: _Trained) -> str:
     """What a hand would write: nested ifs on floats, the shares of every class added at each leaf."""
     model, classes = trained.model, len(getattr(trained.model, "classes_", []))
     boosted = hasattr(model, "learning_rate")
-    if boosted and trained.is_classifier:
-        raise ValueError("left out: boosting needs its link function as well")
     estimators = np.ravel(model.estimators_)
     parts: list[str] = []
     for estimator in estimators:

@@ -61,6 +61,8 @@ def element_program(seed: int = 0) -> Program:
     add((1, 43), (3, -1), 2, 1, -128, 127)
     add((1, 16), (31000, 29000), 70000, 18, -10, 10)
     add((1, 12), (32767, 32767), 1 << 30, 15)
+    add((1, 43), (405404, 1072283), -19244140, 19)
+    add((1, 43), (2383999, -3585394), 12808054, 16, -100, 90)
     for other in (IMAGE, (1, 1, 1, 8), (1,)):
         operator = MulInt8(
             name="mul", inputs=(), outputs=(), zero_points=(-3, 7), requantization=requantization(rng, 0.011)

@@ -79,7 +79,9 @@ def write_calls(made: Made, folder: Path) -> None:
     head = f"static const uint8_t constants[] __attribute__((aligned(16))) = {{{weights}}};\n"
     head += f"static int8_t arena[{most}] __attribute__((aligned(16)));\n"
     head += f"static uint32_t scratch[{deepest // 4 + 4}] __attribute__((aligned(16)));\n"
-    head += f"static {NOINLINE} void copy(int8_t *to, const int8_t *from, int n) {{ while (n-- > 0) *to++ = *from++; }}\n"
+    head += (
+        f"static {NOINLINE} void copy(int8_t *to, const int8_t *from, int n) {{ while (n-- > 0) *to++ = *from++; }}\n"
+    )
     head += f"static {NOINLINE} void fill(int8_t *to, int n) {{ for (int i = 0; i < n; ++i) to[i] = (int8_t){UNTOUCHED}; }}\n"
     run = f"uint32_t run_cases(const int8_t *x, uint8_t *y) {{\n{''.join(lines)}    return 0;\n}}\n"
     (folder / "cases.h").write_text("#include <stdint.h>\nuint32_t run_cases(const int8_t *x, uint8_t *y);\n")

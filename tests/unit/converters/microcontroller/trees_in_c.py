@@ -15,7 +15,15 @@ from tests.unit.converters.trees.ensembles import KINDS, answers
 
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 FLAGS = ("-std=c99", "-O0", "-shared", "-fPIC", *WARNINGS)
-CHECKED = ("-O2", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-std=c99", "-shared", "-fPIC", *WARNINGS)
+CHECKED = (
+    "-O2",
+    "-fsanitize=undefined",
+    "-fsanitize-undefined-trap-on-error",
+    "-std=c99",
+    "-shared",
+    "-fPIC",
+    *WARNINGS,
+)
 CHUNK = 8
 """Nodes of one program: the planner looks at orders of all that do not depend on each other."""
 SMALL, FAST = Target(small=True), Target()
@@ -68,7 +76,9 @@ def require_all_exact(
         require_exact(together(chunk, x, version=version), x, near=loose, targets=targets)
 
 
-def require_exact(model: ModelProto, x: np.ndarray, *, near: Sequence[str] = (), targets: Sequence[Target] = (SMALL, FAST)) -> None:
+def require_exact(
+    model: ModelProto, x: np.ndarray, *, near: Sequence[str] = (), targets: Sequence[Target] = (SMALL, FAST)
+) -> None:
     """All outputs are onnxruntime's bit for bit, in all forms; those in `near` to 2e-6 (PROBIT's to 3e-5: it is itself
     the difference of two large numbers)."""
     expected = answers(model, {"x": x})

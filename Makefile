@@ -70,6 +70,9 @@ format: $(STAMP) ## format the code and sort its imports
 
 bench: $(STAMP)  ## SUITE=name runs benchmarks/suites/name.py; its last line is its verdict
 	@test -n "$(SUITE)" || { echo "which suite? make bench SUITE=name, one of: $$(ls benchmarks/suites | grep -vE '^(_|test_)' | sed -n 's/\.py$$//p' | tr '\n' ' ')"; exit 2; }
+ifeq ($(SUITE),microcontroller)
+	@tests/install_servers.sh arm-none-eabi-gcc qemu-system-arm valgrind
+endif
 	@$(BIN)/python -m benchmarks.suites.$(SUITE) $(ARGS)
 
 docs: $(STAMP)   ## build the documentation site into site/

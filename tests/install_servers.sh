@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the real servers and tools that tests use, from Debian, where they are missing and this user may do so.
 # As another user it says what is missing; the tests that need it are skipped then, with the reason.
+# With names of programs as arguments: these only.
 set -euo pipefail
 
 # program -> Debian package
@@ -21,17 +22,19 @@ declare -A packages=(
 )
 
 missing=()
-for program in "${!packages[@]}"; do
+wanted=("$@")
+[ ${#wanted[@]} -gt 0 ] || wanted=("${!packages[@]}")
+for program in "${wanted[@]}"; do
   PATH="$PATH:/usr/sbin:/sbin:$(echo /usr/lib/postgresql/*/bin | tr " " :)" command -v "$program" >/dev/null || missing+=(${packages[$program]})
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-  echo "tests that need them are skipped: ${missing[*]} (Debian: apt-get install ${missing[*]})"
+  echo "what needs them is skipped: ${missing[*]} (Debian: apt-get install ${missing[*]})"
   exit 0
 fi
 
-echo "installing for the tests: ${missing[*]}"
+echo "installing: ${missing[*]}"
 # Debian starts a service that it installs; tests start their own, on ports of their own.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then

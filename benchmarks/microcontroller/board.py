@@ -44,6 +44,14 @@ BOARDS: Final[Mapping[str, Board]] = {
             instructions_per_tick=Fraction(40),  # SysTick at 25 MHz
         ),
         Board(
+            name="cortex-m7",
+            machine="mps2-an500",
+            cpu=("-mcpu=cortex-m7", "-mfpu=fpv5-sp-d16", "-mfloat-abi=hard"),
+            flash_bytes=4 << 20,
+            ram_bytes=4 << 20,
+            instructions_per_tick=Fraction(40),  # SysTick at 25 MHz
+        ),
+        Board(
             name="cortex-m55",
             machine="mps3-an547",
             cpu=("-mcpu=cortex-m55", "-mfloat-abi=hard"),

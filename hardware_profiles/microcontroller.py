@@ -45,7 +45,7 @@ class Toolchain(enum.StrEnum):
 class Microcontroller:
     """flash_bytes: what code and weights of a model may take; ram_bytes: its workspace, stack, inputs and outputs together.
 
-    small: the least flash for trees and kernels, rather than the least time. fixed_shapes: a model trained anew has the same
+    small: the least flash for trees, not the least time. fixed_shapes: a model trained anew has the same
     code, so that its weights alone can be sent; what only certain weights allow (dead channels) stays. cpu_flags: of the
     compiler, for the processor.
     """

@@ -18,7 +18,7 @@ from modelfleet.hardware_profiles.microcontroller import Rounding as Rounding
 class Target:
     """What the C is for.
 
-    small: the least flash for trees and kernels, rather than the least time. fixed_shapes: a model trained anew has the same
+    small: the least flash for trees, not the least time. fixed_shapes: a model trained anew has the same
     code, at the price of what only these weights allow (dead channels, tight bounds).
     """
 

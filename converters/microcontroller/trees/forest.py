@@ -66,11 +66,6 @@ class Forest:
         """The longest way down, in questions."""
         return max(max(_depths(tree), default=0) for tree in self.trees)
 
-    @property
-    def visits(self) -> float:
-        """How many questions a sample is asked if it goes down each tree to any of its leaves alike."""
-        return sum(float(np.mean(_depths(tree))) for tree in self.trees)
-
     def thresholds(self) -> dict[Form, list[int]]:
         """Return form -> the keys that it is compared with, ascending; forms by feature."""
         found: dict[Form, set[int]] = {}

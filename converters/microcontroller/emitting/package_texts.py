@@ -13,7 +13,7 @@ A model as C99: no allocation, no libc{math}, no global state. Generated; do not
 | flash: weights | {weights} |
 | flash: code ({figures}) | {code} |
 | flash, both | {flash} |
-| RAM: workspace, lent by the caller (in-place execution needs {bound} at least) | {workspace} |
+| RAM: workspace, lent by the caller (a run in place, inputs and outputs within, peaks at {bound}) | {workspace} |
 | RAM: stack of a call ({figures}) | {stack} |
 | RAM: inputs and outputs | {io} |
 | RAM, all of it | {ram} |

@@ -11,17 +11,13 @@ from typing import Any
 from onnx import ModelProto
 
 from modelfleet.benchmarks.golden import GoldenSet
-from modelfleet.converters.graphs import write_model
+from modelfleet.converters.graphs import read_model, write_model
 from modelfleet.converters.microcontroller.importing.graph import refuse
 from modelfleet.converters.onnxruntime.static import quantize_static, quantizes
 
 
 def quantize(model: ModelProto, calibration: GoldenSet, keep_float: frozenset[str]) -> ModelProto:
     """Return the model in int8 (as `quantize_for_int8`, without the report)."""
-    if all(node.domain == "ai.onnx.ml" for node in model.graph.node):
-        raise refuse(
-            "", "expected operators that are quantized, got those of ai.onnx.ml alone, whose C is exact in float"
-        )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "float.onnx"
         write_model(model, source)
@@ -42,6 +38,10 @@ def quantize_for_int8(
     Raises:
         ConversionError: the quantizer fails, or quantizes nothing.
     """
+    if all(node.domain == "ai.onnx.ml" for node in read_model(model_path).graph.node):
+        raise refuse(
+            "", "expected operators that are quantized, got those of ai.onnx.ml alone, whose C is exact in float"
+        )
     try:
         model, report = quantize_static(model_path, work, calibration, keep_float, signed=True)
     except Exception as error:

@@ -13,6 +13,7 @@ from modelfleet.converters.microcontroller.importing.keep import keep
 from modelfleet.converters.microcontroller.importing.layout import Stores, transposed
 from modelfleet.converters.microcontroller.importing.linear import convolution, dense
 from modelfleet.converters.microcontroller.importing.lookup import lookup
+from modelfleet.converters.microcontroller.importing.meanings import meanings, with_meanings
 from modelfleet.converters.microcontroller.importing.moving import blocks
 from modelfleet.converters.microcontroller.importing.normalisation import fold_normalisation
 from modelfleet.converters.microcontroller.importing.padding import fold_pads
@@ -44,11 +45,12 @@ def read_program(model: ModelProto, name: str, rounding: Rounding) -> Program:
         ConversionError: what C cannot say, by the name of the node.
     """
     graph = read_graph(model)
+    meant = meanings(graph)
     push(graph)
     fold_pads(graph)
     fold_normalisation(graph)
     fused = _fuse(Sight(graph, rounding))
-    return fold_clamps(_build(graph, fused).finish(name))
+    return with_meanings(fold_clamps(_build(graph, fused).finish(name)), meant)
 
 
 def _fuse(sight: Sight) -> dict[int, Fused]:

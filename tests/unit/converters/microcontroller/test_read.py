@@ -230,6 +230,13 @@ ODD = {
     "random numbers": (one("RandomNormalLike", [("x", FLOAT, [1])]), "whose answer follows from its inputs"),
     "a size that depends on values": (one("NonZero", [("x", FLOAT, [4])]), "static shape"),
     "a free dimension": (one("Relu", [("x", FLOAT, ["n"])]), "free dimension"),
+    "an input of more numbers than any chip holds": (one("Relu", [("x", FLOAT, [1 << 40])]), "at most 16777216 elements"),
+    "a negative dimension": (one("Relu", [("x", FLOAT, [-3])]), "at most 16777216 elements"),
+    "a tensor that grows beyond all chips": (
+        one("Expand", [("x", FLOAT, [1])], sizes=[1 << 33]),
+        "'y' to have at most 16777216 elements",
+    ),
+    "an output that nothing gives": (one("Relu", [("x", FLOAT, [4])], output="z"), "gives the output 'z', got none"),
     "text": (one("Identity", [("x", TensorProto.STRING, [1])]), "to be of"),
     "a computed scale": (
         one("QLinearSigmoid", [("x", TensorProto.INT8, [4]), ("s", FLOAT, [])], domain="com.microsoft"),
@@ -305,3 +312,24 @@ def test_clamps_in_a_row_are_those_of_the_last_over_the_first(clips: list[tuple[
     program = read_program(model, "clips", Rounding.INTEGER)
     assert kinds(program) == ["Dense"]
     assert worst(program, model, net.samples, Rounding.INTEGER) <= 1
+
+
+@pytest.mark.parametrize("name", ["kws_int8", "kws_qop"])
+def test_inputs_and_outputs_tell_what_their_bytes_stand_for(name: str) -> None:
+    program = read_program(onnx.load(TINY / f"{name}.onnx"), "kws", Rounding.INTEGER)
+    taken, given = program.tensors[program.inputs[0]], program.tensors[program.outputs[0]]
+    assert (taken.scale, taken.zero_point) == (pytest.approx(0.584702909), 83)
+    assert (given.scale, given.zero_point) == (1 / 256, -128)
+
+
+def test_bytes_without_sign_have_the_zero_point_of_their_type_and_floats_have_none() -> None:
+    net = Net(7)
+    x = net.quantized_input((1, 6))
+    w = net.weights((4, 6))
+    y = net.node("Gemm", x, w, net.bias(x, w), transB=1)
+    z = net.node("QuantizeLinear", y, net.constant(0.125), net.constant(131, "uint8"))
+    real = net.node("DequantizeLinear", z, net.constant(0.125), net.constant(131, "uint8"))
+    for made, meaning in ((net.node("Identity", z), (0.125, 131)), (net.node("Identity", real), (None, 0))):
+        program = read_program(net.model(made), "meaning", Rounding.INTEGER)
+        tensor = program.tensors[program.outputs[0]]
+        assert (tensor.scale, tensor.zero_point) == meaning

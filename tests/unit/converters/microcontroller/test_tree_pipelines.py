@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,11 +17,11 @@ from sklearn.pipeline import make_pipeline
 
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.converters.errors import ConversionError
+from modelfleet.converters.microcontroller.converter import ToC99
 from modelfleet.converters.microcontroller.host import open_files
-from modelfleet.converters.microcontroller.importing.quantize import quantize
 from modelfleet.converters.microcontroller.lowering import Target
 from modelfleet.converters.normalise import normalise
-from modelfleet.hardware_profiles.profile import PROFILE_DIRECTORY, parse_profile
+from modelfleet.hardware_profiles.profile import PROFILE_DIRECTORY, Precision, load_profiles, parse_profile
 from tests.unit.converters.microcontroller.trees_in_c import FAST, FLAGS, SMALL, made, require_all_exact, run_in_c
 from tests.unit.converters.trees import ensembles
 from tests.unit.converters.trees.ensembles import MODES, answers, model_of, tensor
@@ -285,9 +286,10 @@ def test_what_has_no_c_becomes_tensor_operators():
     )
 
 
-def test_trees_alone_are_not_quantized_but_say_why():
+def test_trees_alone_are_not_quantized_but_say_why(tmp_path: Path):
     x, y = DATA["iris"](return_X_y=True)
     model = normalised(exported(ensemble.RandomForestClassifier(2, random_state=0), x.astype(np.float32), y))
     golden = GoldenSet(inputs={"X": x.astype(np.float32)}, expected={}, labels=y.astype(np.int64))
+    onnx.save_model(model, tmp_path / "source.onnx")
     with pytest.raises(ConversionError, match=r"got those of ai\.onnx\.ml alone"):
-        quantize(model, golden, frozenset())
+        ToC99().convert(tmp_path / "source.onnx", tmp_path, Precision.INT8, golden, load_profiles()["cortex-m4"])

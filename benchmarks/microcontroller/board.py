@@ -74,7 +74,7 @@ def build(board: Board, sources: Sequence[Path], program: Path, include: Sequenc
     command = [COMPILER, *board.cpu, *FLAGS, f"-I{FOLDER}", *(f"-I{folder}" for folder in include)]
     command += [str(FOLDER / "start.c"), *map(str, sources), "-o", str(program), f"-T{FOLDER / 'board.ld'}", *LINK]
     command += [f"-Wl,--defsym=flash_bytes={board.flash_bytes}", f"-Wl,--defsym=ram_bytes={board.ram_bytes}"]
-    _run(command, COMPILER, "gcc-arm-none-eabi libnewlib-arm-none-eabi", COMPILE_SECONDS)
+    run_tool(command, "gcc-arm-none-eabi libnewlib-arm-none-eabi", COMPILE_SECONDS)
     return program
 
 
@@ -87,17 +87,24 @@ def run(board: Board, program: Path, *, timeout_seconds: float = 120.0) -> str:
     """
     command = [EMULATOR, "-M", board.machine, "-icount", "shift=0", "-nographic", "-monitor", "none", "-serial", "none"]
     command += ["-semihosting-config", "enable=on,target=native", "-kernel", str(program)]
-    return _run(command, EMULATOR, "qemu-system-arm", timeout_seconds)
+    return run_tool(command, "qemu-system-arm", timeout_seconds)
 
 
 def sizes(program: Path) -> tuple[int, int]:
     """Return (flash, static RAM) of an ELF file in bytes: text and data, data and bss."""
-    text = _run(["arm-none-eabi-size", str(program)], COMPILER, "gcc-arm-none-eabi", COMPILE_SECONDS)
+    text = run_tool(["arm-none-eabi-size", str(program)], "gcc-arm-none-eabi", COMPILE_SECONDS)
     code, data, bss = (int(number) for number in text.splitlines()[1].split()[:3])
     return code + data, data + bss
 
 
-def _run(command: Sequence[str], tool: str, packages: str, timeout_seconds: float) -> str:
+def run_tool(command: Sequence[str], packages: str, timeout_seconds: float) -> str:
+    """Run a program of Debian's `packages` and return what it said, on standard error where it said nothing else.
+
+    Raises:
+        RuntimeMissingError: it is not installed.
+        MeasureError: it did not end in time, or not with status 0.
+    """
+    tool = command[0]
     if shutil.which(tool) is None:
         raise RuntimeMissingError(f"{tool} is not installed (Debian: apt-get install {packages})")
     try:

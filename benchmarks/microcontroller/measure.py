@@ -31,6 +31,20 @@ class Call:
     include: Sequence[Path] = ()
 
 
+def model_call(folder: Path, *, inputs: int, output_bytes: Sequence[int]) -> Call:
+    """Return the call of a converted model: model.h, model.c and weights.c in `folder`, and how many inputs it has."""
+    given = [f"input_{number}" for number in range(inputs)]
+    made = [f"output_{number}" for number in range(len(output_bytes))]
+    return Call(
+        sources=[folder / "model.c", folder / "weights.c"],
+        header="model.h",
+        statement=f"answer = (uint32_t)model_run({', '.join(['model_weights', 'workspace', *given, *made])});",
+        output_bytes=output_bytes,
+        workspace_bytes="MODEL_WORKSPACE_BYTES",
+        include=[folder],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Figures of code on a board, over those of the same program without it.
@@ -137,10 +151,8 @@ def header_of(call: Call, samples: Sequence[Sequence[bytes]], *, empty: bool) ->
     for number, size in enumerate(call.output_bytes):
         given[f"output_{number}"] = f"measured_outputs[sample] + {offset}"
         offset += _padded(size)
-    for (
-        name,
-        expression,
-    ) in given.items():  # the assembly keeps them where nothing else would, so that both programs have them
+    # The assembly keeps them where nothing else would, so that both programs have them.
+    for name, expression in given.items():
         lines.append(f"    {'const ' if name.startswith('input') else ''}void *{name} = {expression};")
         lines.append(f'    __asm__ volatile("" : "+r"({name}) : : "memory");')
     lines += ["" if empty else f"    {call.statement}", "    return answer;", "}"]

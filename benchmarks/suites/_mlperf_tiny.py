@@ -10,16 +10,14 @@ import numpy as np
 
 from modelfleet.benchmarks.microcontroller.board import BOARDS
 from modelfleet.benchmarks.microcontroller.callgrind import host_instructions
-from modelfleet.benchmarks.microcontroller.measure import Call, Measurement, measure
+from modelfleet.benchmarks.microcontroller.measure import Measurement, measure, model_call
 from modelfleet.converters.graphs import read_model
 from modelfleet.converters.microcontroller.generate import Generated, generate
-from modelfleet.converters.microcontroller.lowering import Backend, Target
+from modelfleet.converters.microcontroller.lowering import Target
 from modelfleet.converters.normalise import normalise
 from modelfleet.hardware_profiles.profile import load_profiles
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "examples" / "mlperf_tiny"
-PROFILES: Final[Mapping[str, str]] = {"cortex-m4": "cortex-m4", "cortex-m55": "cortex-m55"}
-"""Board -> profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,6 @@ class OnBoard:
     board: str
     figures: Measurement
     planned_bytes: int
-    plan_bound_bytes: int
     error_lsb: int
 
     @property
@@ -118,19 +115,19 @@ class OnBoard:
 
 
 def on_board(network: Network, board: str) -> OnBoard:
-    """Convert, build and run a network for a board, on every sample that came with it."""
+    """Convert a network for the profile of a board's name, build and run it there, on every sample that came with it."""
     samples, expected = _samples(network.name)
     with tempfile.TemporaryDirectory(prefix="modelfleet-bench-") as name:
         folder = Path(name)
-        made = _generated(network.name, PROFILES[board], folder)
-        figures = measure(_call(folder, expected[0].nbytes), BOARDS[board], [[x.tobytes()] for x in samples])
+        made = _generated(network.name, board, folder)
+        call = model_call(folder, inputs=1, output_bytes=[expected[0].nbytes])
+        figures = measure(call, BOARDS[board], [[x.tobytes()] for x in samples])
     got = np.array([np.frombuffer(outputs[0], np.int8) for outputs in figures.outputs]).reshape(expected.shape)
     return OnBoard(
         network=network,
         board=board,
         figures=figures,
         planned_bytes=made.workspace_bytes,
-        plan_bound_bytes=made.plan.bound_bytes,
         error_lsb=int(np.abs(got.astype(np.int32) - expected).max()),
     )
 
@@ -141,7 +138,8 @@ def on_host(network: Network) -> int:
     with tempfile.TemporaryDirectory(prefix="modelfleet-bench-") as name:
         folder = Path(name)
         _generated(network.name, "generic-c99", folder)
-        return host_instructions(_call(folder, expected[0].nbytes), [samples[0].tobytes()])
+        call = model_call(folder, inputs=1, output_bytes=[expected[0].nbytes])
+        return host_instructions(call, [samples[0].tobytes()])
 
 
 def _samples(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -155,18 +153,7 @@ def _generated(name: str, profile_name: str, folder: Path) -> Generated:
     chip = profile.microcontroller
     assert chip is not None
     model = normalise(read_model(FOLDER / f"{name}_int8.onnx"), folder, profile)
-    made = generate(model, name, Target(backend=Backend(chip.backend)))
+    made = generate(model, name, Target(backend=chip.backend))
     for file, data in made.files().items():
         (folder / file).write_bytes(data)
     return made
-
-
-def _call(folder: Path, output_bytes: int) -> Call:
-    return Call(
-        sources=[folder / "model.c", folder / "weights.c"],
-        header="model.h",
-        statement="answer = (uint32_t)model_run(model_weights, workspace, input_0, output_0);",
-        output_bytes=[output_bytes],
-        workspace_bytes="MODEL_WORKSPACE_BYTES",
-        include=[folder],
-    )

@@ -22,9 +22,9 @@ from onnx import ModelProto
 
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.microcontroller.board import BOARDS
-from modelfleet.benchmarks.microcontroller.measure import Call, measure
+from modelfleet.benchmarks.microcontroller.measure import Call, measure, model_call
 from modelfleet.converters.microcontroller.generate import generate
-from modelfleet.converters.microcontroller.lowering import Backend, Target
+from modelfleet.converters.microcontroller.lowering import Target
 from modelfleet.converters.normalise import normalise
 from modelfleet.hardware_profiles.profile import load_profiles
 
@@ -176,19 +176,11 @@ def _ours(trained: _Trained, made_by: str, *, small: bool) -> TreeRow:
     with tempfile.TemporaryDirectory(prefix="modelfleet-bench-") as name:
         folder = Path(name)
         model = normalise(trained.onnx, folder, profile)
-        made = generate(model, "trees", Target(backend=Backend(profile.microcontroller.backend), small=small))
+        made = generate(model, "trees", Target(backend=profile.microcontroller.backend, small=small))
         for file, data in made.files().items():
             (folder / file).write_bytes(data)
         outputs = [made.program.tensors[output] for output in made.program.outputs]
-        arguments = ", ".join(f"output_{place}" for place in range(len(outputs)))
-        call = Call(
-            sources=[folder / "model.c", folder / "weights.c"],
-            header="model.h",
-            statement=f"answer = (uint32_t)model_run(model_weights, workspace, input_0, {arguments});",
-            output_bytes=[output.size_bytes for output in outputs],
-            workspace_bytes="MODEL_WORKSPACE_BYTES",
-            include=[folder],
-        )
+        call = model_call(folder, inputs=1, output_bytes=[output.size_bytes for output in outputs])
         return _row(trained, made_by, call, np.dtype(outputs[0].dtype), ours=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from modelfleet.benchmarks.microcontroller.board import BOARDS, COMPILER, EMULATOR
-from modelfleet.benchmarks.microcontroller.measure import Call, Measurement, measure
+from modelfleet.benchmarks.microcontroller.measure import Measurement, measure, model_call
 from modelfleet.converters.microcontroller.generate import generate_program
 from modelfleet.converters.microcontroller.interpret import interpret
 from modelfleet.converters.microcontroller.ir import Program
@@ -24,17 +24,8 @@ def measured(program: Program, backend: Backend, folder: Path) -> Measurement:
     for name, data in generate_program(program, Target(backend=backend)).files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    arguments = ["model_weights", "workspace"]
-    arguments += [f"input_{number}" for number in range(len(program.inputs))]
-    arguments += [f"output_{number}" for number in range(len(program.outputs))]
-    call = Call(
-        sources=[folder / "model.c", folder / "weights.c"],
-        header="model.h",
-        statement=f"answer = (uint32_t)model_run({', '.join(arguments)});",
-        output_bytes=[program.tensors[name].size_bytes for name in program.outputs],
-        workspace_bytes="MODEL_WORKSPACE_BYTES",
-        include=[folder],
-    )
+    output_bytes = [program.tensors[name].size_bytes for name in program.outputs]
+    call = model_call(folder, inputs=len(program.inputs), output_bytes=output_bytes)
     samples = [inputs_of(program, seed) for seed in range(3)]
     return measure(call, BOARDS["cortex-m4"], [[one[name].tobytes() for name in program.inputs] for one in samples])
 

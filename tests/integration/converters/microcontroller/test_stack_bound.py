@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modelfleet.benchmarks.microcontroller.board import BOARDS, COMPILER, EMULATOR
-from modelfleet.benchmarks.microcontroller.measure import Call, measure
+from modelfleet.benchmarks.microcontroller.measure import measure, model_call
 from modelfleet.converters.graphs import read_model
 from modelfleet.converters.microcontroller.footprint import footprint
 from modelfleet.converters.microcontroller.generate import generate
@@ -29,15 +29,7 @@ def test_a_call_takes_no_more_than_is_stated(board: str, tmp_path: Path):
     for name, data in generated.files(known).items():
         (tmp_path / name).write_bytes(data)
     data = np.load(TINY / "kws_int8_io.npz")
-    call = Call(
-        sources=[tmp_path / "model.c", tmp_path / "weights.c"],
-        header="model.h",
-        statement="answer = (uint32_t)model_run(model_weights, workspace, input_0, output_0);",
-        output_bytes=[12],
-        workspace_bytes="MODEL_WORKSPACE_BYTES",
-        include=[tmp_path],
-    )
-    found = measure(call, BOARDS[board], [[data["x"][0].tobytes()]])
+    found = measure(model_call(tmp_path, inputs=1, output_bytes=[12]), BOARDS[board], [[data["x"][0].tobytes()]])
     assert np.abs(np.frombuffer(found.outputs[0][0], np.int8).astype(int) - data["y_ort"][0]).max() <= 1
     assert described.stack_bytes // 2 < found.stack_bytes <= described.stack_bytes
     assert found.static_bytes == 0

@@ -21,7 +21,7 @@ def meanings(graph: Graph) -> Mapping[str, Scale]:
 
 
 def with_meanings(program: Program, found: Mapping[str, Scale]) -> Program:
-    """Return the program with these on its inputs and outputs, and none on the others; the zero point in the tensor's own type."""
+    """Return the program with these on inputs and outputs, none on the others; a zero point is of its tensor's own type."""
     tensors = dict(program.tensors)
     for name in (*program.inputs, *program.outputs):
         scale, dtype = found.get(name), tensors[name].dtype

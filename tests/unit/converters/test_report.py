@@ -16,6 +16,7 @@ from modelfleet.converters.report import ReportPage, ReportProfile, render, show
 
 FIGURES = {
     "size_bytes": 12_345,
+    "memory_bytes": 2048,
     "p50_ms": 1.5,
     "p95_ms": 2.0,
     "max_error": 0.25,
@@ -47,14 +48,25 @@ def test_a_row_tells_ratio_and_points_lost_and_cuts_its_reason():
     assert refused("").to_dict() == {"precision": "fp16", "verdict": "refused", "max_error": 9.0}
 
 
+def test_times_of_a_substitute_are_not_held_against_the_devices_limit():
+    here = Row(precision="int8", source_bytes=9, figures={**FIGURES, "not_run_here": "other instructions"}).ended(
+        "chosen"
+    )
+    html = render(page("m4", here))
+    assert "Latency p95 on the building machine, ms" in html
+    assert "limit 100 ms" not in html
+    assert "limit 100 ms" in render(page("m4", here, EXACT))
+
+
 def test_every_figure_stands_in_the_table():
     html = render(page("digits", HELD, EXACT, refused("node 'dense': too far off")))
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
-    assert cells[:11] == [
+    assert cells[:12] == [
         "int8",
         "chosen",
         "12.1 KiB",
         "4.00 ×",
+        "2.0 KiB",
         "1.5",
         "2",
         "0.25",

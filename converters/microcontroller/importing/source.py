@@ -27,6 +27,8 @@ from modelfleet.converters.microcontroller.ir import Array
 from modelfleet.converters.microcontroller.trees.types import types_of
 
 MAX_FOLDED_ELEMENTS: Final = 1 << 22
+MAX_ELEMENTS: Final = 1 << 24
+"""Of a computed tensor: exact passes keep numbers for each channel, and no microcontroller holds as many."""
 _CONTROL: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -54,6 +56,7 @@ def read_graph(model: ModelProto) -> Graph:
         graph.types = {**_inferred(graph), **types}
         if not _fold(graph):
             break
+    _require_made(graph)
     graph.drop_unused()
     _take_declared(graph, model)
     _require_static(graph)
@@ -230,6 +233,13 @@ def _take_declared(graph: Graph, model: ModelProto) -> None:
             graph.types[value.name] = Type(dtype=source.dtype, shape=shape)
 
 
+def _require_made(graph: Graph) -> None:
+    known = {*graph.inputs, *graph.constants, *graph.producers()}
+    for name in graph.outputs:
+        if name not in known:
+            raise refuse("", f"expected a node, an input or a constant that gives the output {name!r}, got none")
+
+
 def _require_static(graph: Graph) -> None:
     for node in graph.nodes:
         for name in filter(None, node.outputs):
@@ -238,6 +248,13 @@ def _require_static(graph: Graph) -> None:
                 raise refuse(node, f"expected {name!r} to be a tensor of static shape, got one that is not known ahead")
             if kind.dtype not in _NUMBERS:
                 raise refuse(node, f"expected {name!r} to be of {sorted(_NUMBERS)}, got {kind.dtype}")
+            _require_size(kind, node, f"{name!r}")
     for name in graph.inputs:
         if graph.types[name].dtype not in _NUMBERS:
             raise refuse("", f"expected the input {name!r} to be of {sorted(_NUMBERS)}, got {graph.types[name].dtype}")
+        _require_size(graph.types[name], "", f"the input {name!r}")
+
+
+def _require_size(kind: Type, where: Node | str, what: str) -> None:
+    if any(size < 0 for size in kind.shape) or math.prod(kind.shape) > MAX_ELEMENTS:
+        raise refuse(where, f"expected {what} to have at most {MAX_ELEMENTS} elements, got {[*kind.shape]}")

@@ -210,12 +210,17 @@ def test_sums_miss_onnxruntimes_by_few_of_all_pairs() -> None:
 
 
 def one(
-    op_type: str, inputs: list[tuple[str, int, list[object]]], *, domain: str = "", **attributes: object
+    op_type: str,
+    inputs: list[tuple[str, int, list[object]]],
+    *,
+    domain: str = "",
+    output: str = "y",
+    **attributes: object,
 ) -> ModelProto:
-    """Return a model of one node."""
+    """Return a model of one node that gives y."""
     values = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
     node = helper.make_node(op_type, [name for name, _, _ in inputs], ["y"], name="odd", domain=domain, **attributes)
-    graph = helper.make_graph([node], "odd", values, [helper.make_empty_tensor_value_info("y")])
+    graph = helper.make_graph([node], "odd", values, [helper.make_empty_tensor_value_info(output)])
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("evil", 1)]
     return helper.make_model(graph, opset_imports=imports)
 
@@ -230,10 +235,13 @@ ODD = {
     "random numbers": (one("RandomNormalLike", [("x", FLOAT, [1])]), "whose answer follows from its inputs"),
     "a size that depends on values": (one("NonZero", [("x", FLOAT, [4])]), "static shape"),
     "a free dimension": (one("Relu", [("x", FLOAT, ["n"])]), "free dimension"),
-    "an input of more numbers than any chip holds": (one("Relu", [("x", FLOAT, [1 << 40])]), "at most 16777216 elements"),
+    "an input of more numbers than any chip holds": (
+        one("Relu", [("x", FLOAT, [1 << 40])]),
+        "at most 16777216 elements",
+    ),
     "a negative dimension": (one("Relu", [("x", FLOAT, [-3])]), "at most 16777216 elements"),
     "a tensor that grows beyond all chips": (
-        one("Expand", [("x", FLOAT, [1])], sizes=[1 << 33]),
+        one("MatMul", [("x", FLOAT, [1 << 14, 1]), ("z", FLOAT, [1, 1 << 14])]),
         "'y' to have at most 16777216 elements",
     ),
     "an output that nothing gives": (one("Relu", [("x", FLOAT, [4])], output="z"), "gives the output 'z', got none"),

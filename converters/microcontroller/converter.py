@@ -121,6 +121,9 @@ def _report(described: Description, profile: HardwareProfile) -> Mapping[str, An
     return {
         **told,
         "proved": "portable code",
-        "not_run_here": f"its C and weights were proved, compiled for this machine; {profile.name} has other instructions",
+        "not_run_here": (
+            f"its C and weights were proved, compiled for this machine; {profile.name} has other instructions; "
+            f"code and stack are {described.figures}"
+        ),
         "stated": {"size_bytes": described.flash_bytes, "memory_bytes": described.ram_bytes},
     }

@@ -190,6 +190,7 @@ def test_the_command_converts_and_its_figures_are_the_chips(golden: Mapping[str,
     assert (row["size_bytes"], row["memory_bytes"]) == (described["flash_bytes"], described["ram_bytes"])
     assert proof["gate"]["memory_bytes"] == described["ram_bytes"]
     assert row["not_run_here"] == told["not_run_here"]
+    assert row["not_run_here"].endswith(f"code and stack are {described['figures']}")
     assert row["not_run_here"].split(";")[0] in " ".join(done.output.split())
 
 

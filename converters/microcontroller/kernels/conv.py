@@ -12,17 +12,11 @@ from modelfleet.converters.microcontroller.kernels.constants import (
     parameters,
 )
 from modelfleet.converters.microcontroller.kernels.windows import struct_text, window_begins
-from modelfleet.converters.microcontroller.lowering import Backend, Lowered, Places, Target
+from modelfleet.converters.microcontroller.lowering import Lowered, Places, Target
 
 
 def lower(operator: Conv2D, program: Program, target: Target) -> Lowered:
-    """Return the operator as C: for the DSP where the target has it and the numbers allow it, else portable."""
-    if target.backend is Backend.DSP:
-        from modelfleet.converters.microcontroller.kernels import conv_dsp
-
-        found = conv_dsp.lower(operator, program, target)
-        if found is not None:
-            return found
+    """Return the operator as portable C."""
     channels = operator.weights.shape[0]
     weights = operator.weights.reshape(operator.groups, channels // operator.groups, -1)
 

@@ -9,17 +9,11 @@ from modelfleet.converters.microcontroller.kernels.constants import (
     multipliers,
     parameters,
 )
-from modelfleet.converters.microcontroller.lowering import Backend, Lowered, Places, Target, distance_of_steps
+from modelfleet.converters.microcontroller.lowering import Lowered, Places, Target, distance_of_steps
 
 
 def lower(operator: Dense, program: Program, target: Target) -> Lowered:
-    """Return the operator as C: for the DSP where the target has it and the numbers allow it, else portable."""
-    if target.backend is Backend.DSP:
-        from modelfleet.converters.microcontroller.kernels import dense_dsp
-
-        found = dense_dsp.lower(operator, program, target)
-        if found is not None:
-            return found
+    """Return the operator as portable C."""
     channels, depth = operator.weights.shape
     rows = program.tensors[operator.inputs[0]].elements // depth
 

@@ -11,20 +11,14 @@ from modelfleet.converters.microcontroller.kernels.constants import (
     parameters,
 )
 from modelfleet.converters.microcontroller.kernels.windows import pixel_distance, struct_text
-from modelfleet.converters.microcontroller.lowering import Backend, Lowered, Places, Target
+from modelfleet.converters.microcontroller.lowering import Lowered, Places, Target
 
 POINTER_BYTES: Final = 8
 """At most."""
 
 
 def lower(operator: Depthwise2D, program: Program, target: Target) -> Lowered:
-    """Return the operator as C: for the DSP where the target has it and the shapes allow it, else portable."""
-    if target.backend is Backend.DSP:
-        from modelfleet.converters.microcontroller.kernels import depthwise_dsp
-
-        found = depthwise_dsp.lower(operator, program, target)
-        if found is not None:
-            return found
+    """Return the operator as portable C."""
     channels = operator.weights.shape[2]
 
     pads_at = POINTER_BYTES * operator.weights.shape[0] * operator.weights.shape[1]

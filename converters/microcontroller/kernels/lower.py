@@ -1,4 +1,4 @@
-"""Which module lowers which quantized operator: one table for all back ends; a module chooses the kernel by target and shape."""
+"""Which module lowers which quantized operator: one table for all back ends, and before it what a back end has of its own."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -20,10 +20,13 @@ from modelfleet.converters.microcontroller.ir import (
 )
 from modelfleet.converters.microcontroller.kernels import (
     conv,
+    conv_dsp,
     conv_mve,
     dense,
+    dense_dsp,
     dense_mve,
     depthwise,
+    depthwise_dsp,
     depthwise_mve,
     depthwise_wide_mve,
     elementwise,
@@ -57,16 +60,22 @@ LOWERS: Final[Mapping[type[Operator], Lower]] = dict[type[Operator], Lower](
 )
 """Type of operator -> its `lower(operator, program, target)`."""
 
-MVE_LOWERS: Final[Mapping[type[Operator], LowerOrNot]] = dict[type[Operator], LowerOrNot](
-    {
-        Conv2D: conv_mve.lower,
-        Dense: dense_mve.lower,
-        Depthwise2D: _lower_depthwise,
-        AddInt8: elementwise_mve.lower_add,
-        Lookup: elementwise_mve.lower_lookup,
-    }
-)
-"""The same for MVE; None where `LOWERS` has to do it."""
+OWN_LOWERS: Final[Mapping[Backend, Mapping[type[Operator], LowerOrNot]]] = {
+    Backend.PORTABLE: {},
+    Backend.DSP: dict[type[Operator], LowerOrNot](
+        {Conv2D: conv_dsp.lower, Dense: dense_dsp.lower, Depthwise2D: depthwise_dsp.lower}
+    ),
+    Backend.MVE: dict[type[Operator], LowerOrNot](
+        {
+            Conv2D: conv_mve.lower,
+            Dense: dense_mve.lower,
+            Depthwise2D: _lower_depthwise,
+            AddInt8: elementwise_mve.lower_add,
+            Lookup: elementwise_mve.lower_lookup,
+        }
+    ),
+}
+"""What a back end has of its own; None where `LOWERS` has to do it."""
 
 
 def lower(operator: Operator, program: Program, target: Target) -> Lowered:
@@ -75,10 +84,10 @@ def lower(operator: Operator, program: Program, target: Target) -> Lowered:
     Raises:
         ConversionError: it has no kernel.
     """
-    if target.backend is Backend.MVE and type(operator) in MVE_LOWERS:
-        lowered = MVE_LOWERS[type(operator)](operator, program, target)
-        if lowered is not None:
-            return lowered
+    own = OWN_LOWERS[target.backend].get(type(operator))
+    lowered = None if own is None else own(operator, program, target)
+    if lowered is not None:
+        return lowered
     found = LOWERS.get(type(operator))
     if found is None:
         raise ConversionError(

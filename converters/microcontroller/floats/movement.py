@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from modelfleet.converters.microcontroller.floats.elementwise import identity
-from modelfleet.converters.microcontroller.floats.kinds import Kind, raw
+from modelfleet.converters.microcontroller.floats.kinds import KINDS, Kind, raw
+from modelfleet.converters.microcontroller.floats.known import known_value
 from modelfleet.converters.microcontroller.floats.nest import Nest, Operand, broadcast, contiguous, emit
 from modelfleet.converters.microcontroller.floats.node import Node, UnsupportedError, axis_of, table
 
@@ -204,8 +205,6 @@ def _pad_map(mode: str, size: int, begin: int, wanted: int) -> list[int]:
 
 def by_maps(node: Node, kind: Kind, maps: Sequence[Sequence[int]]) -> None:
     """Emit a copy in which every axis of the output names the place of its source in a map."""
-    from modelfleet.converters.microcontroller.floats.kinds import KINDS
-
     shape, output = node.input(0).shape, node.output().shape
     if math.prod(output) == 0:
         return
@@ -246,8 +245,6 @@ def _stepped(operand: Operand, axis: int, step: int) -> Operand:
 
 def _known(node: Node) -> None:
     """Write an output that follows from shapes alone: Shape, Size, ConstantOfShape, EyeLike, Range of constants."""
-    from modelfleet.converters.microcontroller.floats.known import known_value
-
     output = node.output()
     if output.elements == 0:
         return

@@ -48,16 +48,19 @@ def regressor(step: Step, target: Target) -> Lowered:
     _, voted = votes_of(ensemble)
     if one and any(len(leaf) != 1 for leaf in ensemble.leaves):
         step.refuse("expected one weight a leaf, got a leaf of several or none for one target")
-    counted = ensemble.aggregate in ("MIN", "MAX")
-    if counted and not always_voted(ensemble, voted).all():
+    extreme, based = ensemble.aggregate in ("MIN", "MAX"), len(ensemble.base_values) == ensemble.targets
+    certain = bool(always_voted(ensemble, voted).all())
+    counted = extreme or (based and not certain)  # onnxruntime gives 0, without the base value, where no leaf voted
+    if extreme and not certain:
         step.refuse("MIN and MAX: expected for every target a tree whose leaves all vote for it, got none")
     ending = Ending(step=step, label=None, scores=0)
     text: list[str] = []
     if ensemble.aggregate == "AVERAGE":
         text.append(_each(ensemble.targets, f"sums[i] /= {literal(len(ensemble.roots), numbers)};"))
-    if len(ensemble.base_values) == ensemble.targets:
+    if based:
         base = ending.stored(np.array(ensemble.base_values, numbers.kind), numbers.sum)
-        text.append(_each(ensemble.targets, f"sums[i] += {base}[i];"))
+        added = f"sums[i] += {base}[i];"
+        text.append(_each(ensemble.targets, added if certain else f"if (has[i] != 0) {{ {added} }}"))
     text.append(_each(ensemble.targets, f"scores[i] = {'(float)' if numbers.doubles else ''}sums[i];", ending.kind()))
     wide = ending.kind() == "double"
     if wide and ensemble.transform == "NONE":

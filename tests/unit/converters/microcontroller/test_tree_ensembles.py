@@ -127,6 +127,17 @@ def test_a_class_without_votes_is_none_to_choose():
     require_all_exact(nodes, values())
 
 
+def test_a_target_without_votes_is_0_whatever_its_base_value():
+    nodes = [
+        node(
+            seed, kind="target", targets=3, sparse=True, trees=2, aggregate_function=how, base_values=[0.5, -0.25, 8.0]
+        )
+        for seed in range(4)
+        for how in ("SUM", "AVERAGE")
+    ]
+    require_all_exact(nodes, values())
+
+
 def test_ties_are_decided_by_the_same_rounding():
     nodes = [node(seed, kind="class", targets=3, trees=trees, depth=2) for seed in range(4) for trees in (10, 100)]
     require_all_exact(nodes, values())

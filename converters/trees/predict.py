@@ -40,6 +40,8 @@ def tree_regressor(step: Step) -> None:
     if ensemble.aggregate in ("MIN", "MAX") and not one and not always_voted(ensemble, voted).all():
         step.refuse("MIN and MAX: expected for every target a tree whose leaves all vote for it, got none")
     if len(ensemble.base_values) == ensemble.targets:
+        if not one and not always_voted(ensemble, voted).all():  # onnxruntime then gives 0, without the base value
+            step.refuse("base values: expected for every target a tree whose leaves all vote for it, got none")
         scores = emit.op("Add", scores, emit.constant(np.array(ensemble.base_values, kind)))
     if ensemble.transform != "NONE":
         scores = as_float(emit, scores, doubles=doubles)

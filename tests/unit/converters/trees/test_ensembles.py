@@ -154,6 +154,15 @@ def test_refuses_by_name_what_has_no_answer(change: dict, reason: str):
     assert (refused.value.node, refused.value.profile) == ("trees", "android-arm64")
 
 
+def test_refuses_base_values_where_a_sample_may_have_no_vote_for_a_target():
+    # There onnxruntime answers 0, and ONNX the base value.
+    node, x = ensemble(
+        np.random.default_rng(1), kind="target", targets=3, sparse=True, trees=2, base_values=[0.5, 1.0, 2.0]
+    )
+    with pytest.raises(ConversionError, match="base values: expected for every target a tree"):
+        lower_trees(model_of(node, x, [None]), "android-arm64")
+
+
 def test_a_model_of_standard_operators_stays_as_it_is():
     node = helper.make_node("Relu", ["x"], ["y"])
     model = model_of(node, np.zeros((1, 3), np.float32), [None])

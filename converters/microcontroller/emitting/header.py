@@ -64,7 +64,7 @@ def write_header(
         ),
         "\n",
         _macro("WORKSPACE_BYTES", workspace_bytes, "RAM that the caller lends"),
-        _macro("STACK_BYTES", stack_bytes, f"a call takes no more of the stack: {stack_by}"),
+        _macro("STACK_BYTES", stack_bytes, f"a call takes no more of the stack, its arguments beside: {stack_by}"),
         _macro("WEIGHTS_BYTES", weights_bytes, "in flash"),
         _macro("MISALIGNED", 1, "a pointer is not aligned", suffix=""),
     ]

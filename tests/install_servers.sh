@@ -14,6 +14,7 @@ declare -A packages=(
   [node]=nodejs
   [npm]=npm
   [chromium]=chromium
+  [cc]="gcc libc6-dev"
   [clang]=clang
   [cmake]=cmake
   [valgrind]=valgrind

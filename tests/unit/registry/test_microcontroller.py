@@ -126,7 +126,9 @@ def test_a_downgrade_says_from_where_it_may_go_back(
     assert (header.downgrade, header.replaces, header.counter) == (True, 1, 1)
 
 
-def test_only_who_may_write_bundles_asks_for_an_image(fleet: Fleet, approval: Path, tmp_path: Path) -> None:
+def test_only_who_may_write_bundles_asks_for_an_image(
+    fleet: Fleet, approval: Path, releases_pub: Path, tmp_path: Path
+) -> None:
     for role in ("viewer", "publisher", "approver"):
         assert build(fleet, VARIANT, tmp_path / "no.bin", approval, role=role).exit_code == 1
 

@@ -32,8 +32,8 @@ class StatusRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", t
     """Ask who is there."""
 
 
-class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="release"):
-    """Ask for one variant to be signed; `targets` and `policy` prove who may vouch for it.
+class _Statements(msgspec.Struct, frozen=True, kw_only=True):
+    """What a release is signed by; `targets` and `policy` prove who may vouch for it.
 
     `roots` lead from an older root, which the signer may still hold, to the one that `targets` is signed under.
     """
@@ -46,18 +46,16 @@ class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", 
     roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_ROOTS)] = ()
 
 
-class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="image"):
+class ReleaseRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="release"):
+    """Ask for one variant to be signed."""
+
+
+class ImageRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="image"):
     """Ask for the data image of a release that was signed before: its header, made and signed by the signer.
 
-    The first six fields are those of `ReleaseRequest`; `approvals` are k persons' DSSE envelopes over this manifest for `group`.
+    `approvals` are k persons' DSSE envelopes over this manifest for `group`.
     """
 
-    manifest: bytes
-    source: bytes
-    gates: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)]
-    targets: bytes
-    policy: bytes
-    roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_ROOTS)] = ()
     group: Name
     approvals: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)]
     downgrade: bool = False

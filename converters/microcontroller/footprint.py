@@ -14,7 +14,7 @@ from typing import Final
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.converters.microcontroller.call_graph import read_calls, stack_bytes, with_assembly
 from modelfleet.converters.microcontroller.compiler import run_tool
-from modelfleet.converters.microcontroller.emitting.description import HEADER, SOURCE
+from modelfleet.converters.microcontroller.emitting.description import SOURCE
 from modelfleet.converters.microcontroller.generate import Footprint, Generated
 from modelfleet.hardware_profiles.microcontroller import Microcontroller, Toolchain
 
@@ -50,11 +50,10 @@ def footprint(generated: Generated, chip: Microcontroller) -> Footprint:
 
 
 def _by(tools: _Tools, generated: Generated) -> Footprint:
-    files = generated.files()
     with tempfile.TemporaryDirectory(prefix="modelfleet-footprint-") as name:
         folder = Path(name)
-        for file in (HEADER, SOURCE):
-            (folder / file).write_bytes(files[file])
+        for file, data in generated.code(generated.estimated()).items():
+            (folder / file).write_bytes(data)
         gcc = f"{tools.prefix}gcc"
         run_tool([gcc, *tools.flags, *COMPILE, "-fcallgraph-info=su", "-c", SOURCE, "-o", _OBJECT], folder)
         calls = read_calls((folder / _CALLS).read_text(encoding="utf-8"))

@@ -113,21 +113,24 @@ class Generated:
             weights_digest=hashlib.sha256(self.text.blob.data).hexdigest(),
         )
 
-    def files(self, footprint: Footprint | None = None) -> Mapping[str, bytes]:
-        """Return file name -> content: model.h, model.c, weights.c, weights.bin, model.json, and what `package_files` adds."""
-        known = footprint or self.estimated()
+    def code(self, footprint: Footprint) -> Mapping[str, bytes]:
+        """Return what a compiler needs, without the weights: model.h and model.c."""
         header = write_header(
             self.program,
             weights_bytes=len(self.text.blob.data),
             workspace_bytes=self.workspace_bytes,
-            stack_bytes=known.stack_bytes,
-            stack_by=f"{'' if known.exact else 'estimated, '}{known.by or 'from its kernels'}",
+            stack_bytes=footprint.stack_bytes,
+            stack_by=f"{'' if footprint.exact else 'estimated, '}{footprint.by or 'from its kernels'}",
             needs_math=self.text.needs_math,
         )
+        return {HEADER: header.encode(), SOURCE: self.text.source.encode()}
+
+    def files(self, footprint: Footprint | None = None) -> Mapping[str, bytes]:
+        """Return file name -> content: `code`, weights.c, weights.bin, model.json, and what `package_files` adds."""
+        known = footprint or self.estimated()
         described = self.description(known)
         return {
-            HEADER: header.encode(),
-            SOURCE: self.text.source.encode(),
+            **self.code(known),
             WEIGHTS: write_weights(self.text.blob).encode(),
             BLOB: self.text.blob.data,
             ENTRY: msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n",

@@ -8,7 +8,7 @@ import ctypes
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ import numpy as np
 from modelfleet.benchmarks.errors import MeasureError
 from modelfleet.benchmarks.session import Array, Inputs, Outputs
 from modelfleet.converters.microcontroller.compiler import host_compiler, run_tool
-from modelfleet.converters.microcontroller.emitting.description import BLOB, ENTRY, Description, Port
+from modelfleet.converters.microcontroller.emitting.description import BLOB, Description, Port
 from modelfleet.signer.manifest import Tensor
 
 FLAGS: Final = ("-std=c99", "-O2", "-shared", "-fPIC", "-ffp-contract=off")
@@ -131,13 +131,6 @@ def read_description(entry: Path) -> Description:
         return msgspec.json.decode(entry.read_bytes(), type=Description)
     except (OSError, msgspec.DecodeError) as error:
         raise MeasureError(f"{entry.name}: expected a description of C sources, got {error}") from error
-
-
-def open_files(files: Mapping[str, bytes], folder: Path, *, flags: Sequence[str] = FLAGS) -> HostSession:
-    """Write files into a folder and open them (errors as `HostSession`)."""
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return HostSession(folder / ENTRY, flags=flags)
 
 
 def _tensor(port: Port) -> Tensor:

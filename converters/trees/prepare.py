@@ -4,6 +4,7 @@ Where the original ends with an error at run time (OneHotEncoder with `zeros=0`,
 lowered model answers as with `zeros=1`: a tensor operator cannot refuse.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def _features(value: Value) -> int | None:
 def label_encoder(step: Step) -> None:
     """Lower LabelEncoder from numbers to numbers: the place of the key that is equal, one past the last where none is."""
     told, x = attributes_of(step.node), step.value(0)
-    keys, values = _column(told, "keys"), _column(told, "values")
+    keys, values = column(told, "keys"), column(told, "values")
     if keys is None or values is None or keys.dtype.kind not in "fi" or values.dtype.kind not in "fi":
         step.refuse(
             "expected numbers to numbers, got texts: encode them in the application (OrdinalEncoder before export)"
@@ -133,7 +134,7 @@ def label_encoder(step: Step) -> None:
     # The first key that is equal is found; a number below 1 stands for "none of them" after the last.
     hits = emit.op("Pad", emit.cast(equal, TensorProto.FLOAT), _pads(step, x.rank), number(emit, 0.5))
     place = emit.op("ArgMax", hits, axis=x.rank, keepdims=0)
-    table = np.concatenate([values, np.array([_default(told, values)], values.dtype)])
+    table = np.concatenate([values, np.array([default(told, values)], values.dtype)])
     kind = {"f4": TensorProto.FLOAT, "f8": TensorProto.DOUBLE, "i8": TensorProto.INT64, "i4": TensorProto.INT32}
     result = emit.op("Gather", emit.constant(table), place, axis=0)
     step.give(0, result, kind[values.dtype.str[1:]], x.shape)
@@ -143,8 +144,8 @@ def _pads(step: Step, rank: int) -> str:
     return step.emit.constant(np.array([*[0] * (rank + 1), *[0] * rank, 1], np.int64))
 
 
-def _column(told: dict[str, Any], name: str) -> Array | None:
-    """Return the keys or values, whatever their type; None where they are texts."""
+def column(told: Mapping[str, Any], name: str) -> Array | None:
+    """Return a LabelEncoder's `keys` or `values`, whatever their type; None where they are texts."""
     if f"{name}_tensor" in told:
         return told[f"{name}_tensor"].reshape(-1)
     for suffix, kind in (("int64s", np.int64), ("floats", np.float32)):
@@ -153,7 +154,8 @@ def _column(told: dict[str, Any], name: str) -> Array | None:
     return None
 
 
-def _default(told: dict[str, Any], values: Array) -> Any:
+def default(told: Mapping[str, Any], values: Array) -> Any:
+    """Return the value that a LabelEncoder gives for a key that it does not know."""
     if "default_tensor" in told:
         return told["default_tensor"].reshape(-1)[0]
     return told.get("default_int64", -1) if values.dtype.kind == "i" else told.get("default_float", -0.0)

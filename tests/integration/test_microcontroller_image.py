@@ -14,13 +14,12 @@ from modelfleet.benchmarks.microcontroller.board import BOARDS, COMPILER, EMULAT
 from modelfleet.converters.graphs import read_model
 from modelfleet.converters.microcontroller.emitting.release import ImageKey, Release, release_files
 from modelfleet.converters.microcontroller.generate import Generated, generate
-from modelfleet.converters.microcontroller.host import open_files
 from modelfleet.converters.microcontroller.image.files import FOLDER
 from modelfleet.converters.microcontroller.ir import Array, Program
 from modelfleet.converters.microcontroller.lowering import Backend, Target
 from modelfleet.signer.keys import Signer
 from tests.unit.converters.microcontroller.image_library import STATUSES, c_key, image, sources
-from tests.unit.converters.microcontroller.programs import answer_of, generated, two_layers
+from tests.unit.converters.microcontroller.programs import answer_of, generated, open_files, two_layers
 from tests.unit.signer.samples import new_key
 
 BOARD = BOARDS["cortex-m4"]

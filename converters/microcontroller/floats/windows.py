@@ -126,15 +126,22 @@ def _convolution(node: Node) -> None:
         text = {"XTYPE": node.kind(tensor).ctype, "WTYPE": node.kind(weights).ctype}
         call(node, "conv_integer", text, (node.read(0), node.read(1), node.write(), *zeros), numbers)
         return
-    words = {
+    call(node, "conv", _products_of(kind), _operands(node), numbers)
+
+
+def _products_of(kind: Kind) -> dict[str, str]:
+    return {
         **_numbers_of(kind),
         "LOAD_X": kind.load("x[i]"),
         "LOAD_W": kind.load("w[k]"),
         "LOAD_B": kind.load("b[m]"),
         "STORE_Y": kind.store("y[at]", "s"),
     }
-    bias = node.read(2) if node.has(2) else "0"
-    call(node, "conv", words, (node.read(0), node.read(1), bias, node.write()), numbers)
+
+
+def _operands(node: Node) -> tuple[str, ...]:
+    """Return image, weights, bias (0 where there is none) and output."""
+    return node.read(0), node.read(1), node.read(2) if node.has(2) else "0", node.write()
 
 
 def _require_floats(node: Node) -> None:
@@ -153,16 +160,8 @@ def _transposed(node: Node) -> None:
     node.require(2, (weights.shape[1] * group,))
     node.require_output(tensor.shape[0] * weights.shape[1] * group * math.prod(window.output))
     numbers = (*window.numbers(), output.shape[0], group, tensor.shape[1] // group, weights.shape[1])
-    words = {
-        **_numbers_of(kind),
-        "LOAD_X": kind.load("x[i]"),
-        "LOAD_W": kind.load("w[k]"),
-        "LOAD_B": kind.load("b[m]"),
-        "STORE_Y": kind.store("y[at]", "s"),
-    }
-    bias = node.read(2) if node.has(2) else "0"
     if output.elements:
-        call(node, "conv_transposed", words, (node.read(0), node.read(1), bias, node.write()), numbers)
+        call(node, "conv_transposed", _products_of(kind), _operands(node), numbers)
 
 
 def _pool(node: Node) -> None:

@@ -3,7 +3,6 @@
 The full range of the weights is safe here: a microcontroller adds products in 32 bits, where x86 without VNNI has 16.
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,9 @@ from typing import Any
 from onnx import ModelProto
 
 from modelfleet.benchmarks.golden import GoldenSet
-from modelfleet.converters.graphs import read_model, write_model
+from modelfleet.converters.graphs import read_model
 from modelfleet.converters.microcontroller.importing.graph import refuse
 from modelfleet.converters.onnxruntime.static import quantize_static, quantizes
-
-
-def quantize(model: ModelProto, calibration: GoldenSet, keep_float: frozenset[str]) -> ModelProto:
-    """Return the model in int8 (as `quantize_for_int8`, without the report)."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "float.onnx"
-        write_model(model, source)
-        return quantize_for_int8(source, Path(folder) / "work.onnx", calibration, keep_float)[0]
 
 
 def quantize_for_int8(

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from modelfleet.converters.microcontroller.ir import Array
 from modelfleet.converters.microcontroller.lowering import Constant, Lowered, Places, Target
 from modelfleet.converters.microcontroller.trees.step import C_TYPES, Step
+from modelfleet.converters.trees.prepare import column, default
 
 
 def scaler(step: Step, target: Target) -> Lowered:
@@ -55,7 +55,7 @@ def binarizer(step: Step, target: Target) -> Lowered:
 def label_encoder(step: Step, target: Target) -> Lowered:
     """Lower LabelEncoder from numbers to numbers."""
     del target
-    keys, values = _column(step.told, "keys"), _column(step.told, "values")
+    keys, values = column(step.told, "keys"), column(step.told, "values")
     if keys is None or values is None or keys.dtype.name not in C_TYPES or values.dtype.name not in C_TYPES:
         step.refuse(
             "expected numbers to numbers, got texts: encode them in the application (OrdinalEncoder before export)"
@@ -67,10 +67,7 @@ def label_encoder(step: Step, target: Target) -> Lowered:
     found = "x == @c0@[k]"
     if keys.dtype.kind == "f" and np.isnan(keys).any():
         found += " || (!(x == x) && !(@c0@[k] == @c0@[k]))"
-    default = step.told.get("default_int64", -1) if values.dtype.kind == "i" else step.told.get("default_float", -0.0)
-    if "default_tensor" in step.told:
-        default = step.told["default_tensor"].reshape(-1)[0]
-    table = np.concatenate([values, np.array([default], values.dtype)])
+    table = np.concatenate([values, np.array([default(step.told, values)], values.dtype)])
     statement = (
         f"const {C_TYPES[keys.dtype.name]} x = @i0@[i];\n    uint32_t k = 0;\n"
         f"    while (k < {len(keys)}u && !({found})) {{\n        k++;\n    }}\n    @o0@[i] = @c1@[k];"
@@ -149,16 +146,6 @@ def array_feature_extractor(step: Step, target: Target) -> Lowered:
     }}
 }}"""
     return Lowered(call=lambda places: _placed(text, places))
-
-
-def _column(told: Any, name: str) -> Array | None:
-    """Return the keys or values, whatever their type; None where they are texts."""
-    if f"{name}_tensor" in told:
-        return told[f"{name}_tensor"].reshape(-1)
-    for suffix, kind in (("int64s", np.int64), ("floats", np.float32)):
-        if told.get(f"{name}_{suffix}"):
-            return np.array(told[f"{name}_{suffix}"], kind)
-    return None
 
 
 def _elementwise(step: Step, statement: str, constants: Sequence[Array]) -> Lowered:

@@ -10,12 +10,11 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 
 from modelfleet.benchmarks.runtimes.onnxruntime import OnnxRuntimeSession
 from modelfleet.converters.microcontroller.generate import Generated, generate
-from modelfleet.converters.microcontroller.host import open_files
 from modelfleet.converters.microcontroller.ir import Array
 from modelfleet.converters.microcontroller.lowering import Rounding, Target
 from modelfleet.converters.normalise import normalise
 from modelfleet.hardware_profiles.profile import load_profiles
-from tests.unit.converters.microcontroller.programs import STRICT, compiled
+from tests.unit.converters.microcontroller.programs import STRICT, compiled, open_files
 
 FLAGS = (*STRICT, "-O1", "-shared", "-fPIC", "-ffp-contract=off")
 OPSET = 17

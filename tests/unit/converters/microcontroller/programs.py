@@ -1,12 +1,14 @@
 """Small programs whose answers are known, and C built from them."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from modelfleet.converters.microcontroller.emitting.description import ENTRY
 from modelfleet.converters.microcontroller.generate import Generated, generate_program
+from modelfleet.converters.microcontroller.host import FLAGS, HostSession
 from modelfleet.converters.microcontroller.ir import Array, Dense, Program, Requantization, Tensor, View, requantize
 from modelfleet.converters.microcontroller.lowering import Target
 
@@ -70,3 +72,10 @@ def compiled(command: Sequence[str | Path], folder: Path) -> str:
     done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
+
+
+def open_files(files: Mapping[str, bytes], folder: Path, *, flags: Sequence[str] = FLAGS) -> HostSession:
+    """Write a variant's files into a folder and open them (errors as `HostSession`)."""
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return HostSession(folder / ENTRY, flags=flags)

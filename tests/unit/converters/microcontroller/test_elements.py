@@ -10,13 +10,13 @@ from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.microcontroller.compiler import host_compiler
 from modelfleet.converters.microcontroller.exact.simplify import simplify
 from modelfleet.converters.microcontroller.generate import generate_program
-from modelfleet.converters.microcontroller.host import HostSession, open_files
+from modelfleet.converters.microcontroller.host import HostSession
 from modelfleet.converters.microcontroller.interpret import interpret
 from modelfleet.converters.microcontroller.ir import AveragePool2D, Program, Requantization, Tensor
 from modelfleet.converters.microcontroller.kernels.lower import lower
 from modelfleet.converters.microcontroller.lowering import Backend, Rounding, Target, fragment_text
 from tests.unit.converters.microcontroller.element_cases import element_program, inputs_of
-from tests.unit.converters.microcontroller.programs import compiled
+from tests.unit.converters.microcontroller.programs import compiled, open_files
 from tests.unit.converters.microcontroller.test_exact import Builder, samples
 
 TARGETS = [

@@ -13,10 +13,17 @@ import pytest
 
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.microcontroller.emitting.c_types import comment_text
-from modelfleet.converters.microcontroller.host import open_files
 from modelfleet.converters.microcontroller.ir import Program, Tensor, View
 from modelfleet.hardware_profiles.profile import load_profiles
-from tests.unit.converters.microcontroller.programs import STRICT, answer_of, compiled, generated, two_layers, write
+from tests.unit.converters.microcontroller.programs import (
+    STRICT,
+    answer_of,
+    compiled,
+    generated,
+    open_files,
+    two_layers,
+    write,
+)
 
 X = np.arange(-60, 60, 10, dtype=np.int8).reshape(1, 12)
 HOSTILE = (

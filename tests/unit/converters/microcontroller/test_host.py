@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from modelfleet.benchmarks.errors import MeasureError, RuntimeMissingError
-from modelfleet.converters.microcontroller.host import HostSession, open_files
-from tests.unit.converters.microcontroller.programs import generated, write
+from modelfleet.converters.microcontroller.host import HostSession
+from tests.unit.converters.microcontroller.programs import generated, open_files, write
 
 X = np.arange(12, dtype=np.int8).reshape(1, 12)
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelfleet.converters.microcontroller.generate import generate
-from modelfleet.converters.microcontroller.host import open_files
 from modelfleet.converters.microcontroller.importing.read import read_program
 from modelfleet.converters.microcontroller.interpret import interpret
 from modelfleet.converters.microcontroller.lowering import Backend, Rounding, Target
+from tests.unit.converters.microcontroller.programs import open_files
 from tests.unit.converters.microcontroller.qdq_nets import Net, answers
 from tests.unit.converters.microcontroller.random_nets import OPERATORS, grow
 

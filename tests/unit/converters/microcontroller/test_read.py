@@ -9,7 +9,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.converters.errors import ConversionError
-from modelfleet.converters.microcontroller.importing.quantize import quantize
+from modelfleet.converters.graphs import write_model
+from modelfleet.converters.microcontroller.importing.quantize import quantize_for_int8
 from modelfleet.converters.microcontroller.importing.read import read_program
 from modelfleet.converters.microcontroller.interpret import interpret
 from modelfleet.converters.microcontroller.ir import AddInt8, Conv2D, Dense, Depthwise2D, Lookup, Onnx, Program
@@ -158,7 +159,9 @@ def test_a_float_model_is_quantized_by_its_golden_set(tmp_path: Path) -> None:
     model = onnx.load(TINY / "ic_f32.onnx")
     x = np.load(TINY / "ic_f32_io.npz")["x"][:, 0]
     golden = GoldenSet(inputs={model.graph.input[0].name: x}, expected={}, labels=np.zeros(len(x), np.int64))
-    quantized = quantize(normalise(model, tmp_path, load_profiles()["cortex-m4"]), golden, frozenset())
+    source = tmp_path / "normalised.onnx"
+    write_model(normalise(model, tmp_path, load_profiles()["cortex-m4"]), source)
+    quantized, _ = quantize_for_int8(source, tmp_path / "work.onnx", golden, frozenset())
     program = read_program(quantized, "ic", Rounding.INTEGER)
     assert set(kinds(program)) <= INTEGER | {"QuantizeLinear", "DequantizeLinear"}
     weights = [operator.weights for operator in program.operators if isinstance(operator, Conv2D)]

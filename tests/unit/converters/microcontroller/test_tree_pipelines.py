@@ -18,10 +18,10 @@ from sklearn.pipeline import make_pipeline
 from modelfleet.benchmarks.golden import GoldenSet
 from modelfleet.converters.errors import ConversionError
 from modelfleet.converters.microcontroller.converter import ToC99
-from modelfleet.converters.microcontroller.host import open_files
 from modelfleet.converters.microcontroller.lowering import Target
 from modelfleet.converters.normalise import normalise
 from modelfleet.hardware_profiles.profile import PROFILE_DIRECTORY, Precision, load_profiles, parse_profile
+from tests.unit.converters.microcontroller.programs import open_files
 from tests.unit.converters.microcontroller.trees_in_c import FAST, FLAGS, SMALL, made, require_all_exact, run_in_c
 from tests.unit.converters.trees import ensembles
 from tests.unit.converters.trees.ensembles import MODES, answers, model_of, tensor

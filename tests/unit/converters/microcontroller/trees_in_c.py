@@ -8,9 +8,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from modelfleet.converters.microcontroller.generate import Generated, generate_program
-from modelfleet.converters.microcontroller.host import open_files
 from modelfleet.converters.microcontroller.importing.read import read_program
 from modelfleet.converters.microcontroller.lowering import Target
+from tests.unit.converters.microcontroller.programs import open_files
 from tests.unit.converters.trees.ensembles import KINDS, answers
 
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")

@@ -1,8 +1,11 @@
 """In CI a skipped test is a failure, unless it is marked `hardware`: what can be installed is installed."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from tests.postgresql import PostgreSql, postgresql_server
 
 _SKIPPED = pytest.StashKey[list[str]]()
 
@@ -27,3 +30,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         print("\nskipped in CI, which counts as a failure (mark what needs hardware with `hardware`):")
         for line in skipped:
             print(f"  {line}")
+
+
+@pytest.fixture(scope="session")
+def postgresql_of_worker() -> Iterator[PostgreSql]:
+    """A PostgreSQL server for all tests of this process."""
+    with postgresql_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql(postgresql_of_worker: PostgreSql) -> str:
+    """The SQLAlchemy URL of a fresh, empty database on a real PostgreSQL."""
+    return postgresql_of_worker.new_database()

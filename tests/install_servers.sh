@@ -8,6 +8,11 @@ set -euo pipefail
 declare -A packages=(
   [initdb]=postgresql
   [mosquitto]=mosquitto
+  [swupdate]=swupdate
+  [nginx]=nginx-light
+  [openssl]=openssl
+  [cpio]=cpio
+  [ip]=iproute2
   [softhsm2-util]=softhsm2
   [strace]=strace
   [faketime]=faketime

@@ -1,11 +1,6 @@
 """The log over the trail: gapless places, checkpoints, proofs, exports; through the API and the command line."""
 
 import json
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -28,8 +23,6 @@ from modelfleet.signer.checkpoint import verify_checkpoint, verify_proof
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.keys import CryptoSigner
 from modelfleet.signer.merkle import verify_consistency
-from tests.servers import free_port, program, running
-from tests.waiting import until
 
 TENANT = "acme"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -210,26 +203,6 @@ def hurry(sessions: sessionmaker[Session], tmp_path: Path, writers: int = 6, eac
 
 def test_concurrent_transactions_leave_no_gap_on_sqlite(sessions, tmp_path: Path) -> None:
     hurry(sessions, tmp_path)
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL server of this test's own."""
-    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    if os.getuid() == 0:
-        shutil.chown(folder, user)
-    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if os.getuid() == 0 else []
-    made = [*as_user, program("initdb"), "-D", str(folder / "data"), "-U", "test", "-A", "trust", "--no-sync"]
-    subprocess.run(made, check=True, capture_output=True, cwd=folder)
-    port = free_port()
-    server = [*as_user, program("postgres"), "-D", str(folder / "data"), "-p", str(port), "-k", str(folder), "-F"]
-    ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-    with running(server, log=folder.parent / f"{folder.name}.log", ports=[port]):
-        until(lambda: subprocess.run(ready).returncode == 0)  # its port answers before it takes connections
-        yield f"postgresql+psycopg://test@127.0.0.1:{port}/postgres"
-    shutil.rmtree(folder)
-    (folder.parent / f"{folder.name}.log").unlink()
 
 
 def test_concurrent_transactions_leave_no_gap_on_postgresql(postgresql: str, tmp_path: Path) -> None:

@@ -19,6 +19,15 @@ def test_migrations_lead_to_the_tables_of_the_code(tmp_path: Path) -> None:
         assert compare_metadata(context, Base.metadata) == []
 
 
+def test_migrations_lead_to_the_tables_of_the_code_on_postgresql(postgresql: str) -> None:
+    engine = open_database(postgresql)
+    migrate(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+    engine.dispose()
+
+
 def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path / 'new.db'}")
     migrate(engine)

@@ -186,6 +186,8 @@ class DeviceCounters(Base):
     slow: Mapped[int] = mapped_column(BigInteger)
     latency: Mapped[list[int]] = mapped_column(JSON)
     classes: Mapped[list[int]] = mapped_column(JSON)
+    confidence: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    """Null from agents that do not count it."""
     received_at: Mapped[datetime]
 
 

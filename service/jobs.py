@@ -23,7 +23,6 @@ VARIANT_QUEUE = "hw-cpu"
 TICKS_PER_WORKFLOW = 500
 """A controller workflow hands over to its successor after this many ticks, so that no history grows without end."""
 APPLICATION_VERSION = "modelfleet-1"
-EXECUTOR_ID = "modelfleet"
 STEP_ATTEMPTS = 8
 STOP_SECONDS = 3
 _OPEN = ["PENDING", "ENQUEUED"]
@@ -78,7 +77,7 @@ class Jobs:
         )
         for version_id in work.unfinished_versions():  # published, but the process ended before it was enqueued
             self.enqueue(version_id)
-        _ensure_controller()
+        _ensure_controller(self._settings.executor)
 
     def stop(self) -> None:
         """Stop after the running steps; what was not finished is recovered at the next start."""
@@ -117,8 +116,7 @@ def controller(generation: int) -> None:
         if _Running.stopping.is_set():
             return
     _refresh()
-    with SetWorkflowID(_controller_id(generation + 1)):
-        DBOS.start_workflow(controller, generation + 1)
+    _start_controller(str(DBOS.executor_id), generation + 1)
 
 
 @DBOS.step(name="profiles_of")
@@ -153,18 +151,20 @@ def _refresh() -> None:
         log.exception("re-signing what expires soon failed")
 
 
-def _controller_id(generation: int) -> str:
-    return f"controller-{generation}"
+def _start_controller(executor: str, generation: int) -> None:
+    with SetWorkflowID(f"controller-{executor}-{generation}"):
+        DBOS.start_workflow(controller, generation)
 
 
-def _ensure_controller() -> None:
-    """Start a controller workflow where none is open, and forget the finished ones."""
-    known = DBOS.list_workflows(name="controller", load_input=False, load_output=False)
-    generations = [int(status.workflow_id.rpartition("-")[2]) for status in known]
-    finished = [status.workflow_id for status in known if status.status not in _OPEN]
-    if len(finished) == len(known):
-        with SetWorkflowID(_controller_id(max(generations, default=0) + 1)):
-            DBOS.start_workflow(controller, max(generations, default=0) + 1)
+def _ensure_controller(executor: str) -> None:
+    """Start a controller workflow of this executor where none is open, and forget the finished ones."""
+    prefix = f"controller-{executor}-"
+    known = DBOS.list_workflows(workflow_id_prefix=prefix, load_input=False, load_output=False)
+    ours = [status for status in known if status.workflow_id.removeprefix(prefix).isdigit()]
+    finished = [status.workflow_id for status in ours if status.status not in _OPEN]
+    if len(finished) == len(ours):
+        generations = [int(status.workflow_id.removeprefix(prefix)) for status in ours]
+        _start_controller(executor, max(generations, default=0) + 1)
     DBOS.delete_workflows(finished)
 
 
@@ -173,7 +173,7 @@ def _config(settings: Settings) -> DBOSConfig:
         name="modelfleet",
         system_database_url=settings.dbos_url,
         application_version=APPLICATION_VERSION,
-        executor_id=EXECUTOR_ID,
+        executor_id=settings.executor,
         enable_otlp=False,
         log_level="WARNING",
     )

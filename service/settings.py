@@ -11,6 +11,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from modelfleet.service.errors import SettingsError
 
+ONLY_EXECUTOR = "modelfleet"
+"""The name of a process that is alone on its database."""
+EXECUTOR_PATTERN = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
 
 class Settings(BaseSettings):
     """What a service process is told from outside.
@@ -18,6 +22,7 @@ class Settings(BaseSettings):
     Attributes:
         data: folder of everything the embedded default stores.
         tenant: the tenant this process serves.
+        executor: this process' name among those that share a database: the same over its restarts, another in each process.
         host, port: where HTTP listens; port 0 picks a free one.
         public_url: what devices are told; empty: the address that HTTP listens on.
         database_url: SQLAlchemy URL; empty: SQLite in `data`.
@@ -39,6 +44,7 @@ class Settings(BaseSettings):
 
     data: Path = Path("var/modelfleet")
     tenant: str = "default"
+    executor: str = Field(default=ONLY_EXECUTOR, pattern=EXECUTOR_PATTERN)
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     public_url: str = ""

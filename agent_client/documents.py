@@ -14,11 +14,11 @@ from modelfleet.agent_client.errors import StorageError
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.record import SlotRecord, rejected_digests
-from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
-from modelfleet.agent_client.trust import Trust
+from modelfleet.agent_client.storage import Disk
+from modelfleet.agent_client.trust import Believed
 from modelfleet.signer.desired import Assignment, GroupDocument, Release, device_scope, group_scope
 from modelfleet.signer.errors import UnknownKeyError
-from modelfleet.signer.verify import Wanted, accept_document, select
+from modelfleet.signer.verify import Opening, Wanted, accept_document, open_document, select
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +29,22 @@ DocumentT = TypeVar("DocumentT", GroupDocument, Assignment)
 
 
 class Documents:
-    """What the device was told last, and believes."""
+    """What the device was told last, and believes.
+
+    Args:
+        opening: `open_document`, or what remembers its answers for a whole simulated fleet.
+    """
 
     def __init__(
         self,
         folder: Path,
         *,
         identity: Identity,
-        trust: Trust,
+        trust: Believed,
         floors: FloorStore,
         disk: Disk,
         monotonic: Callable[[], float] = time.monotonic,
+        opening: Opening = open_document,
     ) -> None:
         self._folder = folder
         self._identity = identity
@@ -47,10 +52,11 @@ class Documents:
         self._floors = floors
         self._disk = disk
         self._monotonic = monotonic
+        self._opening = opening
         self._refreshed_at = -REFRESH_PAUSE_SECONDS
         disk.make_folder(folder)
-        self.assignment = _read(folder / "assignment.json", Assignment)
-        self.group = _read(folder / "group.json", GroupDocument)
+        self.assignment = _read(disk, folder / "assignment.json", Assignment)
+        self.group = _read(disk, folder / "group.json", GroupDocument)
 
     def accept_assignment(self, envelope: bytes) -> Assignment:
         """Believe and keep the device's assignment, and return it.
@@ -60,14 +66,14 @@ class Documents:
             TransferError: whether to believe it cannot be said before the trust metadata can be fetched.
         """
         accepted = self._accept(envelope, Assignment, device_scope(self._identity.device))
-        self._disk.write(self._folder / "assignment.json", encode_struct(accepted))
+        self._disk.keep(self._folder / "assignment.json", accepted)
         self.assignment = accepted
         return accepted
 
     def accept_group(self, envelope: bytes) -> GroupDocument:
         """Believe and keep the document of the group and profile that the assignment names (errors as above)."""
         accepted = self._accept(envelope, GroupDocument, self.group_scope())
-        self._disk.write(self._folder / "group.json", encode_struct(accepted))
+        self._disk.keep(self._folder / "group.json", accepted)
         self.group = accepted
         return accepted
 
@@ -133,15 +139,16 @@ class Documents:
             scope=scope,
             policy=self._trust.policy(),
             floors=self._floors.floors(),
+            opening=self._opening,
         )
         self._floors.keep(accepted.floors, latest_possible=self._trust.timestamp_expires())
         return accepted.document
 
 
-def _read(path: Path, kind: type[DocumentT]) -> DocumentT | None:
+def _read(disk: Disk, path: Path, kind: type[DocumentT]) -> DocumentT | None:
     """Return what was kept; what has rotted on the disk comes again from the server, being retained there."""
     try:
-        return read_struct(path, kind)
+        return disk.kept(path, kind)
     except StorageError as error:
         log.warning("%s", error)
         return None

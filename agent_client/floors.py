@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 
 from modelfleet.agent_client.errors import StorageError
-from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
+from modelfleet.agent_client.storage import Disk
 from modelfleet.signer.desired import Moment
 from modelfleet.signer.errors import ReplayError
 from modelfleet.signer.names import Count, Sha256
@@ -64,10 +64,10 @@ class FloorStore:
     def __init__(self, path: Path, disk: Disk, *, copy: Path | None = None) -> None:
         self._paths = (path, copy or path.with_name(f"{path.stem}.copy{path.suffix}"))
         self._disk = disk
-        found = [_read(each) for each in self._paths]
+        found = [_read(disk, each) for each in self._paths]
         sound = [record for record in found if record is not None]
         self._record = max(sound, key=lambda record: record.writes, default=FloorsRecord())
-        if not sound and any(each.exists() for each in self._paths):
+        if not sound and any(disk.exists(each) for each in self._paths):
             log.error(
                 "%s and %s are both damaged: what was superseded is now told from TUF's cache and the kept desired state"
                 " alone; enrol the device again if its disk was in somebody's hands",
@@ -130,9 +130,9 @@ class FloorStore:
             return
         record = msgspec.structs.replace(changed, writes=self._record.writes + 1)
         first, second = self._paths
-        self._disk.write(first, encode_struct(record))
+        self._disk.keep(first, record)
         self._record = record
-        self._disk.write(second, encode_struct(record))
+        self._disk.keep(second, record)
 
     def _mend(self, found: list[FloorsRecord | None]) -> None:
         """Write the copies that are missing, damaged or older; where the disk is full, the next raise does it."""
@@ -141,14 +141,14 @@ class FloorStore:
                 continue
             log.warning("%s is lost or older than its copy: written again from the copy", path)
             try:
-                self._disk.write(path, encode_struct(self._record))
+                self._disk.keep(path, self._record)
             except OSError as error:
                 log.warning("%s: %s", path, error)
 
 
-def _read(path: Path) -> FloorsRecord | None:
+def _read(disk: Disk, path: Path) -> FloorsRecord | None:
     try:
-        return read_struct(path, FloorsRecord)
+        return disk.kept(path, FloorsRecord)
     except (StorageError, OSError) as error:
         log.warning("%s", error)
         return None

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from modelfleet.agent_client.errors import StorageError
-from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
+from modelfleet.agent_client.storage import Disk
 
 MAX_WAITING = 1000
 
@@ -48,7 +48,7 @@ class Outbox:
             letter = Letter(number=self._next, topic=topic, payload=payload.decode())
             self._next += 1
             with contextlib.suppress(OSError):  # a full disk: it lives as long as the process
-                self._disk.write(self._path(letter.number), encode_struct(letter))
+                self._disk.keep(self._path(letter.number), letter)
             self._waiting[letter.number] = letter
             while len(self._waiting) > self._limit:
                 self._drop(min(self._waiting))
@@ -67,20 +67,22 @@ class Outbox:
     def _drop(self, number: int) -> None:
         del self._waiting[number]
         with contextlib.suppress(OSError):  # nor fsynced: a report that arrives twice does no harm
-            self._path(number).unlink(missing_ok=True)
+            self._disk.discard(self._path(number))
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:012d}.json"
 
     def _load(self) -> list[Letter]:
         found: list[Letter] = []
-        for path in sorted(self._folder.glob("*.json")):
+        for name in self._disk.names(self._folder):
+            if not name.endswith(".json"):
+                continue
             try:
-                letter = read_struct(path, Letter)
+                letter = self._disk.kept(self._folder / name, Letter)
             except StorageError:
                 letter = None
             if letter is None:
-                path.unlink(missing_ok=True)
+                self._disk.discard(self._folder / name)
             else:
                 found.append(letter)
         return found

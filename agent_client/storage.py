@@ -2,8 +2,8 @@
 
 The order is always the same: write a temporary file, fsync it, rename it over the old one, fsync the folder. A reader
 hence sees the old bytes or the new ones, never a mixture. What rots afterwards is told from what was written by a checksum in
-the file. `Disk` is the one seam through which the agent changes its folder, so that fault tests can put a failing or
-dying disk under the real code.
+the file. `Disk` is the one seam through which the agent changes its folder, and reads what it has kept there, so that fault
+tests can put a failing or dying disk under the real code, and a simulated fleet one that lies in memory.
 """
 
 import contextlib
@@ -46,6 +46,26 @@ class Disk:
                 temporary.unlink()
             raise
         self.sync_folder(path.parent)
+
+    def keep(self, path: Path, value: msgspec.Struct) -> None:
+        """Replace the file at `path` by the struct, which `kept` returns again (errors as `write`)."""
+        self.write(path, encode_struct(value))
+
+    def kept(self, path: Path, kind: type[StructT]) -> StructT | None:
+        """Return the struct that lies at `path`, or None where nothing does (StorageError: it is damaged)."""
+        return read_struct(path, kind)
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is such a file or folder."""
+        return path.exists()
+
+    def names(self, folder: Path) -> list[str]:
+        """Return the names in the folder in order, none where there is no such folder."""
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def discard(self, path: Path) -> None:
+        """Remove the file at `path` if it is there; it may be back after a power cut."""
+        path.unlink(missing_ok=True)
 
     def link(self, source: Path, target: Path) -> None:
         """Make `target` the same file as `source`, or a copy of it where the file system has no links."""

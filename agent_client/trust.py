@@ -8,6 +8,7 @@ exceptions end below, as classes of `signer.errors` or as `TransferError`.
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from modelfleet.agent_client.errors import HttpStatusError
 from modelfleet.agent_client.floors import FloorStore
@@ -24,6 +25,38 @@ from modelfleet.signer.statements import POLICY_PATH, TrustPolicy
 from modelfleet.signer.trust import MAX_POLICY_BYTES, parse_policy, policy_of
 
 PRUNED = frozenset({404, 410})
+
+
+class Believed(Protocol):
+    """What the agent asks of whom it believes: `Trust`, or a simulated fleet's."""
+
+    def now(self) -> datetime:
+        """As `Trust.now`."""
+        ...
+
+    def refresh(self, *, seconds: float = REFRESH_SECONDS) -> None:
+        """As `Trust.refresh`."""
+        ...
+
+    def policy(self) -> TrustPolicy:
+        """As `Trust.policy`."""
+        ...
+
+    def manifest(self, path: str) -> tuple[bytes, TargetFile]:
+        """As `Trust.manifest`."""
+        ...
+
+    def blob(self, sha256: str) -> bytes:
+        """As `Trust.blob`."""
+        ...
+
+    def blob_url(self, sha256: str) -> str:
+        """As `Trust.blob_url`."""
+        ...
+
+    def timestamp_expires(self) -> datetime:
+        """As `Trust.timestamp_expires`."""
+        ...
 
 
 class Trust:

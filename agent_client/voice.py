@@ -17,7 +17,7 @@ from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.protocol import SIGNED_STATES, Metrics, Report, device_topic, encode
 from modelfleet.agent_client.slots import Pointer
-from modelfleet.agent_client.storage import Disk, encode_struct, read_struct
+from modelfleet.agent_client.storage import Disk
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.names import Count
 from modelfleet.signer.sign import sign_report
@@ -66,13 +66,13 @@ class BootStore:
 
     def _read(self) -> Boots:
         try:
-            return read_struct(self._path, Boots) or Boots()
+            return self._disk.kept(self._path, Boots) or Boots()
         except StorageError as error:
             log.warning("%s", error)
             return Boots(boot=int(time.time()))  # above any count, so that servers go on believing what is newest
 
     def _keep(self, boots: Boots) -> None:
-        self._disk.write(self._path, encode_struct(boots))
+        self._disk.keep(self._path, boots)
         self._boots = boots
 
 

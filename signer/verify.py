@@ -39,10 +39,12 @@ __all__ = [
     "Accepted",
     "Floor",
     "Floors",
+    "Opening",
     "Reason",
     "Wanted",
     "accept_document",
     "count_approvals",
+    "open_document",
     "require_startable",
     "select",
     "start_at",
@@ -92,6 +94,16 @@ class Accepted(Generic[DocumentT]):
     floors: Floors
 
 
+class Opening(Protocol):
+    """How a signed document is opened: `open_document`."""
+
+    def __call__(
+        self, envelope: bytes, kind: type[DocumentT], policy: TrustPolicy, *, max_bytes: int = MAX_ENVELOPE_BYTES
+    ) -> tuple[DocumentT, str]:
+        """As `open_document`."""
+        ...
+
+
 class Expiring(Protocol):
     """A document of the desired state, or what `select` made of them."""
 
@@ -110,6 +122,7 @@ def accept_document(
     policy: TrustPolicy,
     floors: Floors,
     max_bytes: int = MAX_ENVELOPE_BYTES,
+    opening: Opening | None = None,
 ) -> Accepted[DocumentT]:
     """Return the document in `envelope`, believed, and the floors that it raises.
 
@@ -117,6 +130,7 @@ def accept_document(
 
     Args:
         scope: `group_scope(...)` or `device_scope(...)` of what this device listens to.
+        opening: in place of `open_document`, what gives the same answers.
 
     Raises:
         FormatError: too long, not a strict envelope, or not a strict payload.
@@ -125,14 +139,24 @@ def accept_document(
         ScopeError: for another tenant or scope. MustUnderstandError: it needs more than this program can.
         ReplayError: older than `floors` or than the policy's epoch, or other bytes under the same seq.
     """
-    payload, _ = verify_envelope(envelope, PAYLOAD_TYPES[kind], policy.directors, max_bytes=max_bytes)
-    document = parse_struct(payload, kind)
+    document, sha256 = (opening or open_document)(envelope, kind, policy, max_bytes=max_bytes)
     _require_addressed(document, tenant, scope)
     _require_understood(document)
     _require_epoch(document, policy)
-    floor = Floor(epoch=document.epoch, seq=document.seq, sha256=sha256_of(payload))
+    floor = Floor(epoch=document.epoch, seq=document.seq, sha256=sha256)
     _require_not_older(scope, floor, floors.scopes.get(scope))
     return Accepted(document=document, floors=floors.raised(scope, floor, document.issued))
+
+
+def open_document(
+    envelope: bytes, kind: type[DocumentT], policy: TrustPolicy, *, max_bytes: int = MAX_ENVELOPE_BYTES
+) -> tuple[DocumentT, str]:
+    """Return the document that a director of the policy has signed, and the digest of its payload.
+
+    It depends on nothing but its arguments (errors: the first three of `accept_document`).
+    """
+    payload, _ = verify_envelope(envelope, PAYLOAD_TYPES[kind], policy.directors, max_bytes=max_bytes)
+    return parse_struct(payload, kind), sha256_of(payload)
 
 
 def require_startable(document: Expiring, now: datetime) -> None:

@@ -3,6 +3,9 @@
 `CANARY` is the first stage, `STAGE` every later one (25 %, 50 %, 100 %: the stage number says which). What is not in a table
 is refused with `TransitionError`: no event is ignored. A rollout follows its profiles (`summary`): while any profile is on trial
 it shows the least advanced of those, then whatever is still rolling back, then the best end that one of them reached.
+
+A running rollout that is cancelled or superseded goes the way of a rollback, with the same proof per device; only the name of its
+end differs (`Rollout.ending`). What had completed in it stays stable: that is for `rollback`.
 """
 
 import enum
@@ -38,8 +41,11 @@ class Event(enum.StrEnum):
     """What moves a rollout or a profile's verdict."""
 
     VALIDATE = "validate"
+    CHANGE = "change"
     REQUEST_APPROVAL = "request-approval"
     APPROVE = "approve"
+    WITHDRAW = "withdraw"
+    LAPSE = "lapse"
     REJECT = "reject"
     START = "start"
     ADVANCE = "advance"
@@ -52,6 +58,8 @@ class Event(enum.StrEnum):
     HALT = "halt"
     ROLL_BACK = "roll-back"
     PROVE = "prove"
+    PROVE_CANCEL = "prove-cancel"
+    PROVE_SUPERSEDE = "prove-supersede"
     OVERDUE = "overdue"
     SUPERSEDE = "supersede"
     CANCEL = "cancel"
@@ -96,6 +104,12 @@ VERDICTS: Mapping[tuple[Verdict, Event], Verdict] = {
         (state, _E.ROLL_BACK): _V.ROLLING_BACK
         for state in (_V.CANARY, _V.STAGE, _V.SOAK, _V.PAUSED, _V.HALTED, _V.COMPLETED)
     },
+    **{
+        (state, event): _V.ROLLING_BACK
+        for state in (_V.CANARY, _V.STAGE, _V.SOAK, _V.PAUSED, _V.HALTED)
+        for event in (_E.CANCEL, _E.SUPERSEDE)
+    },
+    (_V.ROLLING_BACK, _E.SUPERSEDE): _V.ROLLING_BACK,
     (_V.ROLLING_BACK, _E.PROVE): _V.ROLLED_BACK,
     (_V.ROLLING_BACK, _E.OVERDUE): _V.ROLLBACK_INCOMPLETE,
     (_V.ROLLBACK_INCOMPLETE, _E.PROVE): _V.ROLLED_BACK,
@@ -108,8 +122,10 @@ _UNSTARTED = (_S.AWAITING_APPROVAL, _S.SCHEDULED)
 ROLLOUTS: Mapping[tuple[State, Event], State] = {
     (_S.DRAFT, _E.VALIDATE): _S.VALIDATING,
     (_S.VALIDATING, _E.REQUEST_APPROVAL): _S.AWAITING_APPROVAL,
+    **{(state, _E.CHANGE): _S.VALIDATING for state in _UNSTARTED},
     (_S.AWAITING_APPROVAL, _E.APPROVE): _S.SCHEDULED,
     (_S.AWAITING_APPROVAL, _E.REJECT): _S.REJECTED,
+    **{(_S.SCHEDULED, event): _S.AWAITING_APPROVAL for event in (_E.WITHDRAW, _E.LAPSE)},
     (_S.SCHEDULED, _E.START): _S.CANARY,
     **{(state, _E.CANCEL): _S.CANCELLED for state in _UNSTARTED},
     **{(state, _E.SUPERSEDE): _S.SUPERSEDED for state in _UNSTARTED},
@@ -126,13 +142,19 @@ ROLLOUTS: Mapping[tuple[State, Event], State] = {
     **{(state, _E.ROLL_BACK): _S.ROLLING_BACK for state in (*_ON_TRIAL, _S.COMPLETED)},
     **{(state, _E.PROVE): _S.ROLLED_BACK for state in (*_ON_TRIAL, _S.ROLLING_BACK, _S.ROLLBACK_INCOMPLETE)},
     **{(state, _E.OVERDUE): _S.ROLLBACK_INCOMPLETE for state in (*_ON_TRIAL, _S.ROLLING_BACK)},
+    **{(state, event): _S.ROLLING_BACK for state in _ON_TRIAL for event in (_E.CANCEL, _E.SUPERSEDE)},
+    (_S.ROLLING_BACK, _E.SUPERSEDE): _S.ROLLING_BACK,
+    **{(state, _E.PROVE_CANCEL): _S.CANCELLED for state in (_S.ROLLING_BACK, _S.ROLLBACK_INCOMPLETE)},
+    **{(state, _E.PROVE_SUPERSEDE): _S.SUPERSEDED for state in (_S.ROLLING_BACK, _S.ROLLBACK_INCOMPLETE)},
 }
 """A rollout, from its draft to its end."""
 
 TERMINAL = frozenset({_S.ROLLED_BACK, _S.SUPERSEDED, _S.CANCELLED, _S.REJECTED, _S.EXPIRED})
 """States with no way out. COMPLETED is an end as well, but can still be rolled back."""
 OPEN = frozenset(State) - TERMINAL - {_S.COMPLETED, _S.ROLLBACK_INCOMPLETE}
-"""States that hold their groups' slot: a second rollout there is refused."""
+"""States that hold their groups' slot: a second rollout there is refused, or supersedes."""
+UNSTARTED = frozenset({_S.DRAFT, _S.VALIDATING, *_UNSTARTED})
+"""States in which no device has been told anything."""
 RUNNING = frozenset({_V.CANARY, _V.STAGE, _V.SOAK})
 """Verdicts in which a profile advances by itself."""
 ON_TRIAL = RUNNING | {_V.PAUSED, _V.HALTED}
@@ -175,13 +197,18 @@ _SHOWN_FIRST = (
 )
 
 
-def summary(verdicts: Iterable[Verdict]) -> State:
-    """Return the state of a started rollout whose profiles have these verdicts."""
+def summary(verdicts: Iterable[Verdict], ending: State | None = None) -> State:
+    """Return the state of a started rollout whose profiles have these verdicts.
+
+    Args:
+        verdicts: of its profiles.
+        ending: what it is called once all are back, where a cancel or a newer rollout took it back.
+    """
     present = set(verdicts)
     for verdict in _SHOWN_FIRST:
         if verdict in present:
             return State(verdict)
-    return State.ROLLED_BACK
+    return ending or State.ROLLED_BACK
 
 
 def event_between(state: State, target: State) -> Event | None:

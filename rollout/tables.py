@@ -35,6 +35,15 @@ class Rollout(Base):
     """Why it is in this state, where a person or a guardrail gave a reason."""
     skipped_profiles: Mapped[Json] = mapped_column(JSON)
     """Profiles of the groups' devices that have no variant of this version, and why."""
+    supersede: Mapped[bool] = mapped_column(default=False)
+    """Whether it may end what runs in its slot when it starts."""
+    emergency: Mapped[bool] = mapped_column(default=False)
+    """Whether it skips waits (never guardrails); two persons must have approved, `emergency_reason` is what they signed."""
+    emergency_reason: Mapped[str] = mapped_column(default="")
+    ending: Mapped[str | None] = mapped_column(String(24))
+    """CANCELLED or SUPERSEDED, where that is why its devices go back; its end is called so."""
+    superseded_by: Mapped[str | None] = mapped_column(String(36))
+    """The rollout that took over its slot."""
     revision: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     approve_by: Mapped[datetime]
@@ -168,6 +177,8 @@ class DeviceTrial(Base):
     outcome_boot: Mapped[int] = mapped_column(BigInteger, default=-1)
     outcome_seq: Mapped[int] = mapped_column(BigInteger, default=-1)
     outcome_at: Mapped[datetime | None]
+    retries: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often people asked the device to try again."""
 
 
 class DeviceCounters(Base):

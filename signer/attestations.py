@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import UNSET
+
 from modelfleet.signer.desired import Release
 from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.errors import ApprovalError, DigestError, ExpiredError, FormatError, ScopeError, UntrustedError
@@ -26,6 +28,7 @@ from modelfleet.signer.statements import (
     PublicKey,
     Source,
     TrustPolicy,
+    persons_required,
 )
 
 
@@ -78,6 +81,46 @@ def verify_approval(
     Raises:
         UntrustedError: not by an approver, expired, by the author, or of something else.
     """
+    return _verified(envelope, wish, policy, now, already_accepted)[1]
+
+
+def count_approvals(
+    approvals: Sequence[bytes], wish: Wish, policy: TrustPolicy, now: datetime, *, already_accepted: bool = False
+) -> frozenset[str]:
+    """Return the persons who approve of `wish`, as many as the policy requires or more.
+
+    An approval that does not hold is left out and named in the error, so that one revoked approver spoils nothing where
+    enough others stand. Where one of them is of an emergency, two persons are needed at least.
+
+    Raises:
+        DigestError: bytes that the release does not name by digest.
+        ApprovalError: fewer different persons than `policy.approvals_required`, or than an emergency needs.
+    """
+    for envelope in approvals:
+        if sha256_of(envelope) not in wish.release.approvals:
+            raise DigestError(f"expected one of {len(wish.release.approvals)} approvals by digest, got other bytes")
+    persons: frozenset[str] = frozenset()
+    refusals: list[str] = []
+    emergency = False
+    for envelope in approvals:
+        try:
+            approval, approving = _verified(envelope, wish, policy, now, already_accepted)
+        except UntrustedError as error:
+            refusals.append(f"{type(error).__name__}: {error}")
+            continue
+        persons |= approving
+        emergency |= approval.emergency is not UNSET
+    required = persons_required(policy.approvals_required, emergency=emergency)
+    if len(persons) < required:
+        reasons = f" ({'; '.join(refusals)})" if refusals else ""
+        raise ApprovalError(f"expected approvals by {required} persons, got {len(persons)}{reasons}")
+    return persons
+
+
+def _verified(
+    envelope: bytes, wish: Wish, policy: TrustPolicy, now: datetime, already_accepted: bool
+) -> tuple[Approval, frozenset[str]]:
+    """Return the approval of `wish` in `envelope`, and whose it is (errors as `verify_approval`)."""
     keys = {keyid: approver.key for keyid, approver in policy.approvers.items()}
     payload, signed_by = verify_envelope(envelope, APPROVAL_PAYLOAD_TYPE, keys)
     approval = parse_struct(payload, Approval)
@@ -87,35 +130,7 @@ def verify_approval(
     persons = frozenset(policy.approvers[keyid].person for keyid in signed_by)
     if approval.author in persons:
         raise ApprovalError(f"approval: expected a person other than the author {approval.author!r}")
-    return persons
-
-
-def count_approvals(
-    approvals: Sequence[bytes], wish: Wish, policy: TrustPolicy, now: datetime, *, already_accepted: bool = False
-) -> frozenset[str]:
-    """Return the persons who approve of `wish`, as many as the policy requires or more.
-
-    An approval that does not hold is left out and named in the error, so that one revoked approver spoils nothing where
-    enough others stand.
-
-    Raises:
-        DigestError: bytes that the release does not name by digest.
-        ApprovalError: fewer different persons than `policy.approvals_required`.
-    """
-    for envelope in approvals:
-        if sha256_of(envelope) not in wish.release.approvals:
-            raise DigestError(f"expected one of {len(wish.release.approvals)} approvals by digest, got other bytes")
-    persons: frozenset[str] = frozenset()
-    refusals: list[str] = []
-    for envelope in approvals:
-        try:
-            persons |= verify_approval(envelope, wish, policy, now, already_accepted=already_accepted)
-        except UntrustedError as error:
-            refusals.append(f"{type(error).__name__}: {error}")
-    if len(persons) < policy.approvals_required:
-        reasons = f" ({'; '.join(refusals)})" if refusals else ""
-        raise ApprovalError(f"expected approvals by {policy.approvals_required} persons, got {len(persons)}{reasons}")
-    return persons
+    return approval, persons
 
 
 def verify_report(envelope: bytes, device_key: PublicKey) -> bytes:

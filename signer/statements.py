@@ -19,6 +19,8 @@ IN_TOTO_PAYLOAD_TYPE = "application/vnd.in-toto+json"
 IN_TOTO_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 GATE_PREDICATE_TYPE = "urn:modelfleet:attestation:gate:v1"
 POLICY_PATH = "trust/policy.json"
+EMERGENCY_PERSONS = 2
+"""How many persons other than the author an emergency needs at least; servers and devices both count."""
 
 Person = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -42,7 +44,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 class Approval(msgspec.Struct, frozen=True, kw_only=True):
     """One person's approval of one rollout's releases; `releases` maps profile to the manifest's sha256.
 
-    `author` is who drafted the rollout as the approver saw it; the device refuses an approval by the author.
+    `author` is who drafted the rollout as the approver saw it; the device refuses an approval by the author. `emergency` is why
+    the rollout skips its waits, where it does: then `EMERGENCY_PERSONS` must approve, whatever k is.
     """
 
     format: str = "1.0"
@@ -55,6 +58,13 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
     author: Person
     issued: Moment
     not_after: Moment
+    emergency: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)] | msgspec.UnsetType = msgspec.UNSET
+    """Left out of the bytes where there is none, so that they are what they were before there was such a field."""
+
+
+def persons_required(approvals_required: int, *, emergency: bool) -> int:
+    """Return how many persons other than the author must approve, k being what the trust policy says."""
+    return max(approvals_required, EMERGENCY_PERSONS) if emergency else approvals_required
 
 
 class GateSubject(msgspec.Struct, frozen=True, kw_only=True):

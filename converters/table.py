@@ -4,11 +4,12 @@ A converter is imported when it is asked for: a worker that lacks one target's l
 """
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Final
 
 from modelfleet.converters.converter import Converter
 from modelfleet.converters.errors import ConversionError
-from modelfleet.hardware_profiles.profile import HardwareProfile, Runtime
+from modelfleet.hardware_profiles.profile import ANY_MACHINE, HardwareProfile, Runtime
 
 
 def _c99() -> Converter:
@@ -76,6 +77,20 @@ CONVERTERS: Final[Mapping[Runtime, Callable[[], Converter]]] = {
     Runtime.TENSORRT: _tensorrt,
     Runtime.TENSORRT_RTX: _tensorrt_rtx,
 }
+
+KIND_LIBRARIES: Final[Mapping[str, str]] = {
+    ANY_MACHINE: "onnxruntime",
+    "hw-coreml": "coremltools",
+    "hw-mlx": "mlx",
+    "hw-tensorrt": "onnx",
+}
+"""Kind of worker (`HardwareProfile.builds_on`) -> the library that it takes. Where the target's own chip is missing, a variant is
+proved by an evaluator of its format: an operator who wants the chip itself names the kinds of each worker."""
+
+
+def kinds_here() -> frozenset[str]:
+    """Return the kinds of work that this machine's libraries can do; none is imported."""
+    return frozenset(kind for kind, library in KIND_LIBRARIES.items() if find_spec(library) is not None)
 
 
 def converter_for(profile: HardwareProfile) -> Converter:

@@ -6,6 +6,7 @@ device (`limits`). Unknown keys are refused, so that a misspelt limit never sile
 """
 
 import enum
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +21,9 @@ from modelfleet.hardware_profiles.microcontroller import Microcontroller
 
 PROFILE_DIRECTORY: Final = Path(__file__).parent
 MAX_PROFILE_BYTES: Final = 64 * 1024
+ANY_MACHINE: Final = "hw-cpu"
+"""The kind of worker that every machine is."""
+KIND_PATTERN: Final = r"hw-[a-z0-9]{1,28}"
 
 
 class Runtime(enum.StrEnum):
@@ -165,7 +169,8 @@ class Requires:
 class HardwareProfile:
     """A kind of device. `precisions` stand in order of preference; each has its tolerance. See `Prefer`, `Batch` and `Axes`.
 
-    microcontroller: for `Runtime.C99`, and for no other.
+    microcontroller: for `Runtime.C99`, and for no other. builds_on: the kind of worker that its variants are built on, which is
+    the name of the queue where they wait for one.
     """
 
     name: str
@@ -179,8 +184,11 @@ class HardwareProfile:
     axes: Axes = Axes.KEEP
     prefer: Prefer = Prefer.ORDER
     microcontroller: Microcontroller | None = None
+    builds_on: str = ANY_MACHINE
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(KIND_PATTERN, self.builds_on):
+            raise ValueError(f"builds_on: expected {KIND_PATTERN}, got {self.builds_on!r}")
         if not self.precisions or len(set(self.precisions)) != len(self.precisions):
             raise ValueError("expected one precision at least, none of them twice")
         if set(self.tolerances) != set(self.precisions):

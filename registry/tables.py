@@ -74,6 +74,26 @@ class User(Base):
     disabled_at: Mapped[datetime | None]
 
 
+class Worker(Base):
+    """A process that shares this database: who it is, what it does, and a pulse. `executor` is its name over its restarts.
+
+    `beats` grows while it lives, whatever its clock says; `kinds` are those of the builds that it takes.
+    """
+
+    __tablename__ = "workers"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    executor: Mapped[str] = mapped_column(String(64), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(64))
+    roles: Mapped[list[str]]
+    kinds: Mapped[list[str]]
+    beats: Mapped[int] = mapped_column(BigInteger)
+    started_at: Mapped[datetime]
+    heard_at: Mapped[datetime]
+
+
 class Version(Base):
     """One immutable publication of a model. `state`: BUILDING → READY (at least one variant) | FAILED."""
 
@@ -138,6 +158,8 @@ class Variant(Base):
     evidence: Mapped[dict[str, Any] | None]
     """The gate attestation's results: parity, accuracy, benchmark, scan, library versions."""
     error: Mapped[str | None]
+    stage: Mapped[str | None] = mapped_column(String(64))
+    """While it is built: the step and the precision that were begun last."""
     created_at: Mapped[datetime]
     ready_at: Mapped[datetime | None]
     released_at: Mapped[datetime | None]

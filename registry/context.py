@@ -57,7 +57,8 @@ class Registry:
     rollout controller appends what issues its assignment. `on_device_revoked` are called after the commit of a revocation:
     the embedded broker appends what ends the device's connection. `kek_uri` names the key-encryption key, empty: there is
     none, and no confidential version is taken. `ca` signs device certificates; `replays` remembers the
-    device tokens that were used. `audit_log` sequences and signs the audit trail.
+    device tokens that were used. `audit_log` sequences and signs the audit trail. `accel_prefix` is where a proxy in front serves
+    the blobs' folder on this service's word (nginx: X-Accel-Redirect), such as `/_blobs/`; empty: there is none.
     """
 
     tenant: str
@@ -77,6 +78,7 @@ class Registry:
     upload_limits: UploadLimits = field(default_factory=UploadLimits)
     build_limits: BuildLimits = field(default_factory=BuildLimits)
     kek_uri: str = ""
+    accel_prefix: str = ""
     replays: ReplayCache = field(default_factory=ReplayCache)
     on_device_changed: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])
     on_device_revoked: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])

@@ -1,7 +1,8 @@
 """Routes of bytes: blobs by digest for those who may read them, TUF metadata and targets for everybody (they are signed).
 
 A blob never changes under its digest, so its ETag is the digest and a resumed download (Range, If-Range) is safe. Where
-the store has links of its own (S3), the answer is a redirect and no byte passes through here. Metadata and targets travel
+the store has links of its own (S3), the answer is a redirect; where a proxy in front serves its folder, the answer names the file
+(X-Accel-Redirect): no byte passes through here. Metadata and targets travel
 packed where the client takes gzip; what is not there is answered without a body, for every sync asks for the next root.
 """
 
@@ -30,7 +31,8 @@ _served = ServedFiles()
 @router.get("/v1/blobs/{sha256}", response_class=FileResponse)
 def read_blob(request: Request, sha256: str, reader: BlobReader) -> Response:  # noqa: ARG001
     """Answer a blob, or the asked ranges of it."""
-    store = registry_of(request).store
+    registry = registry_of(request)
+    store = registry.store
     store.size(sha256)  # a blob that is not there is a 404 before anything else
     etag = f'"{sha256}"'
     headers = {"etag": etag, "cache-control": IMMUTABLE, "accept-ranges": "bytes"}
@@ -42,6 +44,9 @@ def read_blob(request: Request, sha256: str, reader: BlobReader) -> Response:  #
     path = store.path(sha256)
     if path is None:
         raise NotFoundError(f"blob {sha256} cannot be read over HTTP from this store")
+    if registry.accel_prefix:
+        headers["x-accel-redirect"] = f"{registry.accel_prefix}{path.parent.name}/{path.name}"
+        return Response(headers=headers, media_type="application/octet-stream")
     return FileResponse(path, headers=headers, media_type="application/octet-stream")
 
 

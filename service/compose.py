@@ -198,6 +198,7 @@ def assemble_registry(
         public_url=public_url,
         mqtt_url=mqtt_url,
         kek_uri=settings.kek,
+        accel_prefix=settings.accel_prefix,
         ca=ca,
         replays=replays,
         audit_log=open_audit_log(settings, sessions),

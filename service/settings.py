@@ -33,6 +33,8 @@ class Settings(BaseSettings):
             controller shows (default: a certificate that it gets itself from the fleet's CA).
         mqtt_username, mqtt_password: the controller's account at an external broker of `mqtt://`.
         s3_bucket: artifacts in S3 in place of the folder `data/blobs`.
+        accel_prefix: where nginx in front serves that folder on the service's word (`/_blobs/`, X-Accel-Redirect); empty: the
+            service sends the bytes itself.
         kek_uri: what wraps the data keys of confidential versions, `file:` or `awskms:`; empty: `service/kek.json` in `data`.
         audit_key: URI of the key that signs the audit log's checkpoints; empty: `service/audit.pem` in `data`.
         audit_seconds: at most this often a checkpoint is signed, where there are new records.
@@ -60,6 +62,7 @@ class Settings(BaseSettings):
     mqtt_password: str = ""
     s3_bucket: str = ""
     s3_endpoint_url: str = ""
+    accel_prefix: str = Field(default="", pattern=r"^(/[A-Za-z0-9_.-]+)*/$|^$")
     kek_uri: str = ""
     audit_key: str = ""
     audit_seconds: float = Field(default=10.0, gt=0, le=3600)

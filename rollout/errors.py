@@ -25,5 +25,9 @@ class StaleRevisionError(RolloutError):
     """Somebody changed the rollout in between: read it again; nothing was changed."""
 
 
+class NotLeadingError(RolloutError):
+    """Another controller leads by now: what this one was about to change is left to that one; nothing was changed."""
+
+
 class BrokerError(RolloutError):
     """The broker refused or did not answer: retried with backoff."""

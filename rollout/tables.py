@@ -213,3 +213,14 @@ class HealthSample(Base):
     at: Mapped[datetime] = mapped_column(primary_key=True)
     n: Mapped[int] = mapped_column(BigInteger)
     errors: Mapped[int] = mapped_column(BigInteger)
+
+
+class LeadershipTerm(Base):
+    """Who of several controllers leads, and for the how many-th time somebody does; see `leadership`."""
+
+    __tablename__ = "leadership_terms"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    term: Mapped[int] = mapped_column(BigInteger)
+    holder: Mapped[str] = mapped_column(String(128))
+    since: Mapped[datetime]

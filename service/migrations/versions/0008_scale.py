@@ -4,6 +4,9 @@ Revision ID: 0008
 Revises: 0007
 """
 
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
@@ -11,8 +14,15 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    op.create_table(
+        "leadership_terms",
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("term", sa.BigInteger(), nullable=False),
+        sa.Column("holder", sa.String(length=128), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", name=op.f("pk_leadership_terms")),
+    )
 
 
 def downgrade() -> None:
-    pass
+    op.drop_table("leadership_terms")

@@ -4,20 +4,25 @@ Both are DSSE payloads. This module says what they contain; `verify` says whethe
 """
 
 import hashlib
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
 
 from modelfleet.signer.names import Count, ManifestPath, ModelName, Name, SemVer, Sha256
+from modelfleet.signer.windows import MAX_WINDOWS, Conditions, Window
 
 GROUP_PAYLOAD_TYPE = "application/vnd.modelfleet.group+json"
 ASSIGNMENT_PAYLOAD_TYPE = "application/vnd.modelfleet.assignment+json"
 
 BUCKETS = 2**32
+WINDOWS, CONDITIONS = "windows", "conditions"
+"""Names in a group document's `must_understand`: a device that does not know what it names refuses it whole."""
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Bucket = Annotated[int, msgspec.Meta(ge=0, le=BUCKETS)]
+Windows = Annotated[tuple[Window, ...], msgspec.Meta(max_length=MAX_WINDOWS)]
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +54,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A release on trial: devices whose bucket lies in [from, below) take it while `accept` holds."""
+    """A release on trial: devices whose bucket lies in [from, below) take it while `accept` holds.
+
+    windows: when a device may start (none: always). conditions: what must hold until its files are there.
+    """
 
     rollout: Annotated[str, msgspec.Meta(max_length=64)]
     release: Release
@@ -61,13 +69,21 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     deadline: Moment
     spread_seconds: Count = 0
     limits: Limits = Limits()
+    windows: Windows | msgspec.UnsetType = msgspec.UNSET
+    conditions: Conditions | msgspec.UnsetType = msgspec.UNSET
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """What a slot of the group should run: `stable` (null: nothing), and candidates on trial."""
+    """What a slot of the group should run: `stable` (null: nothing), and candidates on trial.
+
+    windows and conditions hold for a device that runs something older than the stable release, which its rollout had not
+    reached; an empty slot, and a way back, wait for nothing.
+    """
 
     stable: Release | None = None
     candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=8)] = ()
+    windows: Windows | msgspec.UnsetType = msgspec.UNSET
+    conditions: Conditions | msgspec.UnsetType = msgspec.UNSET
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +139,16 @@ def bucket_of(salt: str, device: str) -> int:
     """Return the device's bucket under `salt`: the first 32 bits of SHA-256(salt || 0x00 || device), 0..2**32-1."""
     digest = hashlib.sha256(salt.encode() + b"\x00" + device.encode()).digest()
     return int.from_bytes(digest[:4], "big")
+
+
+def needs_of(slots: Iterable[Slot]) -> tuple[str, ...]:
+    """Return what a device must understand to act on these slots: the names for `must_understand`."""
+    parts = [part for slot in slots for part in (slot, *slot.candidates)]
+    found = {
+        WINDOWS: any(part.windows for part in parts),
+        CONDITIONS: any(part.conditions is not msgspec.UNSET for part in parts),
+    }
+    return tuple(sorted(name for name, used in found.items() if used))
 
 
 def takes(candidate: Candidate, device: str) -> bool:

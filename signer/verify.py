@@ -17,7 +17,7 @@ from modelfleet.signer.attestations import (
     verify_report,
     verify_source,
 )
-from modelfleet.signer.desired import Assignment, GroupDocument, Release
+from modelfleet.signer.desired import CONDITIONS, WINDOWS, Assignment, GroupDocument, Release
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES, verify_envelope
 from modelfleet.signer.errors import (
     DigestError,
@@ -55,7 +55,7 @@ __all__ = [
     "verify_source",
 ]
 
-UNDERSTOOD: frozenset[str] = frozenset()
+UNDERSTOOD: frozenset[str] = frozenset({WINDOWS, CONDITIONS})
 """Names in `must_understand` that this version of the program honours."""
 
 DocumentT = TypeVar("DocumentT", GroupDocument, Assignment)

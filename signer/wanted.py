@@ -21,6 +21,7 @@ from modelfleet.signer.desired import (
     group_scope,
     takes,
 )
+from modelfleet.signer.windows import ANY_CONDITIONS, Conditions, Window
 
 DEFAULT_LIMITS = Limits()
 
@@ -52,7 +53,8 @@ class Wanted:
     keep: change nothing, whatever runs. Otherwise the slot should hold `release` (None: nothing), which is no change where
     that digest is active already. `rollout` is empty but for a candidate. `limits` are those to hold it to. `changes_at`
     is when the same documents will say something else, if ever. `expires` is until when an update may start
-    (`verify.require_startable`).
+    (`verify.require_startable`). An update waits for `windows` to start, and for `conditions` until its files are there;
+    `meanwhile` is what the slot should hold where it waits for a candidate.
     """
 
     reason: Reason
@@ -62,6 +64,9 @@ class Wanted:
     limits: Limits = DEFAULT_LIMITS
     changes_at: datetime | None = None
     expires: datetime
+    windows: tuple[Window, ...] = ()
+    conditions: Conditions = ANY_CONDITIONS
+    meanwhile: "Wanted | None" = None
 
 
 def select(
@@ -117,6 +122,9 @@ def _steered(
             rollout=candidate.rollout,
             limits=candidate.limits,
             expires=expires,
+            windows=candidate.windows or (),
+            conditions=candidate.conditions or ANY_CONDITIONS,
+            meanwhile=_stable(slot, rejected, Reason.NOT_YET, None, expires),
         )
     changes_at = start_at(candidate, device) if obstacle is Reason.NOT_YET else None
     return _stable(slot, rejected, obstacle, changes_at, expires)
@@ -145,4 +153,11 @@ def _stable(
 ) -> Wanted:
     if slot.stable is not None and slot.stable.sha256 in rejected:  # rule 4: also when it has become stable
         return Wanted(reason=Reason.REJECTED, keep=True, changes_at=changes_at, expires=expires)
-    return Wanted(reason=reason, release=slot.stable, changes_at=changes_at, expires=expires)
+    return Wanted(
+        reason=reason,
+        release=slot.stable,
+        changes_at=changes_at,
+        expires=expires,
+        windows=slot.windows or (),
+        conditions=slot.conditions or ANY_CONDITIONS,
+    )

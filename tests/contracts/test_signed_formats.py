@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from modelfleet.signer.desired import Assignment, GroupDocument, bucket_of
+from modelfleet.signer.desired import Assignment, GroupDocument, bucket_of, needs_of
 from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.keys import key_id
 from modelfleet.signer.manifest import Manifest, encode_manifest, parse_manifest
@@ -18,11 +18,13 @@ from modelfleet.signer.provenance import ProvenanceStatement, TestResultStatemen
 from modelfleet.signer.sign import PAYLOAD_TYPES, encode_payload
 from modelfleet.signer.statements import Approval, GateStatement, PublicKey, Source, TrustPolicy
 from modelfleet.signer.trust import parse_policy
+from modelfleet.signer.windows import Conditions, Window
 
 GOLDEN = Path(__file__).parent / "signer"
 FORMATS: dict[str, type[msgspec.Struct]] = {
     "manifest": Manifest,
     "group": GroupDocument,
+    "group.windows": GroupDocument,
     "assignment": Assignment,
     "source": Source,
     "approval": Approval,
@@ -87,3 +89,13 @@ def test_payload_types_never_change() -> None:
 )
 def test_a_devices_bucket_never_changes(salt: str, device: str, bucket: int) -> None:
     assert bucket_of(salt, device) == bucket
+
+
+def test_windows_and_conditions_are_read_as_they_were_written() -> None:
+    document = parse_struct(golden("group.windows"), GroupDocument)
+    assert document.must_understand == needs_of(document.slots.values()) == ("conditions", "windows")
+    night, noon = document.slots["classifier"].candidates[0].windows or ()
+    assert night == Window(days=("sat", "sun"), start="22:30", minutes=240, zone="Europe/Berlin")
+    assert noon == Window(start="12:00", minutes=60, zone="device")
+    wished = Conditions(network="unmetered", power="external", battery_at_least=0.5)
+    assert document.slots["classifier"].candidates[0].conditions == wished

@@ -3,8 +3,22 @@
 from collections.abc import Collection
 from datetime import timedelta
 
-from modelfleet.signer.desired import Assignment, Candidate, GroupDocument, Limits, bucket_of, group_scope
+import msgspec
+
+from modelfleet.signer.desired import (
+    CONDITIONS,
+    WINDOWS,
+    Assignment,
+    Candidate,
+    GroupDocument,
+    Limits,
+    Slot,
+    bucket_of,
+    group_scope,
+    needs_of,
+)
 from modelfleet.signer.wanted import Reason, Wanted, select, start_at
+from modelfleet.signer.windows import Conditions, Window
 from tests.unit.signer.samples import DAY, DEVICE, GROUP, NOW, assignment, candidate, group, manifest, release
 
 A = release(manifest())
@@ -144,3 +158,28 @@ def test_an_update_may_start_until_the_earlier_of_both_documents_expires() -> No
     assert wanted(group(A, expires=NOW + DAY)).expires == NOW + DAY
     assert wanted(group(A), assignment(expires=NOW + DAY)).expires == NOW + DAY
     assert wanted(group(A, expires=NOW - DAY)).release == A  # expiry alone changes nothing that is wanted
+
+
+NIGHT = (Window(start="22:00", minutes=240),)
+QUIET = Conditions(network="unmetered", battery_at_least=0.5)
+
+
+def test_a_candidate_comes_with_its_windows_and_conditions_and_with_what_to_hold_until_then() -> None:
+    found = wanted(group(A, trial(windows=NIGHT, conditions=QUIET)), active=None)
+    assert (found.release, found.windows, found.conditions) == (B, NIGHT, QUIET)
+    assert found.meanwhile is not None
+    assert (found.meanwhile.release, found.meanwhile.reason) == (A, Reason.NOT_YET)
+
+
+def test_a_stable_release_comes_with_the_windows_of_its_slot() -> None:
+    document = group(A)
+    slots = {"classifier": msgspec.structs.replace(document.slots["classifier"], windows=NIGHT, conditions=QUIET)}
+    found = wanted(msgspec.structs.replace(document, slots=slots))
+    assert (found.release, found.windows, found.conditions, found.meanwhile) == (A, NIGHT, QUIET, None)
+
+
+def test_a_document_names_what_of_it_must_be_understood() -> None:
+    assert needs_of(group(A, trial()).slots.values()) == ()
+    assert needs_of(group(A, trial(windows=NIGHT)).slots.values()) == (WINDOWS,)
+    assert needs_of(group(A, trial(conditions=QUIET)).slots.values()) == (CONDITIONS,)
+    assert needs_of([Slot(windows=NIGHT, conditions=QUIET)]) == (CONDITIONS, WINDOWS)

@@ -20,6 +20,8 @@ from modelfleet.signer.rekey import remove_targets
 from modelfleet.signer.releases import ReleaseSigner
 from modelfleet.signer.serve import SignerServer
 from modelfleet.signer.state import SignerState
+from modelfleet.signer.swu import DEFAULT_ROOT, require_root
+from modelfleet.signer.swu_release import SwuKey
 from modelfleet.signer.trust import trusted_root
 
 EXIT_FAILED = 1
@@ -43,7 +45,19 @@ def main() -> None:
 @click.option("--state", type=click.Path(path_type=Path, file_okay=False), required=True, help="The signer's own bins.")
 @click.option("--key", required=True, help="URI of the releases key, such as file:/etc/modelfleet/releases.pem.")
 @click.option("--root", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The trusted root.json.")
-def serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> None:
+@click.option("--swu-key", help="URI of the key that signs .swu containers for swupdate; none: it signs none.")
+@click.option("--swu-certificate", type=click.Path(path_type=Path, dir_okay=False), help="That key's certificate.")
+@click.option("--swu-root", default=DEFAULT_ROOT, show_default=True, help="Where such devices have their slots.")
+def serve(
+    socket_path: Path,
+    tenant: str,
+    state: Path,
+    key: str,
+    root: Path,
+    swu_key: str | None,
+    swu_certificate: Path | None,
+    swu_root: str,
+) -> None:
     """Answer on SOCKET until SIGTERM, SIGINT, or the end of a pipe on standard input.
 
     \b
@@ -55,7 +69,7 @@ def serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> 
     logging.getLogger("tuf").setLevel(logging.WARNING)  # it reports every offline key that did not sign
     try:
         with folder_lock(state, wait=False):
-            _serve(socket_path, tenant, state, key, root)
+            _serve(socket_path, tenant, state, key, root, _swu_key(swu_key, swu_certificate, swu_root))
     except BlockingIOError:
         _fail(f"another signer holds {state}: stop it first", EXIT_FAILED)
     except UntrustedError as error:
@@ -86,9 +100,19 @@ def remove(paths: tuple[str, ...], state: Path, as_json: bool) -> None:
     )
 
 
-def _serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path) -> None:
+def _swu_key(uri: str | None, certificate: Path | None, root: str) -> SwuKey | None:
+    if uri is None or certificate is None:
+        return None
+    return SwuKey(uri=uri, certificate=certificate, root=require_root(root))
+
+
+def _serve(socket_path: Path, tenant: str, state: Path, key: str, root: Path, swu: SwuKey | None) -> None:
     signer = ReleaseSigner(
-        tenant=tenant, root=trusted_root(root.read_bytes()), releases=load_signer(key), state=SignerState(state)
+        tenant=tenant,
+        root=trusted_root(root.read_bytes()),
+        releases=load_signer(key),
+        state=SignerState(state),
+        swu=swu,
     )
     with SignerServer(socket_path, signer) as server:
         _stop_on_signal_or_end_of_pipe(lambda: threading.Thread(target=server.shutdown).start())

@@ -25,6 +25,8 @@ from modelfleet.signer.wire import (
     ResignRequest,
     StatusReply,
     StatusRequest,
+    SwuReply,
+    SwuRequest,
     error_of,
     parse_reply,
     receive_message,
@@ -34,7 +36,7 @@ from modelfleet.signer.wire import (
 CALL_SECONDS = 30.0
 RESIGN_BATCH = 256
 
-ReplyT = TypeVar("ReplyT", StatusReply, ReleaseReply, ImageReply, ResignReply)
+ReplyT = TypeVar("ReplyT", StatusReply, ReleaseReply, ImageReply, SwuReply, ResignReply)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,38 @@ class SignerClient:
             downgrade=downgrade,
         )
         return self._call(request, ImageReply).header
+
+    def swu(
+        self,
+        *,
+        manifest: bytes,
+        source_envelope: bytes,
+        gate_envelopes: Sequence[bytes],
+        policy_chain: PolicyChain,
+        slot: str,
+        group: str,
+        approvals: Sequence[bytes],
+    ) -> SwuReply:
+        """Have the `.swu` container of a signed release described and signed.
+
+        Args:
+            approvals: DSSE envelopes of k persons who approve of this manifest for `group`.
+
+        Raises:
+            UntrustedError, PlanError: the signer refuses. SignerUnavailableError: it does not answer; try again.
+        """
+        request = SwuRequest(
+            manifest=manifest,
+            source=source_envelope,
+            gates=tuple(gate_envelopes),
+            targets=policy_chain.targets,
+            policy=policy_chain.policy,
+            roots=policy_chain.roots[-MAX_ROOTS:],
+            slot=slot,
+            group=group,
+            approvals=tuple(approvals),
+        )
+        return self._call(request, SwuReply)
 
     def resign(self, before: datetime, published: Mapping[str, int] | None = None) -> dict[str, bytes]:
         """Have a batch of the bins that expire before `before` signed anew; call again until it returns none.

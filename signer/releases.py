@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from modelfleet.signer.bundle import sign_bundle, sign_entry_bundle
-from modelfleet.signer.errors import DigestError, ReplayError, SignatureError
+from modelfleet.signer.errors import DigestError, PlanError, ReplayError, SignatureError
 from modelfleet.signer.image import sign_image
 from modelfleet.signer.image_release import ImageWish, check_image, marked, require_signed_before
 from modelfleet.signer.keys import Signer
@@ -20,6 +20,7 @@ from modelfleet.signer.metadata import Metadata, Root, TargetFile, Targets, requ
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.release import check_release
 from modelfleet.signer.state import SignerState
+from modelfleet.signer.swu_release import SwuKey, check_swu
 from modelfleet.signer.trust import (
     BIN_LIFE,
     PolicyChain,
@@ -40,6 +41,8 @@ from modelfleet.signer.wire import (
     ResignRequest,
     StatusReply,
     StatusRequest,
+    SwuReply,
+    SwuRequest,
 )
 
 MAX_RESIGN_BYTES = 2 * 1024 * 1024
@@ -54,6 +57,7 @@ class ReleaseSigner:
     Args:
         root: the trusted root; its targets role says whose policy counts. A newer one in `state` goes before it.
         clock: aware UTC.
+        swu: signs `.swu` containers; None: it signs none.
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class ReleaseSigner:
         releases: Signer,
         state: SignerState,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        swu: SwuKey | None = None,
     ) -> None:
         self._tenant = tenant
         self._root = _newer_root(root, state)
         self._releases = releases
         self._state = state
         self._clock = clock
+        self._swu = swu
         self._lock = threading.Lock()
 
     def answer(self, request: Request) -> Reply:
@@ -81,6 +87,8 @@ class ReleaseSigner:
                 return self.release(request)
             case ImageRequest():
                 return self.image(request)
+            case SwuRequest():
+                return self.swu(request)
             case ResignRequest():
                 return self.resign(request)
 
@@ -139,6 +147,38 @@ class ReleaseSigner:
             self._state.keep_image_marks(manifest.model, manifest.profile, marked(marks, header))
         log.info("signed a data image", extra={"path": manifest.path, "group": header.group, "serial": header.serial})
         return ImageReply(header=signed)
+
+    def swu(self, request: SwuRequest) -> SwuReply:
+        """Return the signed description of a release's `.swu` container.
+
+        Everything that is checked before a release is signed is checked again, under today's policy, and that k persons
+        approved of it: such a device checks nothing but this signature.
+
+        Raises:
+            UntrustedError: as `release`, or too few approvals. PlanError: no such key, or no such container.
+        """
+        if self._swu is None:
+            raise PlanError("this signer signs no .swu containers: start it with --swu-key")
+        with self._lock:
+            trusted = self._trusted_policy(
+                PolicyChain(targets=request.targets, policy=request.policy, roots=request.roots)
+            )
+            counters = self._state.record.counters
+            manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
+            self._require_signed_before(manifest, request.manifest, trusted)
+        plan = check_swu(
+            manifest,
+            request.manifest,
+            slot=request.slot,
+            group=request.group,
+            approvals=request.approvals,
+            root=self._swu.root,
+            policy=trusted.policy,
+            now=self._clock(),
+        )
+        signature = self._swu.sign(plan.description)
+        log.info("signed a container", extra={"path": manifest.path, "slot": request.slot, "group": request.group})
+        return SwuReply(description=plan.description, signature=signature, script=plan.script)
 
     def resign(self, request: ResignRequest) -> ResignReply:
         """Return bins that expire before `request.before` or bear another key's signature, signed anew and stored.

@@ -61,6 +61,17 @@ class ImageRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="
     downgrade: bool = False
 
 
+class SwuRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="swu"):
+    """Ask for the `.swu` container of a release that was signed before: its description, made and signed by the signer.
+
+    `approvals` are k persons' DSSE envelopes over this manifest for `group`.
+    """
+
+    slot: Name
+    group: Name
+    approvals: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)]
+
+
 class ResignRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="resign"):
     """Ask for the bins that expire before `before`, or bear another key's signature, to be signed anew: `limit` at most.
 
@@ -95,6 +106,14 @@ class ImageReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", t
     header: bytes
 
 
+class SwuReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="swu"):
+    """`sw-description`, its detached CMS signature, and the script that activates; the files are the release's own."""
+
+    description: bytes
+    signature: bytes
+    script: bytes
+
+
 class ResignReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="resign"):
     """The bins signed anew."""
 
@@ -108,8 +127,8 @@ class ErrorReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", t
     message: str
 
 
-Request = StatusRequest | ReleaseRequest | ImageRequest | ResignRequest
-Reply = StatusReply | ReleaseReply | ImageReply | ResignReply | ErrorReply
+Request = StatusRequest | ReleaseRequest | ImageRequest | SwuRequest | ResignRequest
+Reply = StatusReply | ReleaseReply | ImageReply | SwuReply | ResignReply | ErrorReply
 
 
 def parse_request(data: bytes) -> Request:

@@ -1,7 +1,7 @@
 """A file of the release, fetched and resumed: it gets its name only once it holds exactly the bytes that were signed.
 
 Upholds: a file is hashed while it streams, and no more than its signed length is written; a partial one is resumed with
-Range + If-Range and hashed again. Content is named by its digest, so any server may serve it.
+Range and hashed again. Content is named by its digest, so any server may serve it.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def _fill(ask: Ask, url: str, part: Path, sha256: str, length: int, on_piece: On
     received = _received_before(part, length)
     resumed = received.length > 0
     if received.length < length:
-        received = _receive_rest(ask, url, part, received, sha256, length, on_piece)
+        received = _receive_rest(ask, url, part, received, length, on_piece)
     if received.length < length:
         raise TransferError(f"{url}: expected {length} bytes, got {received.length}; the rest is fetched later")
     if received.sha256() != sha256:
@@ -105,10 +105,11 @@ def _fill(ask: Ask, url: str, part: Path, sha256: str, length: int, on_piece: On
 
 
 def _receive_rest(
-    ask: Ask, url: str, part: Path, received: Received, sha256: str, length: int, on_piece: OnPiece | None
+    ask: Ask, url: str, part: Path, received: Received, length: int, on_piece: OnPiece | None
 ) -> Received:
     have = received.length
-    headers = {"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {}
+    # No If-Range: nginx and S3 have entity tags of their own, and would start anew; the digest is what tells.
+    headers = {"Range": f"bytes={have}-"} if have else {}
     with ask(headers, length - have) as response, part.open("ab") as file:
         if have and not _resumes(response, have):
             file.truncate(0)

@@ -195,7 +195,7 @@ def send(request: BaseHTTPRequestHandler, body: bytes, status: int = 200, *, eta
     if etag and request.headers.get("If-None-Match") == f'"{etag}"':
         status, body = 304, b""
     span = request.headers.get("Range", "")
-    if span and request.headers.get("If-Range") == f'"{etag}"':
+    if span and request.headers.get("If-Range", f'"{etag}"') == f'"{etag}"':
         start = int(span.removeprefix("bytes=").rstrip("-"))
         headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         status, body = 206, body[start:]

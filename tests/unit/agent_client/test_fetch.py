@@ -46,12 +46,16 @@ def test_resumes_after_a_cut_where_it_stopped(client: HttpClient, site: Site, tm
     fetch(client, site, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == DATA
     assert site.asked[-1]["Range"] == f"bytes={kept}-"
-    assert site.asked[-1]["If-Range"] == f'"{SHA256}"'
+    assert "If-Range" not in site.asked[-1]  # servers name the same bytes by tags of their own
 
 
-def test_starts_again_when_the_server_has_another_etag(client: HttpClient, site: Site, tmp_path: Path) -> None:
+def test_starts_again_when_the_server_knows_no_ranges(client: HttpClient, site: Site, tmp_path: Path) -> None:
+    def whole(request: BaseHTTPRequestHandler) -> None:
+        del request.headers["Range"]
+        send(request, DATA)
+
     (tmp_path / "file.part").write_bytes(b"of something else")
-    site.respond = lambda request: send(request, DATA, etag="another")
+    site.respond = whole
     fetch(client, site, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == DATA
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from modelfleet.agent_client.errors import StorageError
-from modelfleet.agent_client.protocol import LATENCY_BUCKETS_MS, MAX_CLASSES
+from modelfleet.agent_client.protocol import CONFIDENCE_CELLS, LATENCY_BUCKETS_MS, MAX_CLASSES
 from modelfleet.agent_client.storage import encode_struct, read_struct
 from modelfleet.signer.names import Count
 
@@ -37,6 +37,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     slow: Count = 0
     latency: tuple[Count, ...] = ()
     classes: tuple[Count, ...] = ()
+    confidence: tuple[Count, ...] = ()
 
     def plus(self, other: "Counts") -> "Counts":
         """Return the sum of both."""
@@ -46,17 +47,19 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
             slow=self.slow + other.slow,
             latency=_added(self.latency, other.latency),
             classes=_added(self.classes, other.classes),
+            confidence=_added(self.confidence, other.confidence),
         )
 
 
 class Inference:
-    """One inference that was counted; `wrong` once it is among the errors."""
+    """One inference that was counted; `wrong` once it is among the errors, `sure` once its confidence is counted."""
 
-    __slots__ = ("counters", "wrong")
+    __slots__ = ("counters", "sure", "wrong")
 
-    def __init__(self, counters: "Counters", wrong: bool) -> None:
+    def __init__(self, counters: "Counters", wrong: bool, sure: bool) -> None:
         self.counters = counters
         self.wrong = wrong
+        self.sure = sure
 
 
 class Counters:
@@ -69,11 +72,28 @@ class Counters:
         self._n = self._errors = self._slow = 0
         self._latency = [0] * (len(LATENCY_BUCKETS_MS) + 1)
         self._classes = [0] * MAX_CLASSES
+        self._confidence = [0] * CONFIDENCE_CELLS
         self._dirty = False
         FLUSHER.add(self)
 
-    def count(self, latency_ms: float, *, wrong: bool, slow: bool, classes: Sequence[int] = ()) -> Inference:
-        """Count one inference and return it, so that it can be marked wrong later."""
+    def count(
+        self,
+        latency_ms: float,
+        *,
+        wrong: bool,
+        slow: bool,
+        classes: Sequence[int] = (),
+        confidence: Sequence[float] = (),
+    ) -> Inference:
+        """Count one inference and return it, so that it can be marked wrong later.
+
+        Args:
+            latency_ms: how long it took.
+            wrong: it is among the errors.
+            slow: it passed the latency limit.
+            classes: the class of each answer.
+            confidence: the top class' probability of each answer, 0..1, where it is known.
+        """
         with self._lock:
             self._n += 1
             self._errors += wrong
@@ -81,9 +101,20 @@ class Counters:
             self._latency[bisect_left(LATENCY_BUCKETS_MS, latency_ms)] += 1
             for label in classes:
                 self._classes[min(label, MAX_CLASSES - 1)] += 1
+            for share in confidence:
+                self._confidence[_cell(share)] += 1
             self._dirty = True
         FLUSHER.wake()
-        return Inference(self, wrong)
+        return Inference(self, wrong, bool(confidence))
+
+    def note_confidence(self, inference: Inference, share: float) -> None:
+        """Count that inference's confidence, if none of it was counted yet."""
+        with self._lock:
+            if not inference.sure:
+                inference.sure = True
+                self._confidence[_cell(share)] += 1
+                self._dirty = True
+        FLUSHER.wake()
 
     def mark_wrong(self, inference: Inference) -> None:
         """Count that inference among the errors, if it is not yet."""
@@ -103,6 +134,7 @@ class Counters:
                 slow=self._slow,
                 latency=_trimmed(self._latency),
                 classes=_trimmed(self._classes),
+                confidence=_trimmed(self._confidence),
             )
 
     def flush(self) -> None:
@@ -182,6 +214,10 @@ def remove_counts(folder: Path, before: int) -> None:
 def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
     return tuple(value + (shorter[place] if place < len(shorter) else 0) for place, value in enumerate(longer))
+
+
+def _cell(share: float) -> int:
+    return min(max(int(share * CONFIDENCE_CELLS), 0), CONFIDENCE_CELLS - 1)
 
 
 def _trimmed(cells: list[int]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modelfleet.agent_client.answers import answers
 from modelfleet.agent_client.confidential import open_variant
 from modelfleet.agent_client.counters import Counters, Counts, Inference
 from modelfleet.agent_client.errors import ModelError, NoModelError
@@ -153,9 +154,27 @@ class Model:
 
     def report_error(self) -> None:
         """Mark this thread's last inference as wrong, once; a thread that ran none marks the last one of all."""
-        inference: Inference | None = getattr(self._of_thread, "last", None) or self._last
+        inference = self._last_inference()
         if inference is not None:
             inference.counters.mark_wrong(inference)
+
+    def report_confidence(self, share: float) -> None:
+        """Say how sure the last inference was of its top class, 0..1, where the outputs are no probabilities.
+
+        Counted once per inference, and not where the outputs told it already. Which inference: as `report_error`.
+
+        Raises:
+            ModelError: not a share.
+        """
+        if not 0 <= share <= 1:
+            raise ModelError(f"expected a confidence in 0..1, got {share!r}")
+        inference = self._last_inference()
+        if inference is not None:
+            inference.counters.note_confidence(inference, share)
+
+    def _last_inference(self) -> Inference | None:
+        found: Inference | None = getattr(self._of_thread, "last", None)
+        return found or self._last
 
     def close(self) -> None:
         """Put the counters into their file."""
@@ -172,11 +191,13 @@ class Model:
         latency_ms = (self._answered_at - started) * 1000.0
         limit_ms = active.pointer.latency_ms
         deadline_ms = self._deadline_ms or DEADLINE_FACTOR * limit_ms
+        classes, confidence = answers(outputs) if outputs and not wrong else ((), ())
         inference = active.counters.count(
             latency_ms,
             wrong=wrong or latency_ms > deadline_ms,
             slow=latency_ms > limit_ms,
-            classes=_classes(outputs) if outputs and not wrong else (),
+            classes=classes,
+            confidence=confidence,
         )
         self._of_thread.last = self._last = inference
 
@@ -313,10 +334,3 @@ def _fault(outputs: Outputs, tensors: tuple[Tensor, ...]) -> str | None:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             return f"output {tensor.name}: expected finite values, got NaN or infinity"
     return None
-
-
-def _classes(outputs: Outputs) -> list[int]:
-    first = next(iter(outputs.values()))
-    if first.ndim != 2 or first.shape[1] < 2:
-        return []
-    return [int(label) for label in first.argmax(axis=1)]

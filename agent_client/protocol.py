@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from modelfleet.signer.names import PART, Count, ModelName, Name, SemVer, Sha256
-from modelfleet.signer.parse import parse_struct
+from modelfleet.signer.parse import parse_canonical
 
 TOPIC_ROOT = "mf/v1"
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -19,6 +19,8 @@ LATENCY_BUCKETS_MS: tuple[float, ...] = tuple(0.125 * 2.0 ** (step / 2) for step
 """Upper edges of the latency histogram's buckets in ms, sqrt(2) apart, 0.125 ms to 5.8 s; one more bucket is above them."""
 MAX_CLASSES = 64
 """Classes beyond this many share the class histogram's last cell."""
+CONFIDENCE_CELLS = 20
+"""Cells of the confidence histogram, each 1/20 wide: the k-th holds k/20 <= p < (k + 1)/20, the last one p = 1 as well."""
 
 DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 
@@ -94,7 +96,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
     n inferences, of which `errors` raised, passed the deadline, were not finite, had a wrong shape, or were marked wrong by
     the application; `slow` passed the latency limit. `latency` counts per `LATENCY_BUCKETS_MS` bucket (33 cells at most,
-    trailing zeros may be cut), `classes` per predicted class (`MAX_CLASSES` cells at most).
+    trailing zeros may be cut), `classes` per predicted class (`MAX_CLASSES` cells at most), `confidence` per twentieth of the
+    top class' probability, where it is known (`CONFIDENCE_CELLS` at most; left out by agents that do not count it).
     """
 
     format: str = "1.0"
@@ -109,6 +112,9 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     slow: Count = 0
     latency: Annotated[tuple[Count, ...], msgspec.Meta(max_length=len(LATENCY_BUCKETS_MS) + 1)] = ()
     classes: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_CLASSES)] = ()
+    confidence: Annotated[tuple[Count, ...], msgspec.Meta(max_length=CONFIDENCE_CELLS)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
 
     def __post_init__(self) -> None:
         if self.errors > self.n or self.slow > self.n:
@@ -173,17 +179,17 @@ def parse_device_topic(topic: str) -> DeviceTopic | None:
 
 def parse_report(data: bytes) -> Report:
     """Return the report in `data` (FormatError: it is none)."""
-    return parse_struct(data, Report, max_bytes=MAX_MESSAGE_BYTES)
+    return parse_canonical(data, Report, max_bytes=MAX_MESSAGE_BYTES)
 
 
 def parse_metrics(data: bytes) -> Metrics:
     """Return the counters in `data` (FormatError: they are none)."""
-    return parse_struct(data, Metrics, max_bytes=MAX_MESSAGE_BYTES)
+    return parse_canonical(data, Metrics, max_bytes=MAX_MESSAGE_BYTES)
 
 
 def parse_status(data: bytes) -> Status:
     """Return the presence in `data` (FormatError: it is none)."""
-    return parse_struct(data, Status, max_bytes=1024)
+    return parse_canonical(data, Status, max_bytes=1024)
 
 
 def encode(message: Report | Metrics | Status | HostStatus) -> bytes:

@@ -130,5 +130,6 @@ class Voice:
             slow=min(counts.slow, counts.n),
             latency=counts.latency,
             classes=counts.classes,
+            confidence=counts.confidence or msgspec.UNSET,
         )
         return device_topic(self._identity.tenant, self._identity.device, "metrics"), encode(metrics)

@@ -231,6 +231,7 @@ def _write_counters(session: Session, each: Received, metrics: Metrics) -> None:
         "slow": metrics.slow,
         "latency": list(metrics.latency),
         "classes": list(metrics.classes),
+        "confidence": None if metrics.confidence is msgspec.UNSET else list(metrics.confidence),
         "received_at": each.at,
     }
     _upsert(session, DeviceCounters, values, only_growing=("n", "errors", "slow"), same=("sha256",))

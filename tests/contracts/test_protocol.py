@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from modelfleet.agent_client.protocol import (
+    CONFIDENCE_CELLS,
     LATENCY_BUCKETS_MS,
     MAX_CLASSES,
     MAX_MESSAGE_BYTES,
@@ -70,6 +71,19 @@ MESSAGES: dict[str, Report | Metrics | Status | HostStatus] = {
         latency=(0, 97, 2, 1),
         classes=(50, 50),
     ),
+    "metrics-confidence": Metrics(
+        device=DEVICE,
+        boot=3,
+        seq=19,
+        slot="detector",
+        activation=2,
+        sha256="b" * 64,
+        n=5,
+        errors=0,
+        latency=(0, 5),
+        classes=(2, 3),
+        confidence=(0,) * 17 + (1, 0, 4),
+    ),
     "status": Status(state="online", agent="0.1.0"),
     "host": HostStatus(state="offline"),
 }
@@ -84,6 +98,7 @@ def test_golden_files_are_read_back_as_the_same_messages() -> None:
     assert parse_report((FOLDER / "report.json").read_bytes()) == MESSAGES["report"]
     assert parse_report((FOLDER / "report-least.json").read_bytes()) == MESSAGES["report-least"]
     assert parse_metrics((FOLDER / "metrics.json").read_bytes()) == MESSAGES["metrics"]
+    assert parse_metrics((FOLDER / "metrics-confidence.json").read_bytes()) == MESSAGES["metrics-confidence"]
     assert parse_status((FOLDER / "status.json").read_bytes()) == MESSAGES["status"]
 
 
@@ -109,6 +124,8 @@ def test_a_report_outside_its_bounds_is_refused(field: str, value: object) -> No
         {"slow": 101},
         {"latency": [0] * (len(LATENCY_BUCKETS_MS) + 2)},
         {"classes": [0] * (MAX_CLASSES + 1)},
+        {"confidence": [0] * (CONFIDENCE_CELLS + 1)},
+        {"confidence": None},
     ],
 )
 def test_counters_that_cannot_be_are_refused(change: dict[str, object]) -> None:

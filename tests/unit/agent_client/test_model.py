@@ -120,6 +120,36 @@ def test_answers_as_the_model_does_and_counts(tmp_path: Path) -> None:
     assert (found.n, found.errors, sum(found.classes)) == (1, 0, 1)
 
 
+def test_how_sure_the_model_is_is_counted_where_the_outputs_are_probabilities(
+    scripted: tuple[Model, Scripted], tmp_path: Path
+) -> None:
+    model, session = scripted
+    for row in ([0.05, 0.02, 0.93], [1.0, 0.0, 0.0], [3.0, -1.0, -1.0], [0.5, 0.5, 0.5]):  # the last two are none
+        session.answer = {"scores": np.array([row], np.float32)}
+        model.run({"image": IMAGE})
+    model.close()
+    found = counted(tmp_path)
+    assert sum(found.classes) == 4
+    assert found.confidence == (0,) * 18 + (1, 1)
+
+
+def test_an_application_may_say_how_sure_the_model_was_once_per_inference(
+    scripted: tuple[Model, Scripted], tmp_path: Path
+) -> None:
+    model, session = scripted
+    session.answer = {"scores": np.array([[3.0, -1.0, -1.0]], np.float32)}
+    model.run({"image": IMAGE})
+    model.report_confidence(0.62)
+    model.report_confidence(0.99)  # the same inference
+    session.answer = {"scores": np.array([[0.92, 0.08, 0.0]], np.float32)}
+    model.run({"image": IMAGE})
+    model.report_confidence(0.1)  # the outputs have told it
+    model.close()
+    assert counted(tmp_path).confidence == (0,) * 12 + (1, 0, 0, 0, 0, 0, 1)
+    with pytest.raises(ModelError, match="confidence in"):
+        model.report_confidence(1.5)
+
+
 def test_follows_a_switch_without_a_restart(tmp_path: Path) -> None:
     install(tmp_path, "1.0.0", 1, 1)
     model = open_model("classifier", root=tmp_path)

@@ -11,13 +11,16 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from importlib.resources import files
 from typing import Any, cast
 
 import msgspec
 
+from modelfleet.policies.conditions import never_met, read_conditions, read_hours, read_moment, read_windows
 from modelfleet.policies.errors import PlanError
 from modelfleet.signer.desired import Limits
+from modelfleet.signer.windows import ANY_CONDITIONS, Conditions, Window
 
 DEFAULT_ERROR_THRESHOLD = 0.01
 GUARDRAILS = 5
@@ -47,7 +50,9 @@ class Plan:
     p0, per stage. delta: how much worse than concurrent stable is still good. max_hold_seconds: how long a stage may
     wait for evidence before a person is asked. deadline_seconds: from start; no device starts after it.
     stall_seconds: how long a device may take from its start to its end. rollback_seconds: how long devices have to
-    prove that they are back. confidence: of the accuracy bound, one-sided.
+    prove that they are back. confidence: of the accuracy bound, one-sided. start_at: when it starts by itself, once
+    approved. windows: when devices may start (none: always); while none is open anywhere, bake, hold and soak stand
+    still. conditions: what must hold on a device until it has the files. advance_within: when the next stage may begin.
     """
 
     stages: tuple[float, ...] = (0.05, 0.25, 0.5, 1.0)
@@ -69,6 +74,10 @@ class Plan:
     spread_seconds: int = 0
     literal: LiteralRule = LiteralRule()
     limits: Limits = field(default_factory=lambda: Limits(accuracy=0.85))
+    start_at: datetime | None = None
+    windows: tuple[Window, ...] = ()
+    conditions: Conditions = ANY_CONDITIONS
+    advance_within: tuple[Window, ...] = ()
 
     @property
     def last_stage(self) -> int:
@@ -116,7 +125,8 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain JSON values; `parse_plan` reads them back to an equal plan."""
     value = asdict(plan)
     value["stages"], value["bake_seconds"] = list(plan.stages), list(plan.bake_seconds)
-    value["limits"] = msgspec.to_builtins(plan.limits)
+    for name in ("limits", "windows", "conditions", "advance_within", "start_at"):
+        value[name] = msgspec.json.decode(msgspec.json.encode(getattr(plan, name)))
     return value
 
 
@@ -164,7 +174,8 @@ def _contradictions(plan: Plan) -> list[str]:
         found.append(f"bake_seconds: expected one number or {len(plan.stages)}, got {len(plan.bake_seconds)}")
     if plan.error_threshold != DEFAULT_ERROR_THRESHOLD and not plan.p0_reason.strip():
         found.append(f"p0_reason: expected why error_threshold is {plan.error_threshold}, got none")
-    return found
+    unmet = never_met(plan.windows, plan.bake_seconds, plan.deadline_seconds, plan.start_at)
+    return found if unmet is None else [*found, f"windows: {unmet}"]
 
 
 _Reader = Callable[[Any, str, list[str]], Any]
@@ -277,4 +288,8 @@ _READERS: Mapping[str, _Reader] = {
     "spread_seconds": _whole(0, 7 * 86400),
     "literal": _literal,
     "limits": _limits,
+    "start_at": read_moment,
+    "windows": read_windows,
+    "conditions": read_conditions,
+    "advance_within": read_hours,
 }

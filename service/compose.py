@@ -93,7 +93,7 @@ class Service:
         migrate(engine)
         sessions = session_factory(engine)
         require_tenant(sessions, settings)
-        signer = SignerProcess(settings.data, settings.tenant)
+        signer = SignerProcess(settings.data, settings.tenant, settings.swu)
         parts.callback(signer.stop)
         signer.start()
         ca, replays = create_ca(settings.ca_folder, settings.tenant, datetime.now(UTC)), ReplayCache()

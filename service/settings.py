@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from modelfleet.service.errors import SettingsError
+from modelfleet.signer.swu import DEFAULT_ROOT
+from modelfleet.signer.swu_release import SwuKey
 
 ONLY_EXECUTOR = "modelfleet"
 """The name of a process that is alone on its database."""
@@ -37,6 +39,11 @@ class Settings(BaseSettings):
             service sends the bytes itself.
         kek_uri: what wraps the data keys of confidential versions, `file:` or `awskms:`; empty: `service/kek.json` in `data`.
         audit_key: URI of the key that signs the audit log's checkpoints; empty: `service/audit.pem` in `data`.
+        ddi_key, ddi_certificate: URI of the key that signs `.swu` containers, and its certificate; empty: `signer/swu.pem` and
+            `signer/swu.crt.pem` in `data`, as `modelfleet ddi keys init` makes them.
+        ddi_root: the folder on swupdate's devices below which slots lie.
+        ddi_proxy_header: the header in which a proxy, and nobody else, says which client certificate's CN it has verified;
+            empty: no such header is believed.
         audit_seconds: at most this often a checkpoint is signed, where there are new records.
         tick_seconds: how often the controller decides.
         build_workers: how many variants are built at once.
@@ -65,6 +72,10 @@ class Settings(BaseSettings):
     accel_prefix: str = Field(default="", pattern=r"^(/[A-Za-z0-9_.-]+)*/$|^$")
     kek_uri: str = ""
     audit_key: str = ""
+    ddi_key: str = ""
+    ddi_certificate: Path | None = None
+    ddi_root: str = DEFAULT_ROOT
+    ddi_proxy_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]{0,64}$")
     audit_seconds: float = Field(default=10.0, gt=0, le=3600)
     tick_seconds: float = Field(default=1.0, gt=0, le=60)
     build_workers: int = Field(default=2, ge=1, le=64)
@@ -89,6 +100,13 @@ class Settings(BaseSettings):
     def kek_file(self) -> Path:
         """Where `modelfleet init` makes a key-encryption key."""
         return self.data.absolute() / "service" / "kek.json"
+
+    @property
+    def swu(self) -> SwuKey:
+        """What signs containers for swupdate, whether it was made already or not."""
+        folder = self.data.absolute() / "signer"
+        uri = self.ddi_key or f"file:{folder / 'swu.pem'}"
+        return SwuKey(uri=uri, certificate=self.ddi_certificate or folder / "swu.crt.pem", root=self.ddi_root)
 
     @property
     def ca_folder(self) -> Path:

@@ -17,6 +17,7 @@ from modelfleet.service.errors import SignerStartError
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.errors import SignerUnavailableError
 from modelfleet.signer.key_book import locate
+from modelfleet.signer.swu_release import SwuKey
 
 START_TIMEOUT_SECONDS = 20
 
@@ -24,15 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class SignerProcess:
-    """Runs `modelfleet-signer serve` for one tenant until `stop`."""
+    """Runs `modelfleet-signer serve` for one tenant until `stop`; `swu` is what signs containers for swupdate."""
 
-    def __init__(self, data: Path, tenant: str) -> None:
+    def __init__(self, data: Path, tenant: str, swu: SwuKey | None = None) -> None:
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="modelfleet-"))  # a socket path holds 107 bytes at most
         self.socket = self._runtime_dir / "signer.sock"
         self._command = [sys.executable, "-m", "modelfleet.signer.cli", "serve"]
         paths = locate(data, tenant)
         self._command += ["--socket", str(self.socket), "--tenant", tenant, "--state", str(paths.signer_state)]
         self._command += ["--key", paths.releases_key, "--root", str(paths.root_json)]
+        if swu is not None:
+            self._command += ["--swu-key", swu.uri, "--swu-certificate", str(swu.certificate), "--swu-root", swu.root]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="signer-watcher", daemon=True)

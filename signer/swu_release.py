@@ -1,7 +1,7 @@
 """The signer's side of `.swu` containers: which release may be signed, and the key that signs it.
 
-The key is its own: devices that swupdate serves trust its certificate and nothing else of ours, so that this key alone decides what
-they install. Hence it is here, beside the releases key, and never with the registry.
+The key is its own: devices that swupdate serves trust its certificate and nothing else of ours, so that this key alone
+decides what they install. Hence it is here, beside the releases key, and never with the registry.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """What the slots of one device share: identity, trust, disk, network, runtimes, and how to speak up."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
 from modelfleet.agent_client.record import Goal
 from modelfleet.agent_client.storage import Disk
 from modelfleet.agent_client.transport import Transport
-from modelfleet.agent_client.trust import Trust
+from modelfleet.agent_client.trust import Believed, Trust
 from modelfleet.benchmarks.runtimes.local_build import LocalBuild
 from modelfleet.hardware_profiles.detect import detect
 from modelfleet.hardware_profiles.facts import DeviceFacts
@@ -40,13 +41,14 @@ class Device:
     root: the agent's folder.
     report: called at each state change, after the record is on the disk. refuse: keeps a refusal for `status`.
     look: takes in what arrived meanwhile; called often while a slot works, so that newer desired state can pre-empt it.
+    clock: aware UTC; may be wrong, and may jump. monotonic: seconds, by which everything is timed.
     """
 
     root: Path
     identity: Identity
     disk: Disk
     client: Transport
-    trust: Trust
+    trust: Believed
     documents: Documents
     openers: Mapping[str, SessionOpener]
     builds: Mapping[str, LocalBuild]
@@ -56,6 +58,7 @@ class Device:
     report: Callable[[StateChange], None]
     refuse: Callable[[Exception], None]
     look: Callable[[], None]
+    monotonic: Callable[[], float] = time.monotonic
 
 
 def make_device(

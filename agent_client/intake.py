@@ -8,11 +8,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.errors import TransferError
 from modelfleet.agent_client.identity import Identity
-from modelfleet.agent_client.link import MqttLink
 from modelfleet.agent_client.protocol import HostStatus, device_topic, group_desired_topic, host_topic
 from modelfleet.signer.desired import Assignment
 from modelfleet.signer.errors import UntrustedError
@@ -23,10 +23,27 @@ RETRY_DOCUMENT_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
-class Inbox:
-    """What has arrived and was not taken in, and what is to be tried again; of one topic only the newest."""
+class Line(Protocol):
+    """What the intake asks of the device's connection: `MqttLink`."""
 
-    def __init__(self) -> None:
+    def watch(self, topic: str, *, instead_of: str | None = None) -> None:
+        """As `MqttLink.watch`."""
+        ...
+
+    def host_is(self, *, online: bool) -> None:
+        """As `MqttLink.host_is`."""
+        ...
+
+
+class Inbox:
+    """What has arrived and was not taken in, and what is to be tried again; of one topic only the newest.
+
+    Attributes:
+        monotonic: the clock that says when to try again.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.monotonic = monotonic
         self._lock = threading.Lock()
         self._arrived: dict[str, bytes] = {}
         self._retry_at: dict[str, tuple[float, bytes]] = {}
@@ -48,7 +65,7 @@ class Inbox:
 
     def try_again(self, topic: str, payload: bytes) -> None:
         """Return this message once more later, unless `drop` was called for its topic meanwhile."""
-        self._retry_at[topic] = (time.monotonic() + RETRY_DOCUMENT_SECONDS, payload)
+        self._retry_at[topic] = (self.monotonic() + RETRY_DOCUMENT_SECONDS, payload)
 
     def drop(self, topic: str) -> None:
         """Forget what is to be tried again of this topic: something newer came."""
@@ -68,7 +85,7 @@ class Intake:
         inbox: Inbox,
         identity: Identity,
         documents: Documents,
-        link: MqttLink,
+        link: Line,
         *,
         obey: Callable[[Assignment], None],
         refuse: Callable[[Exception], None],
@@ -85,7 +102,7 @@ class Intake:
 
     def look(self) -> None:
         """Take in what has arrived."""
-        arrived = self._inbox.take(time.monotonic())
+        arrived = self._inbox.take(self._inbox.monotonic())
         # The assignment first: it says which group's document is the device's own.
         for topic in sorted(arrived, key=lambda topic: topic != self._own_topic):
             self._take(topic, arrived[topic])

@@ -4,16 +4,14 @@
 """
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from modelfleet.agent_client import install
-from modelfleet.agent_client.benchmark import measure_variant
-from modelfleet.agent_client.counters import Counts, read_counts, remove_counts
+from modelfleet.agent_client.counters import Counts
 from modelfleet.agent_client.device import Device
+from modelfleet.agent_client.disk_work import on_disk
 from modelfleet.agent_client.errors import (
     ActivationError,
     AgentError,
@@ -27,12 +25,12 @@ from modelfleet.agent_client.errors import (
     TransferError,
     UnhealthyError,
 )
-from modelfleet.agent_client.local_build import build_here, build_of, have_built, is_built, prove, sweep
 from modelfleet.agent_client.protocol import Bench, DeviceState, ReportedError
 from modelfleet.agent_client.record import MAX_REMEMBERED, Goal, with_rejection
 from modelfleet.agent_client.slot_state import MAX_BENCHMARKS, SlotState, reported
-from modelfleet.agent_client.slots import Pointer, verify_directory, verify_manifest
+from modelfleet.agent_client.slots import Pointer
 from modelfleet.agent_client.states import RESTING, WORKING, Event
+from modelfleet.agent_client.work import Workshop
 from modelfleet.signer.errors import DigestError, ExpiredError, RevokedError, UntrustedError
 from modelfleet.signer.manifest import Manifest
 from modelfleet.signer.verify import Reason, Wanted, require_startable
@@ -46,13 +44,17 @@ S, E = DeviceState, Event
 
 
 class SlotWorker:
-    """Works on one slot; one thread of the agent calls it."""
+    """Works on one slot; one thread of the agent calls it.
 
-    def __init__(self, root: Path, slot: str, device: Device) -> None:
-        self.state = SlotState(root, slot, device)
+    Args:
+        workshop: where the slot's files lie, and what works on them.
+    """
+
+    def __init__(self, root: Path, slot: str, device: Device, workshop: Workshop = on_disk) -> None:
+        self._store, self._work = workshop(root, slot, device)
+        self.state = SlotState(root, slot, device, self._store)
         self.slot = slot
         self._device = device
-        self._store = self.state.store
         self._said_expired: str | None = None
         self._may_be_stale = False
         self._mend_at = 0.0
@@ -110,10 +112,8 @@ class SlotWorker:
         pointer, running = self._store.pointer(), self.state.record.running
         if pointer is None or running is None:
             return
-        folder = self._store.path(pointer.directory)
         try:
-            manifest = verify_directory(folder, pointer.sha256)
-            bench = measure_variant(folder, manifest, self._device.openers, running.limits)
+            bench = self._work.measure_active(pointer, running.limits)
         except BenchmarkError as error:
             self._device.refuse(error)
             bench = error.bench
@@ -125,7 +125,7 @@ class SlotWorker:
         pointer = self._store.pointer()
         if pointer is None:
             return None
-        return pointer, read_counts(self._store.folder / "counters", pointer.activation)
+        return pointer, self._work.counts(pointer.activation)
 
     def _install(self, goal: Goal) -> None:
         self._said_expired = None
@@ -138,49 +138,36 @@ class SlotWorker:
     def _update(self, goal: Goal) -> None:
         """The table of contents of an update."""
         accepted = goal.release.sha256 in self.state.record.accepted
-        manifest, data = install.verify(self._device, goal, accepted_before=accepted)
-        install.require_compatible(self._device, manifest)
-        folder = self._receive(manifest, goal)
-        self._verify_files(folder, data)
-        self._build(folder, manifest)
-        bench = self._benchmark(folder, manifest, goal)
+        manifest, data = self._work.verify(goal, accepted_before=accepted)
+        self._work.require_compatible(manifest)
+        self._receive(manifest, goal)
+        self._verify_files(data)
+        self._work.build(manifest, self.state.counted, self.state.look)
+        bench = self._benchmark(manifest, goal)
         self._activate(goal, manifest, bench)
         self._switch()
 
-    def _receive(self, manifest: Manifest, goal: Goal) -> Path:
+    def _receive(self, manifest: Manifest, goal: Goal) -> None:
         """Have every file in the idle directory, fetched where it is not there yet."""
         self.state.look(at_once=True)
-        directory = self._store.holds(goal.release.sha256)
-        if directory is not None:
-            self.state.enter(E.LOCAL)
-            return self._store.path(directory)
-        sweep(self._store.folder, self._device.disk)
-        install.require_space(self._device, self._store, manifest)
-        folder = self._store.prepare(manifest)
-        missing = self._store.missing(manifest, folder)
+        if self._store.holds(goal.release.sha256) is not None:
+            return self.state.enter(E.LOCAL)
+        missing = self._work.prepare(manifest)
         self.state.enter(E.PASSED if missing else E.LOCAL)
         if missing:
-            install.fetch(self._device, folder, missing, lambda _length: self.state.look())
+            self._work.fetch(missing, self.state.look)
             self.state.look(at_once=True)
             self.state.enter(E.PASSED)
-        install.fetch_key(self._device, self._store, folder, manifest, goal.release.sha256)
-        return folder
+        return self._work.fetch_key(manifest, goal.release.sha256)
 
-    def _verify_files(self, folder: Path, data: bytes) -> None:
-        self._store.complete(folder, data)
+    def _verify_files(self, data: bytes) -> None:
+        self._work.complete(data)
         self.state.look(at_once=True)
 
-    def _build(self, folder: Path, manifest: Manifest) -> None:
-        """Have what this device must build for itself, where the runtime is of that kind."""
-        build = build_of(self._device.builds, manifest)
-        if build is None or is_built(build, folder, manifest, proved=False):
-            return
-        self.state.counted(lambda: build_here(build, folder, manifest, self._device.disk, self.state.look))
-
-    def _benchmark(self, folder: Path, manifest: Manifest, goal: Goal) -> Bench:
+    def _benchmark(self, manifest: Manifest, goal: Goal) -> Bench:
         self.state.enter(E.PASSED, benchmarks=self.state.record.benchmarks + 1)
         try:
-            bench = prove(self._device, folder, manifest, goal.limits)
+            bench = self._work.prove(manifest, goal.limits)
             self.state.look(at_once=True)
         finally:  # the process lived to see the end
             self.state.record = msgspec.structs.replace(self.state.record, benchmarks=0)
@@ -191,18 +178,16 @@ class SlotWorker:
         pointer, running = self._store.pointer(), self.state.record.running
         if pointer is None or running is None or self.state.damaged:
             return
-        if not self._may_be_stale or time.monotonic() < self._mend_at:
+        if not self._may_be_stale or self._device.monotonic() < self._mend_at:
             return
-        folder = self._store.path(pointer.directory)
         try:
-            manifest = verify_manifest(folder, pointer.sha256)
-            if have_built(self._device, folder, manifest, running.limits, self.state.counted):
+            if self._work.have_built(pointer.directory, pointer.sha256, running.limits, self.state.counted):
                 self.state.keep()
         except StoppingError:
             raise
         except LocalBuildError as error:  # not this time: what was built is kept, and so is the way back beside it
             self._device.refuse(error)
-            self._mend_at = time.monotonic() + MEND_SECONDS
+            self._mend_at = self._device.monotonic() + MEND_SECONDS
             return
         except (AgentError, UntrustedError, OSError) as error:
             self._device.refuse(error)
@@ -234,7 +219,7 @@ class SlotWorker:
                 raise ActivationError(f"{goal.release.model} {goal.release.version}: its files are damaged on the disk")
             self._store.activate(self.state.pointer_to(goal, directory))
         self.state.damaged = False
-        remove_counts(self._store.folder / "counters", before=self.state.record.activation - 1)
+        self._work.forget_counts(before=self.state.record.activation - 1)
         self.state.enter(E.PASSED, running=goal, leaving=None, attempts=0)
         if left is not None and left.was_left_behind_for(goal):
             self.state.say(S.ROLLED_BACK, left)
@@ -282,10 +267,7 @@ class SlotWorker:
                     raise ActivationError(
                         f"{goal.release.model} {goal.release.version}: expected it whole in the other directory, it is not"
                     )
-                folder = self._store.path(directory)
-                have_built(
-                    self._device, folder, verify_manifest(folder, goal.release.sha256), goal.limits, self.state.counted
-                )
+                self._work.have_built(directory, goal.release.sha256, goal.limits, self.state.counted)
                 self.state.keep(activation=self.state.next_activation())
                 self._store.activate(self.state.pointer_to(goal, directory))
         except StoppingError:

@@ -4,7 +4,6 @@ The record is on the disk before the act of its state begins. Every change of st
 """
 
 import logging
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +16,9 @@ from modelfleet.agent_client.errors import BenchmarkError, PreemptedError, Stora
 from modelfleet.agent_client.link import full_jitter
 from modelfleet.agent_client.protocol import DeviceState, ReportedError
 from modelfleet.agent_client.record import Goal, SlotRecord
-from modelfleet.agent_client.slots import Pointer, SlotStore, slot_folder, verify_directory
+from modelfleet.agent_client.slots import Directory, Pointer, slot_folder
 from modelfleet.agent_client.states import RESTING, TIMER_SECONDS, Event, next_state
-from modelfleet.agent_client.storage import encode_struct, read_struct
+from modelfleet.agent_client.work import Store
 from modelfleet.signer.errors import DigestError
 from modelfleet.signer.verify import Reason, Wanted
 
@@ -37,17 +36,18 @@ class SlotState:
 
     Args:
         root: the agent's folder.
+        store: the slot's directories and pointer.
     """
 
-    def __init__(self, root: Path, slot: str, device: Device) -> None:
+    def __init__(self, root: Path, slot: str, device: Device, store: Store) -> None:
         self.slot = slot
         self.device = device
-        self.store = SlotStore(slot_folder(root, slot), device.disk)
+        self.store = store
         self.record = SlotRecord()
         self.damaged = False
         self.cancelled: str | None = None
-        self._path = self.store.folder / "record.json"
-        self._entered = time.monotonic()
+        self._path = slot_folder(root, slot) / "record.json"
+        self._entered = self.device.monotonic()
         self._retry_at = 0.0
         self._looked_at = 0.0
         self._read()
@@ -60,7 +60,7 @@ class SlotState:
 
     def seconds_in_state(self) -> float:
         """How long the state has lasted in this process."""
-        return time.monotonic() - self._entered
+        return self.device.monotonic() - self._entered
 
     def status(self) -> dict[str, Any]:
         """Return how the slot stands, as JSON values."""
@@ -84,7 +84,7 @@ class SlotState:
             OSError: the disk refuses, and the state is one that must be known after a crash.
         """
         state = next_state(self.record.state, event)
-        self._entered = time.monotonic()
+        self._entered = self.device.monotonic()
         self.keep(state=state, since=self.device.clock(), **changes)
         log.info("slot %s of %s: %s", self.slot, self.device.identity.device, state)
         self.report()
@@ -93,7 +93,7 @@ class SlotState:
         """Change the record without a change of state (errors as `enter`)."""
         self.record = msgspec.structs.replace(self.record, **changes)
         try:
-            self.device.disk.write(self._path, encode_struct(self.record))
+            self.device.disk.keep(self._path, self.record)
         except OSError as error:
             # Where a model is active and stays so, a disk that refuses stops nothing but the update. (A restart that finds
             # ACTIVATING in place of PROBATION makes the switch again, to the same end.)
@@ -142,11 +142,11 @@ class SlotState:
         delay = full_jitter(
             self.record.attempts, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS
         )
-        self._retry_at = time.monotonic() + delay
+        self._retry_at = self.device.monotonic() + delay
 
     def may_try(self) -> bool:
         """Whether the wait is over."""
-        return time.monotonic() >= self._retry_at
+        return self.device.monotonic() >= self._retry_at
 
     def try_at_once(self) -> None:
         """End the wait."""
@@ -163,7 +163,7 @@ class SlotState:
             TimeoutInStateError: the state's timer has run out.
             PreemptedError: newer desired state, or a request, wants something else.
         """
-        now = time.monotonic()
+        now = self.device.monotonic()
         if now - self._looked_at < LOOK_SECONDS and not at_once:
             return
         self._looked_at = now
@@ -195,7 +195,7 @@ class SlotState:
         if pointer is None:
             return
         try:
-            verify_directory(self.store.path(pointer.directory), pointer.sha256)
+            self.store.check(pointer.directory, pointer.sha256)
         except DigestError as error:
             self.device.refuse(error)
             self.damaged = True
@@ -213,7 +213,7 @@ class SlotState:
     def _read(self) -> None:
         """Read record and pointer; what rotted on the disk is made anew from the other."""
         try:
-            self.record = read_struct(self._path, SlotRecord) or SlotRecord()
+            self.record = self.device.disk.kept(self._path, SlotRecord) or SlotRecord()
         except StorageError as error:
             self.device.refuse(error)
         try:
@@ -224,10 +224,11 @@ class SlotState:
 
     def _restore_pointer(self) -> None:
         running = self.record.running
-        for directory in ("a", "b"):
+        directories: tuple[Directory, ...] = ("a", "b")
+        for directory in directories:
             try:
                 assert running is not None
-                verify_directory(self.store.path(directory), running.release.sha256)
+                self.store.check(directory, running.release.sha256)
             except (AssertionError, DigestError):
                 continue
             self.store.activate(self.pointer_to(running, directory))

@@ -149,6 +149,10 @@ class SlotStore:
                 found.append(entry)
         return found
 
+    def check(self, directory: Directory, sha256: str) -> None:
+        """Return if the directory holds that variant, whole and undamaged (DigestError: it does not)."""
+        verify_directory(self.path(directory), sha256)
+
     def complete(self, folder: Path, manifest: bytes) -> Manifest:
         """Verify every file of the directory, put it on the disk read-only and mark it complete; return its manifest.
 

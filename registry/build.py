@@ -1,5 +1,8 @@
 """Build: one version, one profile, from stored bytes to a signed variant that devices can fetch.
 
+Two steps, on two machines where need be: `convert_variant` wants the right hardware and the gate key, `release_variant` the
+signer process and the tenant's metadata.
+
 Every step may run again after a crash: a variant that is READY or FAILED stays so; what was built is recorded before it is
 signed, so that a second run signs the same manifest; blobs, signing and publishing are idempotent. A model that cannot be
 converted or fails its gates makes the variant FAILED, and the other profiles go on; what may pass by itself (signer or
@@ -9,26 +12,23 @@ store away, no space) is raised, for the durable queue to try again.
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import CursorResult, select, update
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy import select
 
 from modelfleet.benchmarks.errors import GoldenSetError
 from modelfleet.converters.build import Attestation, BuildRequest, BuildResult, run_build
 from modelfleet.converters.errors import ConversionError, GateError, ScanError
-from modelfleet.policies.gates import Evidence
 from modelfleet.registry import audit, catalog
+from modelfleet.registry.build_job import SYSTEM, Job, begin, change, fail, note_stage, record, version_by_id
 from modelfleet.registry.card import Card
-from modelfleet.registry.confidential import Owner, SourcePart, fetch_source, keep_variant
+from modelfleet.registry.confidential import SourcePart, fetch_source, keep_variant
 from modelfleet.registry.context import Registry
-from modelfleet.registry.describe import baseline_of, build_request, manifest_of, plain_files
-from modelfleet.registry.errors import NotFoundError
+from modelfleet.registry.describe import build_request, manifest_of, plain_files
+from modelfleet.registry.errors import CancelledError
 from modelfleet.registry.publish import profiles_of
 from modelfleet.registry.tables import Variant, Version
 from modelfleet.signer.errors import UntrustedError
@@ -37,143 +37,94 @@ from modelfleet.signer.manifest import ManifestFile, encode_manifest
 from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.statements import GATE_PREDICATE_TYPE
 
-REFUSALS = (ScanError, GoldenSetError, ConversionError, GateError, UntrustedError)
+REFUSALS = (ScanError, GoldenSetError, ConversionError, GateError, UntrustedError, CancelledError)
 """What makes a variant FAILED: trying again would end alike."""
-_ACTOR = "system"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One variant to build, read once: what follows needs no session."""
-
-    variant_id: int
-    version_id: int
-    model: str
-    version: str
-    channel: str
-    profile: str
-    counter: int
-    card: Card
-    source_sha256: str
-    golden_sha256: str
-    source_blob: str | None
-    golden_blob: str | None
-    statement_sha256: str
-    manifest_sha256: str | None
-    baseline: Evidence | None
-
-    @property
-    def owner(self) -> Owner:
-        """The version that it is a variant of."""
-        return Owner(model=self.model, version=self.version)
-
-    @property
-    def subject(self) -> str:
-        """The variant's name in the audit trail."""
-        return f"variant/{self.model}@{self.version}/{self.profile}"
 
 
 def variant_profiles(registry: Registry, version_id: int) -> list[str]:
     """Return the profiles that the version is built for, sorted (NotFoundError: no such version)."""
     with registry.sessions() as session:
-        version = _version(session, version_id)
+        version = version_by_id(session, version_id)
         card = msgspec.convert(version.card, Card)
         begun = session.scalars(select(Variant.profile).where(Variant.version_id == version_id)).all()
     return sorted({*begun, *profiles_of(registry, card.profiles)})
 
 
 def build_variant(registry: Registry, version_id: int, profile: str) -> None:
-    """Make the variant READY, or FAILED with the reason; does nothing where it is either already.
+    """Make the variant READY, or FAILED with the reason, and earlier versions of the model first; all of it on this machine.
 
     Raises:
         SignerUnavailableError, StoreError: try again later; nothing that was done is lost.
     """
-    job = _begin(registry, version_id, profile)
-    if job is None:
+    convert_variant(registry, version_id, profile)
+    while earlier := release_variant(registry, version_id, profile):
+        for each in variant_profiles(registry, earlier):
+            build_variant(registry, earlier, each)
+        finish_version(registry, earlier)
+
+
+def convert_variant(registry: Registry, version_id: int, profile: str) -> None:
+    """Have the variant's files built, proved and recorded, or make it FAILED with the reason; does nothing where it is done.
+
+    Raises:
+        StoreError: try again later; nothing that was done is lost.
+    """
+    job = begin(registry, version_id, profile)
+    if job is None or job.manifest_sha256 is not None:
         return
     try:
-        digest = job.manifest_sha256 or _build(registry, job)
-        _build_earlier(registry, job)
-        _release(registry, job, digest)
+        _build(registry, job)
     except REFUSALS as error:
-        _fail(registry, job, error)
+        fail(registry, job, error)
+
+
+def release_variant(registry: Registry, version_id: int, profile: str) -> int | None:
+    """Make a converted variant READY, or FAILED with the reason; does nothing where it is either already.
+
+    Returns:
+        The id of an earlier version of the model that has to be released first, where there is one; else None. The signer
+        signs the first variant of each version in the order of the release counters.
+
+    Raises:
+        SignerUnavailableError, StoreError: try again later; nothing that was done is lost.
+    """
+    job = begin(registry, version_id, profile)
+    if job is None or job.manifest_sha256 is None:
+        return None
+    earlier = _earlier(registry, job)
+    if earlier is None:
+        try:
+            _release(registry, job, job.manifest_sha256)
+        except REFUSALS as error:
+            fail(registry, job, error)
+    return earlier
+
+
+def give_up_variant(registry: Registry, version_id: int, profile: str, reason: str, actor: str) -> bool:
+    """Make a variant that is still to be built FAILED; whether it was. A worker that is at it finds it so, and stops."""
+    job = begin(registry, version_id, profile)
+    return job is not None and fail(registry, job, CancelledError(reason), actor=actor)
 
 
 def finish_version(registry: Registry, version_id: int) -> None:
     """Make the version READY if one of its variants is, else FAILED; does nothing where it is either already."""
     now = datetime.now(UTC)
     with registry.sessions.begin() as session:
-        version = _version(session, version_id)
+        version = version_by_id(session, version_id)
         found = session.scalars(select(Variant).where(Variant.version_id == version_id)).all()
         states = {variant.profile: variant.state for variant in found}
         state = catalog.READY if catalog.READY in states.values() else catalog.FAILED
-        if not _change(session, Version, version_id, state=state):
+        if not change(session, Version, version_id, state=state):
             return
         audit.append(
             session,
             tenant=version.tenant,
-            actor=_ACTOR,
+            actor=SYSTEM,
             action=f"version.{state.lower()}",
             subject=f"version/{version.model}@{version.version}",
             detail={"variants": states},
             now=now,
         )
-
-
-def _begin(registry: Registry, version_id: int, profile: str) -> Job | None:
-    try:
-        with registry.sessions.begin() as session:
-            version = _version(session, version_id)
-            variant = _find(session, version_id, profile)
-            if variant is None:
-                variant = _new_variant(version, profile)
-                session.add(variant)
-                session.flush()
-                _audit(
-                    session, registry, _job(session, version, variant), "variant.begin", {"counter": version.counter}
-                )
-            return _job(session, version, variant) if variant.state == catalog.BUILDING else None
-    except IntegrityError:  # another worker began it between our reading and writing
-        return _begin(registry, version_id, profile)
-
-
-def _find(session: Session, version_id: int, profile: str) -> Variant | None:
-    query = select(Variant).where(Variant.version_id == version_id, Variant.profile == profile)
-    return session.scalars(query).one_or_none()
-
-
-def _new_variant(version: Version, profile: str) -> Variant:
-    return Variant(
-        version_id=version.id,
-        tenant=version.tenant,
-        model=version.model,
-        version=version.version,
-        profile=profile,
-        state=catalog.BUILDING,
-        counter=version.counter,
-        created_at=datetime.now(UTC),
-    )
-
-
-def _job(session: Session, version: Version, variant: Variant) -> Job:
-    stable = catalog.stable_variant(session, version.tenant, version.model, variant.profile)
-    return Job(
-        variant_id=variant.id,
-        version_id=version.id,
-        model=version.model,
-        version=version.version,
-        channel=version.channel,
-        profile=variant.profile,
-        counter=version.counter,
-        card=msgspec.convert(version.card, Card),
-        source_sha256=version.source_sha256,
-        golden_sha256=version.golden_sha256,
-        source_blob=version.source_blob,
-        golden_blob=version.golden_blob,
-        statement_sha256=version.statement_sha256,
-        manifest_sha256=variant.manifest_sha256,
-        baseline=baseline_of(stable),
-    )
 
 
 def _build(registry: Registry, job: Job) -> str:
@@ -189,6 +140,7 @@ def _build(registry: Registry, job: Job) -> str:
             folder / "out",
             timeout_seconds=registry.build_limits.timeout_seconds,
             memory_bytes=registry.build_limits.memory_bytes,
+            on_progress=lambda progress: note_stage(registry, job, progress),
         )
         files = _keep(registry, job, result)
     described = manifest_of(
@@ -249,18 +201,18 @@ def _require_one_model_file(job: Job, result: BuildResult) -> None:
         raise ConversionError("", job.profile, f"a confidential variant has one model file, this has also {others}")
 
 
-def _build_earlier(registry: Registry, job: Job) -> None:
-    """Bring earlier versions of the model to their end first: the signer signs release counters in order only."""
+def _earlier(registry: Registry, job: Job) -> int | None:
+    """Return the first version below this one that is being built and has nothing released; None: this one may follow."""
+    released = select(Variant.version_id).where(Variant.state == catalog.READY)
     with registry.sessions() as session:
-        earlier = session.scalars(
+        return session.scalars(
             select(Version.id)
             .where(Version.tenant == registry.tenant, Version.model == job.model)
             .where(Version.counter < job.counter, Version.state == catalog.BUILDING)
+            .where(Version.id.not_in(released))
             .order_by(Version.counter)
-        ).all()
-    for version_id in earlier:
-        for profile in variant_profiles(registry, version_id):
-            build_variant(registry, version_id, profile)
+            .limit(1)
+        ).one_or_none()
 
 
 def _release(registry: Registry, job: Job, manifest_sha256: str) -> None:
@@ -284,15 +236,8 @@ def _release(registry: Registry, job: Job, manifest_sha256: str) -> None:
         "entry_bundle_sha256": registry.store.put(signed.entry_bundle),
     }
     with registry.sessions.begin() as session:
-        if _change(session, Variant, job.variant_id, state=catalog.READY, ready_at=now, **bundles):
-            _audit(session, registry, job, "variant.ready", {"manifest_sha256": manifest_sha256, **bundles})
-
-
-def _fail(registry: Registry, job: Job, error: Exception) -> None:
-    reason = f"{type(error).__name__}: {error}"[:4000]
-    with registry.sessions.begin() as session:
-        if _change(session, Variant, job.variant_id, state=catalog.FAILED, error=reason):
-            _audit(session, registry, job, "variant.failed", {"error": reason})
+        if change(session, Variant, job.variant_id, state=catalog.READY, ready_at=now, stage=None, **bundles):
+            record(session, registry, job, "variant.ready", {"manifest_sha256": manifest_sha256, **bundles})
 
 
 def _record_built(
@@ -315,12 +260,13 @@ def _record_built(
         "attestations": _keep_attestations(registry, result),
     }
     with registry.sessions.begin() as session:
-        if _change(session, Variant, job.variant_id, Variant.manifest_sha256.is_(None), **values):
+        if change(session, Variant, job.variant_id, Variant.manifest_sha256.is_(None), **values):
             told = ("precision", "manifest_sha256", "attestation_sha256", "attestations", "evidence")
             detail = {key: values[key] for key in told}
-            _audit(session, registry, job, "variant.built", detail)
+            record(session, registry, job, "variant.built", detail)
         recorded = session.get_one(Variant, job.variant_id, populate_existing=True).manifest_sha256
-    assert recorded is not None  # ours, or that of a worker that was faster
+    if recorded is None:  # else it is ours, or that of a worker that was faster
+        raise CancelledError("expected a variant that is to be built, it was given up meanwhile")
     return recorded
 
 
@@ -338,37 +284,6 @@ def _keep_attestations(registry: Registry, result: BuildResult) -> list[dict[str
     ]
 
 
-def _change(session: Session, table: type[Variant] | type[Version], row_id: int, *only: Any, **values: Any) -> bool:
-    """Change a row that is still BUILDING (compare-and-set); whether it was."""
-    done = session.execute(
-        update(table)
-        .where(table.id == row_id, table.state == catalog.BUILDING, *only)
-        .values(**values)
-        .execution_options(synchronize_session=False)
-    )
-    assert isinstance(done, CursorResult)
-    return done.rowcount == 1
-
-
-def _audit(session: Session, registry: Registry, job: Job, action: str, detail: Mapping[str, Any]) -> None:
-    audit.append(
-        session,
-        tenant=registry.tenant,
-        actor=_ACTOR,
-        action=action,
-        subject=job.subject,
-        detail=detail,
-        now=datetime.now(UTC),
-    )
-
-
 def _read(registry: Registry, sha256: str) -> bytes:
     with registry.store.open(sha256) as blob:
         return blob.read()
-
-
-def _version(session: Session, version_id: int) -> Version:
-    found = session.get(Version, version_id)
-    if found is None:
-        raise NotFoundError(f"no version with the id {version_id}")
-    return found

@@ -82,6 +82,10 @@ class KekError(RegistryError):
     """The key-encryption key is missing, or does not open what it should: the operator sets it right, then try again."""
 
 
+class CancelledError(RegistryError):
+    """A person gave up what was still to be done; publish a new version, or retry the job."""
+
+
 class AuditError(RegistryError):
     """The trail is append-only: a record was about to be changed or removed, or the log is not what was signed."""
 

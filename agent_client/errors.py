@@ -4,7 +4,7 @@
 `BenchmarkError`, `IncompatibleReleaseError`: reject this digest for good. Trust is refused with the classes of `signer.errors`.
 """
 
-from modelfleet.agent_client.protocol import Bench
+from modelfleet.agent_client.protocol import Bench, WaitReason
 
 
 class AgentError(Exception):
@@ -83,6 +83,17 @@ class PreemptedError(AgentError):
     def __init__(self, message: str, *, late: bool = False) -> None:
         super().__init__(message)
         self.late = late
+
+
+class ConditionsError(AgentError):
+    """The device is not, or no longer, where the update may go on: what is there is kept, and it goes on by itself later.
+
+    `reasons` says what it waits for. It is no failure, neither of the release nor of the device.
+    """
+
+    def __init__(self, message: str, *, reasons: tuple[WaitReason, ...] = ()) -> None:
+        super().__init__(message)
+        self.reasons = reasons
 
 
 class StoppingError(AgentError):

@@ -17,6 +17,8 @@ TOPIC_ROOT = "mf/v1"
 MAX_MESSAGE_BYTES = 64 * 1024
 LATENCY_BUCKETS_MS: tuple[float, ...] = tuple(0.125 * 2.0 ** (step / 2) for step in range(32))
 """Upper edges of the latency histogram's buckets in ms, sqrt(2) apart, 0.125 ms to 5.8 s; one more bucket is above them."""
+MAX_WAITING = 8
+"""Slots of a device that say what they wait for, at most."""
 MAX_CLASSES = 64
 """Classes beyond this many share the class histogram's last cell."""
 CONFIDENCE_CELLS = 20
@@ -121,12 +123,26 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("errors and slow cannot exceed n")
 
 
+WaitReason = Literal["window", "network", "power", "battery"]
+WAITING_KIND = "ConditionsError"
+"""The error's kind in a report of FAILED that says: stopped between two pieces, and goes on by itself when it may."""
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A slot's update that may not start or go on yet, and what it waits for; `rollout` is empty for a stable release."""
+
+    slot: Name
+    rollout: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    reasons: Annotated[tuple[WaitReason, ...], msgspec.Meta(min_length=1, max_length=4)]
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Retained presence of a device; the offline one is its MQTT will."""
+    """Retained presence of a device; the offline one is its MQTT will. `waiting`: what its slots wait for, if any."""
 
     format: str = "1.0"
     state: Literal["online", "offline"]
     agent: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    waiting: Annotated[tuple[Waiting, ...], msgspec.Meta(max_length=MAX_WAITING)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from modelfleet.agent_client.protocol import (
     Report,
     ReportedError,
     Status,
+    Waiting,
     device_topic,
     encode,
     group_desired_topic,
@@ -85,6 +86,14 @@ MESSAGES: dict[str, Report | Metrics | Status | HostStatus] = {
         confidence=(0,) * 17 + (1, 0, 4),
     ),
     "status": Status(state="online", agent="0.1.0"),
+    "status-waiting": Status(
+        state="online",
+        agent="0.1.0",
+        waiting=(
+            Waiting(slot="detector", rollout="r-42", reasons=("window", "network", "power", "battery")),
+            Waiting(slot="keywords", reasons=("window",)),
+        ),
+    ),
     "host": HostStatus(state="offline"),
 }
 
@@ -100,6 +109,7 @@ def test_golden_files_are_read_back_as_the_same_messages() -> None:
     assert parse_metrics((FOLDER / "metrics.json").read_bytes()) == MESSAGES["metrics"]
     assert parse_metrics((FOLDER / "metrics-confidence.json").read_bytes()) == MESSAGES["metrics-confidence"]
     assert parse_status((FOLDER / "status.json").read_bytes()) == MESSAGES["status"]
+    assert parse_status((FOLDER / "status-waiting.json").read_bytes()) == MESSAGES["status-waiting"]
 
 
 def test_a_report_of_a_newer_agent_with_unknown_fields_is_understood() -> None:

@@ -1,27 +1,32 @@
 """Approvals of a rollout: what is asked, what was signed, and whether it is enough.
 
 An envelope is verified against the trust policy's approver keys and `policies.approval` before anything is stored; it is then
-kept as a blob, byte by byte, since devices fetch it by its digest and check it again.
+kept as a blob, byte by byte, since devices fetch it by its digest and check it again. What runs, or is stable, can be approved
+anew before its approvals end: the documents then name the new ones beside the old.
 """
 
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from modelfleet.policies.approval import SignedApproval, require_approved, require_covers
+from modelfleet.policies.approval import APPROVAL_LIFE, SignedApproval, require_approved, require_covers
 from modelfleet.policies.errors import NotEnoughApprovalsError
 from modelfleet.registry.context import Registry
 from modelfleet.rollout.direction import Direction
-from modelfleet.rollout.states import ROLLOUTS, Event, State, next_state
-from modelfleet.rollout.tables import Rollout, RolloutApproval
-from modelfleet.rollout.transitions import Cause, claim, find, move_rollout, profiles_of, record
+from modelfleet.rollout.documents import Desk
+from modelfleet.rollout.errors import RolloutInputError
+from modelfleet.rollout.states import ON_TRIAL, ROLLOUTS, UNSTARTED, Event, State, Verdict, next_state
+from modelfleet.rollout.tables import Rollout, RolloutApproval, SlotStable
+from modelfleet.rollout.transitions import Cause, claim, find, move_rollout, places, profiles_of, record
 from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.parse import parse_struct
-from modelfleet.signer.statements import APPROVAL_PAYLOAD_TYPE, Approval, TrustPolicy
+from modelfleet.signer.statements import APPROVAL_PAYLOAD_TYPE, Approval, TrustPolicy, persons_required
 
-APPROVAL_LIFE = timedelta(days=180)
+MAX_NAMED = 16
+"""How many approvals a release may name (`signer.desired.Release`)."""
 
 
 def approval_request(registry: Registry, rollout_id: str, now: datetime) -> Approval:
@@ -48,11 +53,14 @@ def expected_approval(session: Session, rollout: Rollout, now: datetime) -> Appr
         author=rollout.author,
         issued=now,
         not_after=now + APPROVAL_LIFE,
+        emergency=rollout.emergency_reason if rollout.emergency else msgspec.UNSET,
     )
 
 
 def approve(direction: Direction, rollout_id: str, envelope: bytes, *, actor: str, now: datetime) -> frozenset[str]:
     """Record a signed approval, and schedule the rollout once enough persons approved; returns who has.
+
+    One that runs, or has completed, is approved anew: its documents name the approval from then on.
 
     Args:
         direction: registry and director.
@@ -78,7 +86,9 @@ def approve(direction: Direction, rollout_id: str, envelope: bytes, *, actor: st
             session.merge(_approval_row(rollout, each, sha256, now))
         session.flush()
         cause = Cause(actor=actor, now=now, evidence={"envelope": sha256, "persons": sorted(a.person for a in given)})
-        return _schedule_if_approved(session, rollout, policy, cause)
+        if State(rollout.state) in UNSTARTED:
+            return _schedule_if_approved(session, rollout, policy, cause)
+        return _renew(session, rollout, policy, direction.desk(), cause)
 
 
 def _require_approvable(
@@ -112,18 +122,68 @@ def _schedule_if_approved(session: Session, rollout: Rollout, policy: TrustPolic
     try:
         persons = require_enough(session, rollout, policy, cause.now)
     except NotEnoughApprovalsError as error:
-        waiting = Cause(actor=cause.actor, now=cause.now, reason=str(error), evidence=cause.evidence)
-        record(session, rollout, Event.APPROVE, waiting, before=rollout.state, after=rollout.state)
+        _note(session, rollout, Event.APPROVE, replace(cause, reason=str(error)))
         return frozenset(each.person for each in _approvals(session, rollout, policy))
     rollout.approved_at = cause.now
     move_rollout(session, rollout, Event.APPROVE, cause)
     return persons
 
 
+def _renew(session: Session, rollout: Rollout, policy: TrustPolicy, desk: Desk, cause: Cause) -> frozenset[str]:
+    """Name the new approval wherever the release stands: on trial, and as the stable one that this rollout made."""
+    kept = session.scalars(select(RolloutApproval).where(RolloutApproval.rollout == rollout.id))
+    digests = sorted({row.envelope_sha256 for row in kept if row.keyid in policy.approvers})[:MAX_NAMED]
+    changed: list[tuple[str, str]] = []
+    for row in profiles_of(session, rollout):
+        if Verdict(row.verdict) in ON_TRIAL | {Verdict.COMPLETED}:
+            row.release = {**row.release, "approvals": digests}
+            changed += places(rollout, row)
+    mine = select(SlotStable).where(SlotStable.tenant == rollout.tenant, SlotStable.rollout == rollout.id)
+    for stable in session.scalars(mine):
+        if stable.release is not None and stable.release["version"] == rollout.version:
+            stable.release = {**stable.release, "approvals": digests}
+    _note(session, rollout, Event.APPROVE, cause)
+    desk.write_groups(session, changed, cause.now)
+    return frozenset(
+        each.person for each in _approvals(session, rollout, policy) if cause.now < each.approval.not_after
+    )
+
+
+def withdraw(direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "") -> None:
+    """Take back the approval that `actor` gave; a rollout that then lacks approvals is no longer scheduled.
+
+    Raises:
+        TransitionError: it has started, or ended. RolloutInputError: this person has given none.
+    """
+    registry, policy = direction.registry, direction.registry.repository.policy()
+    with registry.sessions.begin() as session:
+        rollout = claim(session, registry.tenant, rollout_id)
+        next_state(ROLLOUTS, State(rollout.state), Event.WITHDRAW)
+        given = session.get(RolloutApproval, (rollout.id, actor))
+        if given is None:
+            raise RolloutInputError(f"expected an approval by {actor}, there is none: only who gave one withdraws it")
+        cause = Cause(actor=actor, now=now, reason=reason, evidence={"envelope": given.envelope_sha256})
+        session.delete(given)
+        session.flush()
+        try:
+            require_enough(session, rollout, policy, now)
+        except NotEnoughApprovalsError:
+            rollout.approved_at = None
+            move_rollout(session, rollout, Event.WITHDRAW, cause)
+        else:
+            _note(session, rollout, Event.WITHDRAW, cause)
+
+
+def _note(session: Session, rollout: Rollout, event: Event, cause: Cause) -> None:
+    """Record what happened without a change of state."""
+    record(session, rollout, event, cause, before=rollout.state, after=rollout.state)
+
+
 def require_enough(session: Session, rollout: Rollout, policy: TrustPolicy, now: datetime) -> frozenset[str]:
     """Return who approved, when these are enough (NotEnoughApprovalsError: they are not)."""
     given = _approvals(session, rollout, policy)
-    return require_approved(given, rollout.author, policy.approvals_required, now)
+    required = persons_required(policy.approvals_required, emergency=rollout.emergency)
+    return require_approved(given, rollout.author, required, now)
 
 
 def _approvals(session: Session, rollout: Rollout, policy: TrustPolicy) -> list[SignedApproval]:

@@ -18,7 +18,7 @@ from modelfleet.agent_client.protocol import TOPIC_ROOT, HostStatus, encode, hos
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import dispatch, health, lifecycle, recall
+from modelfleet.rollout import dispatch, health, lifecycle, recall, tally, totals
 from modelfleet.rollout.broker import Broker, Will
 from modelfleet.rollout.decide import (
     Advance,
@@ -28,19 +28,25 @@ from modelfleet.rollout.decide import (
     Hold,
     Pause,
     RollBack,
-    decide,
     evidence_of,
     trip,
 )
+from modelfleet.rollout.emergency import judge
 from modelfleet.rollout.errors import StaleRevisionError
 from modelfleet.rollout.ingest import Ingest
 from modelfleet.rollout.lifecycle import Direction
-from modelfleet.rollout.states import LEAVING, ON_TRIAL, RUNNING, Event, State, Verdict
+from modelfleet.rollout.standing import obstacle
+from modelfleet.rollout.states import LEAVING, ON_TRIAL, RUNNING, VERDICTS, Event, State, Verdict
+from modelfleet.rollout.succession import wanted_again
 from modelfleet.rollout.tables import Rollout, RolloutProfile
+from modelfleet.rollout.totals import Totals
 from modelfleet.rollout.transitions import CONTROLLER, Cause, claim, follow_profiles, move, places, profiles_of
 from modelfleet.signer.keys import Signer
+from modelfleet.signer.statements import TrustPolicy
 
 INGEST_WAIT_SECONDS = 0.5
+MAX_UNPROVEN = 10_000
+"""So many devices are named at most, where a rollback's time is over and they have not proved to be back."""
 ONLINE, OFFLINE = encode(HostStatus(state="online")), encode(HostStatus(state="offline"))
 
 log = logging.getLogger(__name__)
@@ -132,7 +138,8 @@ class Controller:
         if Verdict(row.verdict) not in ON_TRIAL:
             return None
         plan = parse_plan(rollout.plan)
-        return decide(plan, row.stage, health.measure(session, rollout, row, plan, now), now)
+        measured = health.measure(session, rollout, row, plan, now)
+        return judge(plan, row.stage, measured, now, emergency=rollout.emergency)
 
     def _republish(self) -> None:
         self._broker.publish(self._host_topic, ONLINE, qos=1, retain=True)
@@ -154,6 +161,7 @@ class Controller:
         by_profile = select(RolloutProfile.rollout).where(RolloutProfile.verdict.in_(moving))
         waiting = [State.AWAITING_APPROVAL.value, State.SCHEDULED.value]
         overdue = Rollout.state.in_(waiting) & (Rollout.approve_by < now)
+        overdue |= Rollout.state == State.SCHEDULED.value  # its approvals may lapse
         query = select(Rollout.id).where(Rollout.tenant == self._registry.tenant, Rollout.id.in_(by_profile) | overdue)
         with self._registry.sessions() as session:
             return list(session.scalars(query.order_by(Rollout.created_at)))
@@ -165,9 +173,10 @@ class Controller:
             if rollout is None:
                 return
             revision, state, plan = rollout.revision, State(rollout.state), parse_plan(rollout.plan)
-            steps = [] if state in _UNSTARTED else _steps(session, rollout, plan, now)
+            policy = self._registry.repository.policy()
+            steps = [] if state in _UNSTARTED else _steps(session, rollout, plan, policy, now)
         if state in _UNSTARTED:
-            lifecycle.expire(self.direction, rollout_id, revision, now)
+            lifecycle.tend(self.direction, rollout_id, revision, now)
         elif steps:
             self._apply(rollout_id, revision, steps, now)
         else:
@@ -214,15 +223,16 @@ class Controller:
 _UNSTARTED = frozenset({State.AWAITING_APPROVAL, State.SCHEDULED})
 
 
-def _steps(session: Session, rollout: Rollout, plan: Plan, now: datetime) -> list[Step]:
+def _steps(session: Session, rollout: Rollout, plan: Plan, policy: TrustPolicy, now: datetime) -> list[Step]:
     """Return what is to change now, per profile; keeps a sample of the totals beside."""
     steps: list[Step] = []
     for row in profiles_of(session, rollout):
         verdict = Verdict(row.verdict)
         step: Step | None = None
         if verdict in ON_TRIAL:
-            step = _trial_step(session, rollout, row, plan, now)
-            health.record_sample(session, rollout, row, plan, now)
+            counted = totals.count(session, rollout, row)
+            step = _trial_step(session, rollout, row, plan, policy, counted, now)
+            totals.record_sample(session, row, plan, counted, now)
         elif verdict in LEAVING:
             step = _leaving_step(session, rollout, row, plan, now)
         if step is not None:
@@ -230,12 +240,26 @@ def _steps(session: Session, rollout: Rollout, plan: Plan, now: datetime) -> lis
     return steps
 
 
-def _trial_step(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> Step | None:
-    measured = health.measure(session, rollout, row, plan, now)
+def _trial_step(
+    session: Session,
+    rollout: Rollout,
+    row: RolloutProfile,
+    plan: Plan,
+    policy: TrustPolicy,
+    counted: Totals,
+    now: datetime,
+) -> Step | None:
+    measured = health.measure(session, rollout, row, plan, now, counted)
     if Verdict(row.verdict) in RUNNING:
-        return step_of(row.profile, decide(plan, row.stage, measured, now), plan)
-    tripped = trip(plan, measured, evidence_of(plan, measured))  # paused and halted profiles stay under watch
-    return None if tripped is None else step_of(row.profile, tripped, plan)
+        decision = judge(plan, row.stage, measured, now, emergency=rollout.emergency)
+    else:
+        decision = trip(plan, measured, evidence_of(plan, measured))  # paused and halted profiles stay under watch
+    if not isinstance(decision, RollBack):
+        found = obstacle(session, rollout, row, plan, policy, now)
+        if found is not None and (Verdict(row.verdict), found.event) in VERDICTS:
+            evidence = {} if decision is None else decision.evidence
+            return Step(profile=row.profile, event=found.event, reason=found.reason, evidence=evidence)
+    return None if decision is None else step_of(row.profile, decision, plan)
 
 
 def step_of(profile: str, decision: Decision, plan: Plan) -> Step | None:
@@ -264,8 +288,8 @@ def step_of(profile: str, decision: Decision, plan: Plan) -> Step | None:
 
 def _leaving_step(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> Step | None:
     """Return the proof that the devices are back, or that the time for it is over."""
-    left = tuple(health.unproven(session, rollout, row, plan, now))
-    if not left:
+    left = tuple(tally.unproven(session, rollout, row, plan, now, limit=MAX_UNPROVEN))
+    if not left or wanted_again(session, rollout, row):
         return Step(
             profile=row.profile, event=Event.PROVE, reason=row.reason, evidence={**row.evidence, "unproven": []}
         )

@@ -1,177 +1,181 @@
-"""What people do with a rollout: create, approve, start, pause, resume, halt, roll back, cancel, reject.
+"""What people do with a rollout: start, pause, resume, halt, roll back, cancel, reject; `drafts` and `approvals` hold the rest.
 
 Each function is one transaction: it claims the rollout, asks the state table, and writes the change, its audit record and the
 documents that follow from it together, or nothing. The caller publishes afterwards; the controller's next tick would, too.
 """
 
-import secrets
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
 
-import msgspec
 from sqlalchemy.orm import Session
 
-from modelfleet.policies.plan import parse_plan, plan_as_dict, plan_sha256
-from modelfleet.registry import catalog
-from modelfleet.registry.errors import ConflictError, NotFoundError
-from modelfleet.rollout.approvals import approval_digests, approval_request, approve, require_enough
+from modelfleet.policies.errors import NotEnoughApprovalsError
+from modelfleet.policies.plan import parse_plan
+from modelfleet.rollout.approvals import approval_digests, approval_request, approve, require_enough, withdraw
 from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.documents import Desk
+from modelfleet.rollout.drafts import RolloutChange, RolloutRequest, change, create
 from modelfleet.rollout.errors import RolloutConflictError, RolloutInputError, TransitionError
-from modelfleet.rollout.states import ROLLOUTS, VERDICTS, Event, State, Verdict, next_state, resume_event
-from modelfleet.rollout.tables import Rollout, RolloutProfile, SlotStable
+from modelfleet.rollout.standing import obstacle
+from modelfleet.rollout.states import ROLLOUTS, UNSTARTED, VERDICTS, Event, State, Verdict, next_state, resume_event
+from modelfleet.rollout.succession import close, take_back, take_over
+from modelfleet.rollout.tables import Rollout, RolloutProfile
 from modelfleet.rollout.transitions import (
+    CONTROLLER,
     Cause,
     claim,
     find,
     follow_profiles,
     move,
     move_rollout,
-    open_rollouts,
     places,
     profiles_of,
     require_stable,
 )
-from modelfleet.signer.errors import UntrustedError
-from modelfleet.signer.names import NAME_PATTERN, require
-
-START_WITHIN = timedelta(days=30)
-"""A rollout that has not started by then expires."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutRequest:
-    """What somebody wants to roll out; `plan` is a JSON object or TOML, None for the default plan."""
-
-    model: str
-    version: str
-    slot: str
-    groups: Sequence[str]
-    plan: Mapping[str, Any] | str | None = None
-    supersede: bool = False
-    """End rollouts that hold the same slot and have not started."""
-
-
-def create(direction: Direction, request: RolloutRequest, *, author: str, now: datetime) -> str:
-    """Draft a rollout, validate it, ask for approval, and return its id; nothing is stored where it is not valid.
-
-    Raises:
-        PlanError: the plan is refused. NotFoundError: no such version or group.
-        RolloutInputError: the version is not READY, or no profile of the groups' devices has anything to roll out.
-        RolloutConflictError: another rollout is open on one of the groups, profiles and the slot.
-    """
-    registry, plan = direction.registry, parse_plan(request.plan)
-    with registry.sessions.begin() as session:
-        groups = _require_groups(session, registry.tenant, request)
-        releases, skipped = _releases(session, registry.tenant, request, groups)
-        cause = Cause(actor=author, now=now)
-        _require_free(session, registry.tenant, request, groups, sorted(releases), cause)
-        rollout = Rollout(
-            id=str(uuid.uuid4()),
-            tenant=registry.tenant,
-            model=request.model,
-            version=request.version,
-            slot=request.slot,
-            groups=groups,
-            plan=plan_as_dict(plan),
-            plan_sha256=plan_sha256(plan),
-            author=author,
-            salt=secrets.token_hex(16),
-            state=State.DRAFT.value,
-            skipped_profiles=skipped,
-            created_at=now,
-            approve_by=now + START_WITHIN,
-            revision=0,
-        )
-        session.add(rollout)
-        session.flush()
-        for profile, release in releases.items():
-            session.add(_pending(rollout, profile, release))
-        move_rollout(session, rollout, Event.VALIDATE, cause)
-        move_rollout(session, rollout, Event.REQUEST_APPROVAL, cause)
-        return rollout.id
+from modelfleet.rollout.validation import require_still_valid
 
 
 def start(direction: Direction, rollout_id: str, *, actor: str, now: datetime) -> None:
-    """Put every profile's candidate before its canaries.
+    """Put every profile's candidate before its canaries; what the rollout supersedes leaves the same documents.
 
     Raises:
         TransitionError: the rollout is not scheduled. NotEnoughApprovalsError: approvals have expired or were withdrawn.
+        RolloutInputError: it could not be drafted any more. RolloutConflictError: another one holds the slot.
     """
     registry, policy, desk = direction.registry, direction.registry.repository.policy(), direction.desk()
     with registry.sessions.begin() as session:
         rollout = claim(session, registry.tenant, rollout_id)
         next_state(ROLLOUTS, State(rollout.state), Event.START)
         persons = require_enough(session, rollout, policy, now)
-        rollout.started_at = now
-        cause = Cause(actor=actor, now=now, evidence={"approved_by": sorted(persons)})
         rows = profiles_of(session, rollout)
+        require_still_valid(session, policy, rollout, rows)
+        cause = Cause(actor=actor, now=now, evidence={"approved_by": sorted(persons)})
+        changed = take_over(session, rollout, [row.profile for row in rows], cause)
+        rollout.started_at = now
         for row in rows:
             row.release = {**row.release, "approvals": approval_digests(session, rollout, policy, now)}
             move(session, rollout, row, Event.START, cause)
         move_rollout(session, rollout, Event.START, cause)
-        desk.write_groups(session, [place for row in rows for place in places(rollout, row)], now)
+        desk.write_groups(session, [*changed, *(place for row in rows for place in places(rollout, row))], now)
 
 
-def pause(direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "") -> None:
-    """Advance no profile until resumed; the guardrails go on watching (TransitionError: none is running)."""
-    _apply(direction, rollout_id, Event.PAUSE, Cause(actor=actor, now=now, reason=reason))
+def pause(
+    direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "", profile: str | None = None
+) -> None:
+    """Advance no profile, or not this one, until resumed; the guardrails go on watching (TransitionError: none is running)."""
+    _apply(direction, rollout_id, Event.PAUSE, Cause(actor=actor, now=now, reason=reason), profile)
 
 
-def halt(direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "") -> None:
-    """Let no further device start; who has started stays (TransitionError: none is on trial)."""
-    _apply(direction, rollout_id, Event.HALT, Cause(actor=actor, now=now, reason=reason))
+def halt(
+    direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "", profile: str | None = None
+) -> None:
+    """Let no further device start, or none of this profile; who has started stays (TransitionError: none is on trial)."""
+    _apply(direction, rollout_id, Event.HALT, Cause(actor=actor, now=now, reason=reason), profile)
 
 
-def resume(direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "") -> None:
-    """Go on where a paused or halted profile was; its wait for evidence begins anew (TransitionError: none is)."""
-    registry, desk = direction.registry, direction.desk()
+def resume(
+    direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "", profile: str | None = None
+) -> None:
+    """Go on where paused or halted profiles were, or this one; their wait for evidence begins anew.
+
+    Raises:
+        TransitionError: none is paused or halted. RolloutConflictError: devices would refuse it, or start no more.
+    """
+    registry, policy, desk = direction.registry, direction.registry.repository.policy(), direction.desk()
     cause = Cause(actor=actor, now=now, reason=reason)
     with registry.sessions.begin() as session:
         rollout = claim(session, registry.tenant, rollout_id)
-        last_stage = parse_plan(rollout.plan).last_stage
-        rows = [row for row in profiles_of(session, rollout) if row.verdict in (Verdict.PAUSED, Verdict.HALTED)]
+        plan = parse_plan(rollout.plan)
+        rows = [row for row in _chosen(session, rollout, profile) if row.verdict in (Verdict.PAUSED, Verdict.HALTED)]
         if not rows:
             raise TransitionError(f"cannot resume in state {rollout.state}: nothing is paused or halted")
         for row in rows:
-            move(session, rollout, row, resume_event(row.stage, last_stage), cause)
+            found = obstacle(session, rollout, row, plan, policy, now)
+            if found is not None:
+                raise RolloutConflictError(f"profile {row.profile} cannot go on: {found.reason}")
+            move(session, rollout, row, resume_event(row.stage, plan.last_stage), cause)
         _follow(session, desk, rollout, rows, cause)
 
 
-def rollback(direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "") -> None:
-    """Send every profile that has the candidate back to its former release; a completed one too.
+def rollback(
+    direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "", profile: str | None = None
+) -> None:
+    """Send every profile that has the candidate, or this one, back to its former release; a completed one too.
 
     Raises:
         TransitionError: no profile has it. RolloutConflictError: the fleet has moved on since.
     """
-    _apply(direction, rollout_id, Event.ROLL_BACK, Cause(actor=actor, now=now, reason=reason))
+    _apply(direction, rollout_id, Event.ROLL_BACK, Cause(actor=actor, now=now, reason=reason), profile)
 
 
 def cancel(direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "") -> None:
-    """End a rollout that has not started (TransitionError: it has)."""
-    _close(direction, rollout_id, Event.CANCEL, Cause(actor=actor, now=now, reason=reason))
+    """End a rollout: at once where it has not started, else once every device on trial has proved to be back.
+
+    What has completed stays stable; `rollback` takes that back, too.
+
+    Raises:
+        TransitionError: it has ended, or is rolling back already.
+    """
+    registry, desk = direction.registry, direction.desk()
+    cause = Cause(actor=actor, now=now, reason=reason)
+    with registry.sessions.begin() as session:
+        rollout = claim(session, registry.tenant, rollout_id)
+        if State(rollout.state) in UNSTARTED:
+            close(session, rollout, Event.CANCEL, cause)
+            return
+        rows = [row for row in profiles_of(session, rollout) if (Verdict(row.verdict), Event.CANCEL) in VERDICTS]
+        if not rows:
+            raise TransitionError(f"cannot cancel in state {rollout.state}: no profile is on trial")
+        take_back(session, rollout, rows, Event.CANCEL, cause, State.CANCELLED)
+        desk.write_groups(session, [place for row in rows for place in places(rollout, row)], now)
 
 
 def reject(direction: Direction, rollout_id: str, *, actor: str, now: datetime, reason: str = "") -> None:
     """Refuse the approval that a rollout asks for, which ends it (TransitionError: it asks for none)."""
-    _close(direction, rollout_id, Event.REJECT, Cause(actor=actor, now=now, reason=reason))
+    with direction.registry.sessions.begin() as session:
+        rollout = claim(session, direction.registry.tenant, rollout_id)
+        close(session, rollout, Event.REJECT, Cause(actor=actor, now=now, reason=reason))
 
 
-def expire(direction: Direction, rollout_id: str, revision: int, now: datetime) -> None:
-    """End a rollout that was not started in time."""
-    cause = Cause(actor="system:controller", now=now, reason="not approved and started in time")
-    _close(direction, rollout_id, Event.EXPIRE, cause, revision)
+def tend(direction: Direction, rollout_id: str, revision: int, now: datetime) -> None:
+    """End a rollout that was not started in time; ask for approval again where approvals no longer suffice."""
+    registry = direction.registry
+    with registry.sessions() as session:
+        found = find(session, registry.tenant, rollout_id)
+        event, reason = _lapsed(session, direction, found, now)
+    if event is None:
+        return
+    with registry.sessions.begin() as session:
+        rollout = claim(session, registry.tenant, rollout_id, revision)
+        cause = Cause(actor=CONTROLLER, now=now, reason=reason)
+        if event is Event.EXPIRE:
+            close(session, rollout, event, cause)
+        else:
+            rollout.approved_at = None
+            move_rollout(session, rollout, event, cause)
 
 
-def _apply(direction: Direction, rollout_id: str, event: Event, cause: Cause) -> None:
-    """Apply the event to every profile whose table has it; at least one must."""
+def _lapsed(session: Session, direction: Direction, rollout: Rollout, now: datetime) -> tuple[Event | None, str]:
+    """Return what time has done to a rollout that has not started, and why."""
+    if State(rollout.state) not in UNSTARTED:
+        return None, ""
+    if rollout.approve_by < now:
+        return Event.EXPIRE, "not approved and started in time"
+    if State(rollout.state) is State.SCHEDULED:
+        try:
+            require_enough(session, rollout, direction.registry.repository.policy(), now)
+        except NotEnoughApprovalsError as error:
+            return Event.LAPSE, str(error)
+    return None, ""
+
+
+def _apply(direction: Direction, rollout_id: str, event: Event, cause: Cause, profile: str | None) -> None:
+    """Apply the event to every profile whose table has it, or to this one; at least one must."""
     registry, desk = direction.registry, direction.desk()
     with registry.sessions.begin() as session:
         rollout = claim(session, registry.tenant, rollout_id)
-        rows = [row for row in profiles_of(session, rollout) if (Verdict(row.verdict), event) in VERDICTS]
+        chosen = _chosen(session, rollout, profile)
+        rows = [row for row in chosen if (Verdict(row.verdict), event) in VERDICTS]
         if not rows:
             raise TransitionError(f"cannot {event} in state {rollout.state}: no profile allows it")
         for row in rows:
@@ -181,106 +185,31 @@ def _apply(direction: Direction, rollout_id: str, event: Event, cause: Cause) ->
         _follow(session, desk, rollout, rows, cause)
 
 
+def _chosen(session: Session, rollout: Rollout, profile: str | None) -> list[RolloutProfile]:
+    rows = profiles_of(session, rollout)
+    if profile is None:
+        return rows
+    found = [row for row in rows if row.profile == profile]
+    if not found:
+        names = ", ".join(row.profile for row in rows)
+        raise RolloutInputError(f"expected a profile of the rollout, one of {names}, got {profile[:64]!r}")
+    return found
+
+
 def _follow(session: Session, desk: Desk, rollout: Rollout, rows: Sequence[RolloutProfile], cause: Cause) -> None:
     follow_profiles(session, rollout, cause)
     desk.write_groups(session, [place for row in rows for place in places(rollout, row)], cause.now)
 
 
-def _close(direction: Direction, rollout_id: str, event: Event, cause: Cause, revision: int | None = None) -> None:
-    with direction.registry.sessions.begin() as session:
-        _close_claimed(session, claim(session, direction.registry.tenant, rollout_id, revision), event, cause)
-
-
-def _close_claimed(session: Session, rollout: Rollout, event: Event, cause: Cause) -> None:
-    move_rollout(session, rollout, event, cause)
-    for row in profiles_of(session, rollout):
-        move(session, rollout, row, event, cause)
-
-
-def _require_groups(session: Session, tenant: str, request: RolloutRequest) -> list[str]:
-    groups = sorted(set(request.groups))
-    if not groups:
-        raise RolloutInputError("expected one group at least, got none: name groups with --group")
-    try:
-        require(request.slot, NAME_PATTERN, "slot")
-    except UntrustedError as error:
-        raise RolloutInputError(str(error)) from error
-    for name in groups:
-        catalog.require_group(session, tenant, name)
-    return groups
-
-
-def _releases(
-    session: Session, tenant: str, request: RolloutRequest, groups: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Return profile -> release for the profiles of the groups' devices, and profile -> why it is left out."""
-    version = catalog.version_of(session, tenant, request.model, request.version)
-    if version.state != catalog.READY:
-        raise RolloutInputError(f"expected {request.model}@{request.version} READY, it is {version.state}")
-    profiles = sorted({device.profile for group in groups for device in catalog.devices(session, tenant, group=group)})
-    if not profiles:
-        raise RolloutInputError(f"no device is enrolled in {', '.join(groups)}: enrol devices first")
-    releases: dict[str, dict[str, Any]] = {}
-    skipped: dict[str, str] = {}
-    for profile in profiles:
-        try:
-            release = catalog.release_of(session, tenant, request.model, request.version, profile)
-        except (NotFoundError, ConflictError) as error:
-            skipped[profile] = str(error)
-            continue
-        if _is_stable_everywhere(session, tenant, request.slot, groups, profile, release.sha256):
-            skipped[profile] = f"{request.model}@{request.version} is stable there already"
-        else:
-            releases[profile] = msgspec.to_builtins(release)
-    if not releases:
-        why = "; ".join(f"{profile}: {reason}" for profile, reason in skipped.items())
-        raise RolloutInputError(f"nothing to roll out: {why}")
-    return releases, skipped
-
-
-def _is_stable_everywhere(
-    session: Session, tenant: str, slot: str, groups: Sequence[str], profile: str, sha256: str
-) -> bool:
-    stables = [session.get(SlotStable, (tenant, group, profile, slot)) for group in groups]
-    return all(row is not None and row.release is not None and row.release["sha256"] == sha256 for row in stables)
-
-
-def _require_free(
-    session: Session, tenant: str, request: RolloutRequest, groups: list[str], profiles: list[str], cause: Cause
-) -> None:
-    """Refuse a second rollout on the same groups, profiles and slot, or supersede one that has not started."""
-    for other in open_rollouts(session, tenant, request.slot, groups, profiles):
-        if not request.supersede or (State(other.state), Event.SUPERSEDE) not in ROLLOUTS:
-            raise RolloutConflictError(
-                f"rollout {other.id} of {other.model}@{other.version} is {other.state} on the same groups, profiles and"
-                f" slot {request.slot}: end it first"
-            )
-        _close_claimed(session, claim(session, tenant, other.id), Event.SUPERSEDE, cause)
-
-
-def _pending(rollout: Rollout, profile: str, release: dict[str, Any]) -> RolloutProfile:
-    return RolloutProfile(
-        rollout=rollout.id,
-        profile=profile,
-        verdict=Verdict.PENDING.value,
-        release=release,
-        previous={},
-        below=0,
-        stage=0,
-        baselines=[],
-        unproven=[],
-        evidence={},
-    )
-
-
 __all__ = [
     "Direction",
+    "RolloutChange",
     "RolloutRequest",
     "approval_request",
     "approve",
     "cancel",
+    "change",
     "create",
-    "expire",
     "find",
     "halt",
     "pause",
@@ -288,4 +217,6 @@ __all__ = [
     "resume",
     "rollback",
     "start",
+    "tend",
+    "withdraw",
 ]

@@ -125,11 +125,14 @@ ROLLOUTS: Mapping[tuple[State, Event], State] = {
     **{(state, _E.CHANGE): _S.VALIDATING for state in _UNSTARTED},
     (_S.AWAITING_APPROVAL, _E.APPROVE): _S.SCHEDULED,
     (_S.AWAITING_APPROVAL, _E.REJECT): _S.REJECTED,
-    **{(_S.SCHEDULED, event): _S.AWAITING_APPROVAL for event in (_E.WITHDRAW, _E.LAPSE)},
+    **{(state, _E.WITHDRAW): _S.AWAITING_APPROVAL for state in _UNSTARTED},
+    (_S.SCHEDULED, _E.LAPSE): _S.AWAITING_APPROVAL,
     (_S.SCHEDULED, _E.START): _S.CANARY,
     **{(state, _E.CANCEL): _S.CANCELLED for state in _UNSTARTED},
     **{(state, _E.SUPERSEDE): _S.SUPERSEDED for state in _UNSTARTED},
     **{(state, _E.EXPIRE): _S.EXPIRED for state in _UNSTARTED},
+    # Approvals end: what runs, or has completed and stays stable, can be approved anew.
+    **{(state, _E.APPROVE): state for state in (*_ON_TRIAL, _S.COMPLETED)},
     # From here on a rollout follows its profiles: the one that it shows may change when another one ends.
     **{(state, _E.RESUME_CANARY): _S.CANARY for state in _ON_TRIAL if state is not _S.CANARY},
     **{(state, _E.ADVANCE): _S.STAGE for state in (_S.CANARY, _S.STAGE)},

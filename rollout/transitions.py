@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry import audit, catalog
-from modelfleet.rollout import health
-from modelfleet.rollout.cohort import cohort_below
+from modelfleet.rollout import population, totals
+from modelfleet.rollout.cohort import plan_cohort
 from modelfleet.rollout.errors import RolloutConflictError, RolloutNotFoundError, StaleRevisionError
 from modelfleet.rollout.states import ROLLOUTS, VERDICTS, Event, State, Verdict, event_between, next_state, summary
 from modelfleet.rollout.tables import Rollout, RolloutProfile, SlotStable
+from modelfleet.rollout.webhooks.outbox import enqueue
 
 CONTROLLER = "system:controller"
 _SETTLED = frozenset({Verdict.COMPLETED, Verdict.ROLLED_BACK, Verdict.CLOSED, Verdict.ROLLBACK_INCOMPLETE})
@@ -83,7 +84,9 @@ def move(session: Session, rollout: Rollout, row: RolloutProfile, event: Event, 
     """Move one profile's verdict along its table, with everything that belongs to the event (TransitionError)."""
     before = Verdict(row.verdict)
     after = next_state(VERDICTS, before, event)
-    row.verdict, row.reason, row.evidence = after.value, cause.reason, dict(cause.evidence)
+    row.verdict = after.value
+    if (before, event) != (Verdict.ROLLING_BACK, Event.SUPERSEDE):  # it goes on for the reason that it had
+        row.reason, row.evidence = cause.reason, dict(cause.evidence)
     row.ended_at = cause.now if after in _SETTLED else None
     plan = parse_plan(rollout.plan)
     match event:
@@ -97,8 +100,11 @@ def move(session: Session, rollout: Rollout, row: RolloutProfile, event: Event, 
             _make_stable(session, rollout, row, cause.now)
         case Event.ROLL_BACK:
             row.rollback_started_at = cause.now
+            rollout.ending = None
             if before is Verdict.COMPLETED:
                 _restore_stable(session, rollout, row, cause.now)
+        case Event.CANCEL | Event.SUPERSEDE if before not in (Verdict.PENDING, Verdict.ROLLING_BACK):
+            row.rollback_started_at = cause.now
         case _:
             pass
     record(session, rollout, event, cause, profile=row.profile, before=before, after=after, stage=row.stage)
@@ -112,29 +118,41 @@ def move_rollout(session: Session, rollout: Rollout, event: Event, cause: Cause)
     record(session, rollout, event, cause, before=before, after=after)
 
 
-def follow_profiles(session: Session, rollout: Rollout, cause: Cause) -> None:
-    """Bring the rollout's state to what its profiles' verdicts amount to."""
+def follow_profiles(session: Session, rollout: Rollout, cause: Cause, event: Event | None = None) -> None:
+    """Bring the rollout's state to what its profiles' verdicts amount to; `event` names the change where it leads there."""
     session.flush()
     before = State(rollout.state)
-    target = summary(Verdict(row.verdict) for row in profiles_of(session, rollout))
-    event = event_between(before, target)
+    ending = None if rollout.ending is None else State(rollout.ending)
+    target = summary((Verdict(row.verdict) for row in profiles_of(session, rollout)), ending)
+    if event is None or ROLLOUTS.get((before, event)) is not target:
+        event = event_between(before, target)
     if event is not None:
         _set_state(rollout, target, cause)
         record(session, rollout, event, cause, before=before, after=target)
 
 
 def record(session: Session, rollout: Rollout, event: Event, cause: Cause, **detail: Any) -> None:
-    """Append the audit record of a change to the transaction."""
-    about = {"model": rollout.model, "version": rollout.version, "slot": rollout.slot, "revision": rollout.revision}
+    """Append the audit record of a change to the transaction, and what webhooks tell of it."""
+    about: dict[str, Any] = {
+        "model": rollout.model,
+        "version": rollout.version,
+        "slot": rollout.slot,
+        "revision": rollout.revision,
+    }
+    if rollout.emergency:
+        about["emergency"] = rollout.emergency_reason
+    told = {**about, **detail, "reason": cause.reason, "evidence": dict(cause.evidence)}
     audit.append(
         session,
         tenant=rollout.tenant,
         actor=cause.actor,
         action=f"rollout.{event}",
         subject=subject_of(rollout.id),
-        detail={**about, **detail, "reason": cause.reason, "evidence": dict(cause.evidence)},
+        detail=told,
         now=cause.now,
     )
+    about_whom = {"tenant": rollout.tenant, "rollout": rollout.id, "groups": rollout.groups, "actor": cause.actor}
+    enqueue(session, rollout.tenant, f"rollout.{event}", {**about_whom, **told}, cause.now)
 
 
 def subject_of(rollout_id: str) -> str:
@@ -177,6 +195,7 @@ def open_rollouts(session: Session, tenant: str, slot: str, groups: list[str], p
             Rollout.slot == slot,
             RolloutProfile.profile.in_(profiles),
             RolloutProfile.verdict.not_in(ended),
+            (RolloutProfile.verdict != Verdict.ROLLING_BACK.value) | Rollout.superseded_by.is_(None),
         )
         .distinct()
         .order_by(Rollout.created_at, Rollout.id)
@@ -204,6 +223,7 @@ def _begin_trial(session: Session, rollout: Rollout, row: RolloutProfile, plan: 
     row.previous = {group: _stable_release(session, rollout, group, row.profile) for group in rollout.groups}
     row.trial_started_at = now
     row.baselines = []
+    row.control_until = population.control_until(session, rollout, row.profile)
     session.flush()
     _enter_stage(session, rollout, row, plan, 0, now)
 
@@ -215,9 +235,10 @@ def _enter_stage(
     row.stage, row.stage_started_at, row.hold_started_at = stage, now, now
     if stage > plan.last_stage:
         return
-    row.baselines = [*row.baselines, health.baseline_of(health.count(session, rollout, row), now)]
-    devices = [device.id for device in health.profile_devices(session, rollout, row.profile)]
-    row.below = cohort_below(rollout.salt, devices, plan.stages[stage], plan.min_canaries, row.below)
+    row.baselines = [*row.baselines, totals.baseline_of(totals.count(session, rollout, row), now)]
+    devices = population.device_ids(session, rollout, row.profile)
+    planned = plan_cohort(rollout.salt, devices, plan.stages[stage], plan.min_canaries, row.below)
+    row.below, row.cohort = planned.below, planned.devices
 
 
 def _make_stable(session: Session, rollout: Rollout, row: RolloutProfile, now: datetime) -> None:

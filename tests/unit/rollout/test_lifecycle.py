@@ -95,10 +95,7 @@ def test_a_rollout_that_has_not_started_can_be_superseded(ready):
     first = ready.create("1.0.0")
     second = ready.create("1.0.0", supersede=True)
     assert (ready.state(first), ready.verdicts(first)) == ("SUPERSEDED", {FLOAT: "CLOSED"})
-    ready.approve(second)
-    lifecycle.start(ready.controller.direction, second, actor="ada", now=ready.now)
-    with pytest.raises(RolloutConflictError):
-        ready.create("1.0.0", supersede=True)
+    assert ready.row(first).superseded_by == second
 
 
 def test_what_is_stable_already_is_not_rolled_out_again(ready):
@@ -207,9 +204,7 @@ def test_cancelling_ends_what_has_not_started_and_frees_the_slot(ready):
     rollout = ready.create("1.0.0")
     lifecycle.cancel(ready.controller.direction, rollout, actor="ada", now=ready.now)
     assert ready.state(rollout) == "CANCELLED"
-    running = ready.launch("1.0.0")
-    with pytest.raises(TransitionError):
-        lifecycle.cancel(ready.controller.direction, running, actor="ada", now=ready.now)
+    assert ready.create("1.0.0")
 
 
 def test_what_nobody_starts_expires(ready):

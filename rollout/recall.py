@@ -6,22 +6,24 @@ assignment to measure and report where it stands (request `re-benchmark`); signe
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, exists, select
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.policies.plan import Plan
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import health
+from modelfleet.rollout import population, tally
 from modelfleet.rollout.documents import Desk
 from modelfleet.rollout.states import ON_TRIAL, Verdict
-from modelfleet.rollout.tables import DesiredDocument, DeviceCounters, DeviceTrial, Rollout, RolloutProfile
+from modelfleet.rollout.tables import DesiredDocument, DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
 from modelfleet.signer.desired import Request, device_scope
 
 LONGEST_WAIT_SECONDS = 60.0
 WAIT_SILENT_PERIODS = 4
 """A device is asked again after this many of its silent periods, a minute at most."""
 MAX_ASKED = 200
+MAX_LOOKED_AT = 2_000
+"""Of the devices that have not proved to be back, so many are looked at in one go."""
 PASSING = frozenset(
     state.value
     for state in (
@@ -59,43 +61,45 @@ def _unheard(
     session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime, patience: timedelta
 ) -> list[Device]:
     """Return the devices that are there, and whose report on the candidate, or on having left it, is missing."""
-    devices = {device.id: device for device in health.profile_devices(session, rollout, row.profile)}
-    heard = health.heard_at(session, rollout, list(devices))
-    running = _running(session, rollout)
     if Verdict(row.verdict) in ON_TRIAL:
-        wanted = _on_trial(session, rollout, row, running, now - patience) & set(devices)
+        missing = _stuck(rollout, now - patience) | _runs_untold(rollout, row.release["sha256"], now - patience)
     else:
-        left = set(health.unproven(session, rollout, row, plan, now))
-        wanted = {name for name in left if running.get(name) not in (None, row.release["sha256"])}
-    silent = timedelta(seconds=plan.silent_seconds)
-    there = [name for name in sorted(wanted) if name in heard and now - heard[name] <= silent]
-    return [devices[name] for name in there[:MAX_ASKED]]
-
-
-def _on_trial(
-    session: Session, rollout: Rollout, row: RolloutProfile, running: dict[str, str], before: datetime
-) -> set[str]:
-    found = session.scalars(select(DeviceTrial).where(DeviceTrial.rollout == rollout.id))
-    trials = {trial.device: trial for trial in found}
-    on_it = {name for name, sha256 in running.items() if sha256 == row.release["sha256"]}
-    stuck = {name for name, trial in trials.items() if trial.state in PASSING}
-    return {
-        name
-        for name in on_it | stuck
-        if name not in trials or (trials[name].outcome is None and trials[name].received_at < before)
-    }
-
-
-def _running(session: Session, rollout: Rollout) -> dict[str, str]:
-    """Return device -> manifest digest of its newest activation, as its counters say."""
-    newest = (
-        select(DeviceCounters.device, func.max(DeviceCounters.activation).label("activation"))
-        .where(DeviceCounters.slot == rollout.slot)
-        .group_by(DeviceCounters.device)
-        .subquery()
+        left = tally.unproven(session, rollout, row, plan, now, limit=MAX_LOOKED_AT)
+        running = newest_digest(rollout)
+        missing = Device.id.in_(left) & (running != row.release["sha256"])
+    there = tally.heard_from(rollout, Device.id, now - timedelta(seconds=plan.silent_seconds))
+    query = (
+        select(Device)
+        .outerjoin(DeviceSlot, and_(DeviceSlot.device == Device.id, DeviceSlot.slot == rollout.slot))
+        .where(population.of_profile(rollout, row.profile), missing, there)
     )
-    query = select(DeviceCounters.device, DeviceCounters.sha256).join(
-        newest,
-        (newest.c.device == DeviceCounters.device) & (newest.c.activation == DeviceCounters.activation),
+    return list(session.scalars(query.order_by(Device.id).limit(MAX_ASKED)))
+
+
+def _stuck(rollout: Rollout, before: datetime) -> ColumnElement[bool]:
+    """Return whether the device's last word on the rollout is old, and of a state that never stands for long."""
+    return Device.id.in_(_open_trials(rollout, before).where(DeviceTrial.state.in_(PASSING)))
+
+
+def _runs_untold(rollout: Rollout, digest: str, before: datetime) -> ColumnElement[bool]:
+    """Return whether the device's counters show the candidate, of which it has not reported the end."""
+    counted = select(DeviceCounters.device).where(
+        DeviceCounters.sha256 == digest,
+        DeviceCounters.slot == rollout.slot,
+        ~exists().where(DeviceTrial.rollout == rollout.id, DeviceTrial.device == DeviceCounters.device),
     )
-    return {row.device: row.sha256 for row in session.execute(query.where(DeviceCounters.slot == rollout.slot))}
+    told_of_none = Device.id.in_(counted) | Device.id.in_(_open_trials(rollout, before))
+    return told_of_none & (newest_digest(rollout) == digest)
+
+
+def _open_trials(rollout: Rollout, before: datetime) -> Select[str]:
+    return select(DeviceTrial.device).where(
+        DeviceTrial.rollout == rollout.id, DeviceTrial.outcome.is_(None), DeviceTrial.received_at < before
+    )
+
+
+def newest_digest(rollout: Rollout) -> ScalarSelect[str]:
+    """Return the manifest digest of a device's newest activation, as its counters say; null without any."""
+    mine = (DeviceCounters.device == Device.id) & (DeviceCounters.slot == rollout.slot)
+    newest = select(DeviceCounters.sha256).where(mine).order_by(DeviceCounters.activation.desc())
+    return newest.limit(1).correlate(Device).scalar_subquery()

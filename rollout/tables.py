@@ -73,6 +73,10 @@ class RolloutProfile(Base):
     release: Mapped[Json] = mapped_column(JSON)
     previous: Mapped[Json] = mapped_column(JSON)
     below: Mapped[int] = mapped_column(BigInteger, default=0)
+    cohort: Mapped[int | None] = mapped_column(BigInteger)
+    """How many devices that took when the stage began."""
+    control_until: Mapped[str | None] = mapped_column(String(36))
+    """The id up to which the profile's devices are the control arm; null: all of them are."""
     stage: Mapped[int] = mapped_column(default=0)
     baselines: Mapped[list[Json]] = mapped_column(JSON, default=list)
     trial_started_at: Mapped[datetime | None]
@@ -224,3 +228,38 @@ class LeadershipTerm(Base):
     term: Mapped[int] = mapped_column(BigInteger)
     holder: Mapped[str] = mapped_column(String(128))
     since: Mapped[datetime]
+
+
+class WebhookEndpoint(Base):
+    """Who is told of events: a URL, and patterns of event types. Its secret is derived (`webhooks.signature`), not stored."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    url: Mapped[str] = mapped_column(String(1024))
+    events: Mapped[list[str]]
+    generation: Mapped[int]
+    """Of its secret: grows when that is rotated."""
+    created_by: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime]
+    removed_at: Mapped[datetime | None]
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one endpoint. `state`: PENDING -> DELIVERED | FAILED; `next_at` is when to try (again)."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (Index("ix_webhook_deliveries_due", "tenant", "state", "next_at"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    endpoint: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"), index=True)
+    event: Mapped[str] = mapped_column(String(64))
+    body: Mapped[str]
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int]
+    error: Mapped[str | None]
+    created_at: Mapped[datetime]
+    next_at: Mapped[datetime]
+    delivered_at: Mapped[datetime | None]

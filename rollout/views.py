@@ -13,7 +13,7 @@ from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.decide import Decision, Hold
-from modelfleet.rollout.health import FAILURES
+from modelfleet.rollout.tally import FAILURES
 from modelfleet.rollout.residual import residual_risk
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutApproval, RolloutProfile

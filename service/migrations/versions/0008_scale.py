@@ -22,7 +22,13 @@ def upgrade() -> None:
         sa.Column("since", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("tenant", name=op.f("pk_leadership_terms")),
     )
+    with op.batch_alter_table("rollout_profiles", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("cohort", sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column("control_until", sa.String(length=36), nullable=True))
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("rollout_profiles", schema=None) as batch_op:
+        batch_op.drop_column("control_until")
+        batch_op.drop_column("cohort")
     op.drop_table("leadership_terms")

@@ -1,0 +1,75 @@
+"""Which devices a rollout is about, asked of the database in bounded pieces: a fleet of a million is never held in memory.
+
+A stage's health is judged against devices that stay on the release before: the control arm. It is every device of a profile up
+to `CONTROL_DEVICES`, and beyond that the first ones by id when the trial began; ids are random, so they are a fair sample.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import ColumnElement, func, select, union_all
+from sqlalchemy.orm import Session
+
+from modelfleet.registry.tables import Device
+from modelfleet.rollout.tables import Rollout, RolloutProfile
+
+PAGE = 20_000
+"""Ids that one round trip fetches: about 3 MiB while they are held."""
+CONTROL_DEVICES = 20_000
+
+
+def of_groups(rollout: Rollout) -> ColumnElement[bool]:
+    """Return what holds for every device of the rollout's groups."""
+    return (Device.tenant == rollout.tenant) & Device.group.in_(rollout.groups)
+
+
+def of_profile(rollout: Rollout, profile: str) -> ColumnElement[bool]:
+    """Return what holds for the enrolled devices of the rollout's groups with this profile."""
+    return of_groups(rollout) & (Device.profile == profile) & Device.revoked_at.is_(None)
+
+
+def of_control(rollout: Rollout, row: RolloutProfile) -> ColumnElement[bool]:
+    """Return what holds for the devices of the profile whose counts stand for the release before."""
+    everybody = of_profile(rollout, row.profile)
+    return everybody if row.control_until is None else everybody & (Device.id <= row.control_until)
+
+
+def device_ids(session: Session, rollout: Rollout, profile: str) -> Iterator[str]:
+    """Yield the ids of a profile's devices in no order, a page of them in memory at a time."""
+    query = select(Device.id).where(of_profile(rollout, profile)).execution_options(yield_per=PAGE)
+    for page in session.scalars(query).partitions():
+        yield from page
+
+
+def size(session: Session, rollout: Rollout, profile: str) -> int:
+    """Return how many devices the profile has."""
+    return session.scalar(select(func.count()).select_from(Device).where(of_profile(rollout, profile))) or 0
+
+
+def first_ids(session: Session, rollout: Rollout, profile: str, limit: int) -> list[str]:
+    """Return the first `limit` ids of a profile's devices in order."""
+    mine = (Device.tenant == rollout.tenant) & (Device.profile == profile) & Device.revoked_at.is_(None)
+    each = [
+        select(select(Device.id).where(mine, Device.group == group).order_by(Device.id).limit(limit).subquery().c.id)
+        for group in rollout.groups  # one index range per group: a list of groups has no order by id
+    ]
+    together = union_all(*each).subquery()
+    return list(session.scalars(select(together.c.id).order_by(together.c.id).limit(limit)))
+
+
+def control_until(session: Session, rollout: Rollout, profile: str) -> str | None:
+    """Return the id up to which a profile's devices are its control arm; None: all of them are."""
+    first = first_ids(session, rollout, profile, CONTROL_DEVICES + 1)
+    return first[CONTROL_DEVICES - 1] if len(first) > CONTROL_DEVICES else None
+
+
+def profiles_in(session: Session, tenant: str, groups: Sequence[str]) -> list[str]:
+    """Return the profiles that the groups' devices have, sorted: one step in the index for each, not one for each device."""
+    return sorted({profile for group in groups for profile in _profiles_of(session, tenant, group)})
+
+
+def _profiles_of(session: Session, tenant: str, group: str) -> Iterator[str]:
+    wanted = (Device.tenant == tenant) & (Device.group == group) & Device.revoked_at.is_(None)
+    found = session.scalar(select(func.min(Device.profile)).where(wanted))
+    while found is not None:
+        yield found
+        found = session.scalar(select(func.min(Device.profile)).where(wanted, Device.profile > found))

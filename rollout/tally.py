@@ -1,0 +1,192 @@
+"""How many devices of a trial are where: counted by the database, in two queries a profile, however large the fleet is.
+
+The first goes over the devices that have started, the second over the control arm (`population`): what is idle costs nothing.
+Silence is judged by the server's receipt times.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, ScalarSelect, and_, false, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from modelfleet.agent_client.protocol import DeviceState
+from modelfleet.policies.plan import Plan
+from modelfleet.registry.tables import Device
+from modelfleet.rollout import population
+from modelfleet.rollout.cohort import count_below
+from modelfleet.rollout.decide import DeviceTally
+from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
+
+COUNTED_ANEW = 2_000
+"""Up to that many devices a cohort is counted at every look; a larger one when its stage begins."""
+
+FAILURES = frozenset({DeviceState.REJECTED.value, DeviceState.ROLLED_BACK.value})
+GAVE_UP = frozenset({DeviceState.CANCELLED.value, DeviceState.EXPIRED.value})
+INSTALLING = frozenset(
+    state.value
+    for state in (
+        DeviceState.PREFLIGHT,
+        DeviceState.DOWNLOADING,
+        DeviceState.VERIFYING,
+        DeviceState.BENCHMARKING,
+        DeviceState.ACTIVATING,
+        DeviceState.PROBATION,
+        DeviceState.ROLLING_BACK,
+    )
+)
+"""States from which a device may still end up on the candidate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The devices that have started, counted by what became of them; see `DeviceTally`."""
+
+    started: int = 0
+    ended: int = 0
+    committed: int = 0
+    failed: int = 0
+    silent: int = 0
+    blocking: int = 0
+
+
+def tally(
+    session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime
+) -> tuple[DeviceTally, int]:
+    """Return the tally, and how many started devices have neither ended nor fallen silent."""
+    started = count_started(session, rollout, row, plan, now)
+    stable, stable_silent = count_stable(session, rollout, row, plan, now)
+    counted = DeviceTally(
+        cohort=count_cohort(session, rollout, row),
+        started=started.started,
+        ended=started.ended,
+        committed=started.committed,
+        failed=started.failed,
+        silent=started.silent,
+        stable=stable,
+        stable_silent=stable_silent,
+    )
+    return counted, started.blocking
+
+
+def count_started(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> Started:
+    """Count the devices of the profile that have reported on the rollout."""
+    ended = has_ended(plan, now).label("ended")
+    stalled = and_(~has_ended(plan, now), DeviceTrial.started_at < now - _seconds(plan.stall_seconds)).label("stalled")
+    silent = is_silent(rollout, DeviceTrial.device, now - _seconds(plan.silent_seconds)).label("silent")
+    query = (
+        select(ended, stalled, silent, DeviceTrial.outcome, func.count())
+        .join(Device, Device.id == DeviceTrial.device)
+        .outerjoin(DeviceSlot, and_(DeviceSlot.device == DeviceTrial.device, DeviceSlot.slot == rollout.slot))
+        .where(DeviceTrial.rollout == rollout.id, population.of_profile(rollout, row.profile))
+        .group_by("ended", "stalled", "silent", DeviceTrial.outcome)
+    )
+    found = [_Kind(*each) for each in session.execute(query)]
+    return Started(
+        started=sum(each.devices for each in found),
+        ended=sum(each.devices for each in found if each.ended or each.stalled),
+        committed=sum(each.devices for each in found if each.outcome == DeviceState.COMMITTED),
+        failed=sum(each.devices for each in found if each.outcome in FAILURES or (each.stalled and not each.silent)),
+        silent=sum(each.devices for each in found if each.silent),
+        blocking=sum(each.devices for each in found if not (each.ended or each.stalled or each.silent)),
+    )
+
+
+def count_stable(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> tuple[int, int]:
+    """Count the control arm's devices that were heard of in the trial's time, and those of them that are silent."""
+    assert row.trial_started_at is not None
+    silent_after = _seconds(plan.silent_seconds)
+    in_time = _heard_after(rollout, Device.id, row.trial_started_at - silent_after)
+    lately = heard_from(rollout, Device.id, now - silent_after).label("lately")
+    trial = select(DeviceTrial.device).where(DeviceTrial.rollout == rollout.id, DeviceTrial.device == Device.id)
+    query = (
+        select(lately, func.count())
+        .select_from(Device)
+        .outerjoin(DeviceSlot, and_(DeviceSlot.device == Device.id, DeviceSlot.slot == rollout.slot))
+        .where(population.of_control(rollout, row), ~trial.exists(), in_time)
+        .group_by("lately")
+    )
+    found = {bool(heard): number for heard, number in session.execute(query)}
+    return sum(found.values()), found.get(False, 0)
+
+
+def count_cohort(session: Session, rollout: Rollout, row: RolloutProfile) -> int:
+    """Return how many devices may take the candidate: now in a small fleet, when the stage began in a large one."""
+    first = population.first_ids(session, rollout, row.profile, COUNTED_ANEW + 1)
+    if len(first) > COUNTED_ANEW and row.cohort is not None:
+        return row.cohort
+    devices = population.device_ids(session, rollout, row.profile) if len(first) > COUNTED_ANEW else first
+    return count_below(rollout.salt, devices, row.below)
+
+
+def unproven(
+    session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime, *, limit: int | None = None
+) -> list[str]:
+    """Return the online devices that have not shown to be off the candidate, by id; at most `limit`.
+
+    A device is off it when its last signed report names another release as active, and its last report of all neither names
+    the candidate as active nor has it under way.
+    """
+    digest, since = row.release["sha256"], now - _seconds(plan.silent_seconds)
+    installing = DeviceSlot.state.in_(INSTALLING) & (DeviceSlot.digest == digest)
+    on_it = (DeviceSlot.proven == digest) | (DeviceSlot.active == digest) | installing
+    there = or_(Device.online, _heard_after(rollout, Device.id, since))
+    query = (
+        select(Device.id)
+        .join(DeviceSlot, and_(DeviceSlot.device == Device.id, DeviceSlot.slot == rollout.slot))
+        .where(population.of_profile(rollout, row.profile), on_it, there)
+        .order_by(Device.id)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def has_ended(plan: Plan, now: datetime) -> ColumnElement[bool]:
+    """Return whether a trial's device is done with the candidate, for better or worse; a retry starts it again."""
+    boot, seq, trial = DeviceTrial.outcome_boot, DeviceTrial.outcome_seq, DeviceTrial
+    begun_again = or_(trial.boot > boot, and_(trial.boot == boot, trial.seq > seq)) & trial.state.in_(INSTALLING)
+    over = DeviceTrial.received_at < now - _seconds(plan.limits.probation_seconds)
+    return or_(
+        and_(DeviceTrial.outcome.is_not(None), ~begun_again),
+        and_(DeviceTrial.state == DeviceState.PROBATION.value, over),
+        DeviceTrial.state.in_(GAVE_UP),
+    )
+
+
+def is_silent(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:
+    """Return whether nothing came since; who never reported counts from its enrolment. Needs its slot joined."""
+    last = func.coalesce(counted_at(rollout, device), DeviceSlot.received_at, Device.enrolled_at)
+    return and_(~func.coalesce(DeviceSlot.received_at >= since, false()), last < since)
+
+
+def counted_at(rollout: Rollout, device: InstrumentedAttribute[str]) -> ScalarSelect[datetime]:
+    """Return when the newest counters of the rollout's slot came, null where none did."""
+    mine = (DeviceCounters.device == device) & (DeviceCounters.slot == rollout.slot)
+    return select(func.max(DeviceCounters.received_at)).where(mine).scalar_subquery()
+
+
+@dataclass(frozen=True)
+class _Kind:
+    ended: bool
+    stalled: bool
+    silent: bool
+    outcome: str | None
+    devices: int
+
+
+def _heard_after(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:
+    """Return whether a report or counters came after `since`. Needs the device's slot joined."""
+    return func.coalesce(DeviceSlot.received_at > since, false()) | func.coalesce(
+        counted_at(rollout, device) > since, false()
+    )
+
+
+def heard_from(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:
+    """Return whether a report or counters came at `since` or later. Needs the device's slot joined."""
+    return func.coalesce(DeviceSlot.received_at >= since, false()) | func.coalesce(
+        counted_at(rollout, device) >= since, false()
+    )
+
+
+def _seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from modelfleet.agent_client.certificates import Credentials
+from modelfleet.agent_client.crew import Crew
 from modelfleet.agent_client.device import StateChange, make_device
 from modelfleet.agent_client.errors import AgentError, StoppingError
 from modelfleet.agent_client.http_client import Deadlines, HttpClient
@@ -30,15 +31,13 @@ from modelfleet.agent_client.link import MqttLink
 from modelfleet.agent_client.model import OPENERS, Model, SessionOpener, open_model
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.poll import Poller
-from modelfleet.agent_client.reconcile import SlotWorker
 from modelfleet.agent_client.storage import Disk, locked
 from modelfleet.agent_client.transport import Client
 from modelfleet.agent_client.version import agent_version
 from modelfleet.agent_client.voice import BootStore, Voice
 from modelfleet.benchmarks.runtimes.local_build import LocalBuild
 from modelfleet.benchmarks.runtimes.table import LOCAL_BUILDS
-from modelfleet.signer.desired import Assignment, Limits
-from modelfleet.signer.errors import FormatError, UntrustedError
+from modelfleet.signer.errors import UntrustedError
 
 TICK_SECONDS = 0.2
 MAX_REFUSALS = 200
@@ -85,8 +84,7 @@ class Agent:
         self._wake = threading.Event()
         self._inbox = Inbox()
         self._refusals: deque[dict[str, str]] = deque(maxlen=MAX_REFUSALS)
-        self._workers: dict[str, SlotWorker] = {}
-        self._metrics_at: dict[str, float] = {}
+        self._crew: Crew | None = None
         self._boots: BootStore | None = None
         self._running = False
         self._stop = threading.Event()
@@ -133,7 +131,7 @@ class Agent:
             "running": self._running,
             "online": link is not None and link.connected,
             "certificate_expires_at": self._certificate_expiry(),
-            "slots": {slot: worker.state.status() for slot, worker in sorted(self._workers.items())},
+            "slots": self._crew.status() if self._crew is not None else {},
             "refusals": list(self._refusals),
         }
 
@@ -152,7 +150,7 @@ class Agent:
         return False
 
     def _begin(self) -> None:
-        self._workers.clear()
+        self._crew = None
         self._boots = BootStore(self._root / "boots.json", self._disk)
         self._outbox = Outbox(self._root / "outbox", self._disk)
         self._credentials = Credentials(self._root, self.identity, self._disk, on_renewed=self._follow_credentials)
@@ -172,6 +170,7 @@ class Agent:
             look=self._look,
         )
         self._documents = self._device.documents
+        self._crew = Crew(self._root, self._device, self._boots, self._voice)
         self._link = MqttLink(
             self.identity,
             credentials=self._credentials,
@@ -181,7 +180,7 @@ class Agent:
             agent=agent_version(),
         )
         self._intake = Intake(
-            self._inbox, self.identity, self._documents, self._link, obey=self._obey, refuse=self._refuse
+            self._inbox, self.identity, self._documents, self._link, obey=self._crew.obey, refuse=self._refuse
         )
         self._poller = Poller(
             self._client,
@@ -192,8 +191,7 @@ class Agent:
             seconds=self._poll_seconds,
         )
         self._intake.follow_group()
-        for slot in sorted(self._known_slots()):
-            self._worker(slot).recover()
+        self._crew.recover()
         self._running = True
         # MQTT goes first; polling begins when it has not come up by then.
         self._poller.wait(time.monotonic(), min(self._poll_seconds, 5.0) if self.identity.mqtt else 0.0)
@@ -233,30 +231,9 @@ class Agent:
             raise StoppingError("asked to end")
         self._intake.look()
 
-    def _obey(self, assignment: Assignment) -> None:
-        assert self._boots is not None
-        new = [request for request in assignment.requests if not self._boots.answered(request.id)]
-        if not new:
-            return
-        acts: Mapping[str, Callable[[SlotWorker], None]] = {
-            "retry": SlotWorker.retry,
-            "cancel": SlotWorker.cancel,
-            "re-benchmark": SlotWorker.benchmark_again,
-        }
-        for request in new:
-            act = acts.get(request.kind)
-            if act is None:
-                self._refuse(
-                    FormatError(f"expected a request of {sorted(acts)}, got {request.kind!r}: upgrade the agent")
-                )
-                continue
-            for worker in list(self._workers.values()):
-                act(worker)
-        self._boots.answer([request.id for request in new])
-
     def _work(self) -> None:
-        for slot in sorted(self._known_slots()):
-            self._worker(slot).step()
+        assert self._crew is not None
+        self._crew.step()
 
     def _poll(self) -> None:
         now = time.monotonic()
@@ -264,30 +241,18 @@ class Agent:
         if self._link.connected:
             self._poller.wait(now, min(self._poll_seconds, 5.0))
         elif self._poller.due(now):
-            self._poller.poll(now, self._metrics(now_all=False))
+            self._poller.poll(now, self._crew.metrics() if self._crew is not None else [])
 
     def _send_metrics(self, *, now_all: bool = False) -> None:
-        assert self._link is not None
+        assert self._link is not None and self._crew is not None
         if self._link.connected:
-            for topic, payload in self._metrics(now_all=now_all):
+            for topic, payload in self._crew.metrics(now_all=now_all):
                 self._link.send(topic, payload)
-
-    def _metrics(self, *, now_all: bool) -> list[tuple[str, bytes]]:
-        """Return the counters that are due, (topic, payload) each."""
-        found: list[tuple[str, bytes]] = []
-        now = time.monotonic()
-        for slot, worker in self._workers.items():
-            if not now_all and now < self._metrics_at.get(slot, 0.0):
-                continue
-            self._metrics_at[slot] = now + self._documents.metrics_seconds(slot, Limits().metrics_seconds)
-            counted = worker.counts()
-            if counted is not None:
-                found.append(self._voice.metrics(slot, *counted))
-        return found
 
     def _report(self, change: StateChange) -> None:
         self._voice.report(change)
-        self._metrics_at.pop(change.slot, None)  # counters of a new activation are due at once
+        assert self._crew is not None
+        self._crew.metrics_at_once(change.slot)
         if self._link is not None:
             self._link.flush()
 
@@ -295,16 +260,6 @@ class Agent:
         said = {"kind": type(error).__name__, "message": str(error), "at": self._clock().isoformat()}
         log.warning("device %s refuses: %s: %s", self.identity.device, said["kind"], said["message"])
         self._refusals.append(said)
-
-    def _known_slots(self) -> set[str]:
-        folder = self._root / "slots"
-        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
-        return there | self._documents.slots()
-
-    def _worker(self, slot: str) -> SlotWorker:
-        if slot not in self._workers:
-            self._workers[slot] = SlotWorker(self._root, slot, self._device)
-        return self._workers[slot]
 
     def _certificate_expiry(self) -> str | None:
         expires_at = self._credentials.expires_at if self._link is not None else None  # made after them

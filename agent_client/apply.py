@@ -16,6 +16,7 @@ import msgspec
 from modelfleet.agent_client.agent import TICK_SECONDS, Agent
 from modelfleet.agent_client.bundle import Bundle, read_index, read_whole
 from modelfleet.agent_client.bundle_transport import BundleTransport
+from modelfleet.agent_client.crew import Crew
 from modelfleet.agent_client.device import StateChange
 from modelfleet.agent_client.errors import AgentError, LockedError
 from modelfleet.agent_client.protocol import DeviceState, ReportedError
@@ -125,7 +126,7 @@ class OfflineAgent(Agent):
         self._stop = stop
         self._begin()
         try:
-            self._active_before = {slot: self._worker(slot).state.active for slot in self._known_slots()}
+            self._active_before = {slot: self._slots.worker(slot).state.active for slot in self._slots.slots()}
             self._device.trust.refresh()
             self._take_documents()
             return self._outcome(index, finished=self._work_until_at_rest(stop))
@@ -159,13 +160,18 @@ class OfflineAgent(Agent):
         if index.expires <= self._clock():
             raise ExpiredError(f"the bundle has expired at {index.expires:%F %T} UTC: have a new one made")
 
+    @property
+    def _slots(self) -> Crew:
+        assert self._crew is not None
+        return self._crew
+
     def _rests(self) -> bool:
-        slots = [self._worker(slot).state.record.state for slot in self._known_slots()]
+        slots = [self._slots.worker(slot).state.record.state for slot in self._slots.slots()]
         resting = RESTING if self._wait else RESTING | {DeviceState.PROBATION}
         return all(state in resting for state in slots)
 
     def _outcome(self, index: Index, *, finished: bool) -> Outcome:
-        slots = tuple(self._outcome_of(slot, self._worker(slot)) for slot in sorted(self._known_slots()))
+        slots = tuple(self._outcome_of(slot, self._slots.worker(slot)) for slot in self._slots.slots())
         return Outcome(
             device=self.identity.device, expires=f"{index.expires:%F %T} UTC", finished=finished, slots=slots
         )

@@ -11,7 +11,6 @@ reports stay in the outbox. Payloads are handed on unread.
 import logging
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.errors import InsecureUrlError, StorageError
 from modelfleet.agent_client.identity import Identity
-from modelfleet.agent_client.outbox import Outbox
+from modelfleet.agent_client.outbox import Courier, Letter, Outbox
 from modelfleet.agent_client.protocol import Status, device_topic, encode, host_topic
 from modelfleet.agent_client.secure_url import require_secure
 
@@ -62,7 +61,6 @@ class MqttLink:
         self._identity = identity
         self._credentials = credentials
         self._deliver = deliver
-        self._outbox = outbox
         self._agent = agent
         self._wake = wake
         # Replaced as a whole, never changed: paho's thread reads it without a lock. (paho calls back under its own
@@ -70,8 +68,7 @@ class MqttLink:
         self._topics = frozenset(
             {host_topic(identity.tenant), device_topic(identity.tenant, identity.device, "desired")}
         )
-        self._sent: dict[int, int] = {}  # message id -> letter
-        self._acknowledged: deque[int] = deque()
+        self._courier = Courier(outbox)
         self._attempt = 0
         self._place: tuple[str, int] | None = None
         self._certified = urlsplit(identity.mqtt).scheme == "mqtts"
@@ -131,16 +128,7 @@ class MqttLink:
 
     def flush(self) -> None:
         """Forget the letters that were acknowledged, and send those that are not on their way yet (agent's thread)."""
-        while self._acknowledged:
-            number = self._sent.pop(self._acknowledged.popleft(), None)
-            if number is not None:
-                self._outbox.acknowledged(number)
-        if not self.connected or not self._host_online:
-            return
-        on_their_way = set(self._sent.values())
-        for letter in self._outbox.waiting():
-            if letter.number not in on_their_way:
-                self._sent[self._client.publish(letter.topic, letter.payload, qos=1).mid] = letter.number
+        self._courier.flush(self._post if self.connected and self._host_online else None)
 
     def send(self, topic: str, payload: bytes) -> None:
         """Send a message that may be lost (QoS 0); nothing is kept while the line or the host is down."""
@@ -150,6 +138,9 @@ class MqttLink:
     def host_is(self, *, online: bool) -> None:
         """Take note whether a controller is there."""
         self._host_online = online
+
+    def _post(self, letter: Letter) -> int:
+        return self._client.publish(letter.topic, letter.payload, qos=1).mid
 
     def _connect(self) -> None:
         assert self._place is not None
@@ -221,4 +212,4 @@ class MqttLink:
     def _on_publish(
         self, _client: paho.Client, _userdata: object, mid: int, _reason: ReasonCode, _properties: Properties
     ) -> None:
-        self._acknowledged.append(mid)
+        self._courier.acknowledged(mid)

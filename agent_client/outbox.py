@@ -5,6 +5,8 @@ They are sent in the order in which they were made. A device that is offline for
 
 import contextlib
 import threading
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +25,40 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     topic: Annotated[str, msgspec.Meta(max_length=256)]
     payload: str
+
+
+class Courier:
+    """Takes letters to a connection, in order and each once, and forgets those that were acknowledged."""
+
+    def __init__(self, outbox: "Outbox") -> None:
+        self._outbox = outbox
+        self._sent: dict[int, int] = {}  # message id -> letter
+        self._acknowledged: deque[int] = deque()
+
+    def acknowledged(self, message: int) -> None:
+        """Take note that the broker has that message. May be called from any thread."""
+        self._acknowledged.append(message)
+
+    def forget_unacknowledged(self) -> None:
+        """Send every letter again: the connection does not, on which they went out."""
+        self._sent.clear()
+
+    def flush(self, send: Callable[[Letter], int] | None) -> None:
+        """Forget the letters that were acknowledged, and send those that are not on their way yet.
+
+        Args:
+            send: sends at QoS 1 and returns the message's id; None: nothing can be sent now.
+        """
+        while self._acknowledged:
+            number = self._sent.pop(self._acknowledged.popleft(), None)
+            if number is not None:
+                self._outbox.acknowledged(number)
+        if send is None:
+            return
+        on_their_way = set(self._sent.values())
+        for letter in self._outbox.waiting():
+            if letter.number not in on_their_way:
+                self._sent[send(letter)] = letter.number
 
 
 class Outbox:

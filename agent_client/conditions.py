@@ -10,7 +10,7 @@ from datetime import UTC, datetime, tzinfo
 
 from modelfleet.agent_client.errors import ConditionsError
 from modelfleet.agent_client.protocol import WaitReason
-from modelfleet.agent_client.record import Goal, SlotRecord
+from modelfleet.agent_client.record import SlotRecord
 from modelfleet.signer.wanted import Reason, Wanted
 from modelfleet.signer.windows import Conditions, Window, described, is_open
 
@@ -76,16 +76,13 @@ def moves_forward(wanted: Wanted, record: SlotRecord) -> bool:
     """Whether `wanted` is an update that may be kept waiting.
 
     A candidate is. A stable release is one where it is newer than the release of the same model that the device has settled
-    on. An empty slot, a pin, and whatever leads back from a candidate wait for nothing.
+    on. An empty slot, a pin, what ran before, and whatever leads back from a candidate wait for nothing.
     """
     if wanted.reason is Reason.CANDIDATE:
         return True
-    if wanted.release is None or wanted.reason is Reason.PINNED or not _settled(record.running):
+    running, former = record.running, record.former
+    if wanted.release is None or wanted.reason is Reason.PINNED or (former and former.release == wanted.release):
         return False
-    running = record.running
-    assert running is not None
+    if running is None or (running.rollout and not running.promoted):
+        return False
     return running.release.model == wanted.release.model and running.release.counter < wanted.release.counter
-
-
-def _settled(running: Goal | None) -> bool:
-    return running is not None and (running.promoted or not running.rollout)

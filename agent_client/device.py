@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from modelfleet.agent_client.conditions import Facts
 from modelfleet.agent_client.documents import Documents
 from modelfleet.agent_client.floors import FloorStore
 from modelfleet.agent_client.identity import Identity
@@ -42,6 +43,7 @@ class Device:
     report: called at each state change, after the record is on the disk. refuse: keeps a refusal for `status`.
     look: takes in what arrived meanwhile; called often while a slot works, so that newer desired state can pre-empt it.
     clock: aware UTC; may be wrong, and may jump. monotonic: seconds, by which everything is timed.
+    surroundings: power, battery, network and time zone as they are now; by default, nothing that an update waits for.
     """
 
     root: Path
@@ -59,6 +61,7 @@ class Device:
     refuse: Callable[[Exception], None]
     look: Callable[[], None]
     monotonic: Callable[[], float] = time.monotonic
+    surroundings: Callable[[], Facts] = Facts
 
 
 def make_device(
@@ -74,6 +77,7 @@ def make_device(
     report: Callable[[StateChange], None],
     refuse: Callable[[Exception], None],
     look: Callable[[], None],
+    surroundings: Callable[[], Facts] = Facts,
 ) -> Device:
     """Return the device of an enrolled folder, with the trust, floors and documents that lie there.
 
@@ -108,4 +112,5 @@ def make_device(
         report=report,
         refuse=refuse,
         look=look,
+        surroundings=surroundings,
     )

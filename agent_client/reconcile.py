@@ -5,6 +5,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from modelfleet.agent_client.errors import (
     ActivationError,
     AgentError,
     BenchmarkError,
+    ConditionsError,
     IncompatibleReleaseError,
     LocalBuildError,
     PreemptedError,
@@ -67,6 +69,7 @@ class SlotWorker:
         wanted = self.state.wanted()
         if wanted is None:
             return self._watch()
+        wanted = self._until_it_may_start(wanted)
         self._drop_what_is_no_longer_wanted(wanted)
         if wanted.keep or self._holds(wanted):
             return self._watch()
@@ -288,6 +291,8 @@ class SlotWorker:
             self._reject(error)
         except TimeoutInStateError as error:
             self._fail(E.TIMEOUT, error)
+        except ConditionsError as error:  # no failure: what is there is kept, and it goes on when it may
+            self._leave(E.TRANSIENT, error=reported(error))
         except (ActivationError, LocalBuildError, TransferError, StorageError, OSError) as error:
             self._fail(E.TRANSIENT, error)
 
@@ -326,6 +331,16 @@ class SlotWorker:
             self._reject(BenchmarkError(f"expected {what} that ends, got {MAX_BENCHMARKS} that took the agent down"))
             return
         self.state.enter(E.TRANSIENT, error=ReportedError(kind="Restart", message="the agent was restarted meanwhile"))
+
+    def _until_it_may_start(self, wanted: Wanted) -> Wanted:
+        """Return what the slot should hold now: where an update has to wait, what is to run meanwhile."""
+        if not self.state.must_wait(wanted):
+            return wanted
+        waits, meanwhile = self.state.waiting, wanted.meanwhile
+        if meanwhile is None or self.state.has_begun(wanted) or self.state.must_wait(meanwhile):
+            meanwhile = replace(wanted, keep=True)
+        self.state.waiting = waits
+        return meanwhile
 
     def _may_start(self, wanted: Wanted, goal: Goal) -> bool:
         if goal.release.sha256 == self.state.cancelled or not self.state.may_try():

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
+from modelfleet.agent_client.conditions import moves_forward, require_conditions, unmet, waiting_error
 from modelfleet.agent_client.device import Device, StateChange
 from modelfleet.agent_client.errors import BenchmarkError, PreemptedError, StorageError, TimeoutInStateError
 from modelfleet.agent_client.link import full_jitter
-from modelfleet.agent_client.protocol import DeviceState, ReportedError
+from modelfleet.agent_client.protocol import WAITING_KIND, DeviceState, ReportedError, Waiting
 from modelfleet.agent_client.record import Goal, SlotRecord
 from modelfleet.agent_client.slots import Directory, Pointer, slot_folder
 from modelfleet.agent_client.states import RESTING, TIMER_SECONDS, Event, next_state
@@ -25,6 +26,8 @@ from modelfleet.signer.verify import Reason, Wanted
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 300.0
 LOOK_SECONDS = 0.2
+FETCHING = frozenset({DeviceState.PREFLIGHT, DeviceState.DOWNLOADING})
+"""States in which the conditions must hold on."""
 MAX_BENCHMARKS = 3
 """A build or a benchmark that took the whole process down this often is not tried again."""
 
@@ -46,6 +49,7 @@ class SlotState:
         self.record = SlotRecord()
         self.damaged = False
         self.cancelled: str | None = None
+        self.waiting: Waiting | None = None
         self._path = slot_folder(root, slot) / "record.json"
         self._entered = self.device.monotonic()
         self._retry_at = 0.0
@@ -75,6 +79,7 @@ class SlotState:
             "goal": record.goal.release.version if record.goal is not None else None,
             "error": msgspec.to_builtins(record.error) if record.error is not None else None,
             "rejected": {digest: rejection.error.kind for digest, rejection in record.rejected.items()},
+            "waiting": list(self.waiting.reasons) if self.waiting is not None else [],
         }
 
     def enter(self, event: Event, **changes: object) -> None:
@@ -156,12 +161,37 @@ class SlotState:
         """Return what the slot should hold now."""
         return self.device.documents.select(self.slot, self.record, self.active)
 
+    def must_wait(self, wanted: Wanted) -> bool:
+        """Whether an update to `wanted` has to wait for its window or conditions; `waiting` says for what.
+
+        What had started, and stopped, is kept; that it waits is reported once.
+        """
+        self.waiting = None
+        release = wanted.release
+        if wanted.keep or release is None or release.sha256 == self.active or not moves_forward(wanted, self.record):
+            return False
+        reasons = unmet(wanted.windows, wanted.conditions, self.device.surroundings(), self.device.trust.now())
+        if not reasons:
+            return False
+        self.waiting = Waiting(slot=self.slot, rollout=wanted.rollout, reasons=reasons)
+        known = self.record.error.kind if self.record.error is not None else ""
+        if self.has_begun(wanted) and known != WAITING_KIND:
+            self.keep(error=reported(waiting_error(reasons, wanted.windows)))
+            self.report()
+        return True
+
+    def has_begun(self, wanted: Wanted) -> bool:
+        """Whether the update to `wanted` was begun before, and is to be tried again."""
+        goal = self.record.goal if self.record.state is DeviceState.FAILED else None
+        return goal is not None and wanted.release is not None and goal.release.sha256 == wanted.release.sha256
+
     def look(self, *, at_once: bool = False) -> None:
         """Between two pieces of work: go on, or not?
 
         Raises:
             TimeoutInStateError: the state's timer has run out.
             PreemptedError: newer desired state, or a request, wants something else.
+            ConditionsError: not where, or not how, files may be fetched.
         """
         now = self.device.monotonic()
         if now - self._looked_at < LOOK_SECONDS and not at_once:
@@ -209,6 +239,8 @@ class SlotState:
         if wanted is None or wanted.release is None or wanted.release.sha256 != goal.release.sha256:
             late = wanted is not None and wanted.reason is Reason.TOO_LATE
             raise PreemptedError("desired state names another release now", late=late)
+        if self.record.state in FETCHING and moves_forward(wanted, self.record):
+            require_conditions(wanted.conditions, self.device.surroundings())
 
     def _read(self) -> None:
         """Read record and pointer; what rotted on the disk is made anew from the other."""

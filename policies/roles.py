@@ -27,6 +27,9 @@ class Permission(enum.StrEnum):
     ROLLOUTS_APPROVE = "rollouts.approve"
     ROLLOUTS_CONTROL = "rollouts.control"
     BUNDLES_WRITE = "bundles.write"
+    METRICS_READ = "metrics.read"
+    WEBHOOKS_READ = "webhooks.read"
+    WEBHOOKS_WRITE = "webhooks.write"
 
 
 class Role(enum.StrEnum):
@@ -47,6 +50,7 @@ _READ = frozenset(
         Permission.AUDIT_READ,
         Permission.TRUST_READ,
         Permission.ROLLOUTS_READ,
+        Permission.METRICS_READ,
     }
 )
 

@@ -62,6 +62,10 @@ class ApiClient:
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
         return self._request("POST", path, body=_multipart(heads, parts, tail), headers=headers)
 
+    def delete(self, path: str) -> None:
+        """Remove what is at `path`; raises as `get` does."""
+        self._request("DELETE", path)
+
     def text(self, path: str, **params: str | int | None) -> str:
         """Return the text at `path`; raises as `get` does."""
         with self._open(path, params) as answer:

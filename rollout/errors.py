@@ -31,3 +31,19 @@ class NotLeadingError(RolloutError):
 
 class BrokerError(RolloutError):
     """The broker refused or did not answer: retried with backoff."""
+
+
+class WebhookInputError(RolloutError):
+    """No endpoint or pattern of events as asked: mend the request."""
+
+
+class WebhookNotFoundError(RolloutError):
+    """The tenant has no such webhook, or no such delivery."""
+
+
+class WebhookDeliveryError(RolloutError):
+    """An endpoint did not take a delivery: sent again after a pause."""
+
+
+class WebhookKeyError(RolloutError):
+    """The file that secrets of webhooks come from is damaged: restore it."""

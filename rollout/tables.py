@@ -181,8 +181,12 @@ class DeviceTrial(Base):
     outcome_boot: Mapped[int] = mapped_column(BigInteger, default=-1)
     outcome_seq: Mapped[int] = mapped_column(BigInteger, default=-1)
     outcome_at: Mapped[datetime | None]
+    bench_boot: Mapped[int] = mapped_column(BigInteger, default=-1, server_default="-1")
+    """(boot, seq) of the report that brought `bench`: it stays where a newer report brings none."""
+    bench_seq: Mapped[int] = mapped_column(BigInteger, default=-1, server_default="-1")
     retries: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How often people asked the device to try again."""
+    """How often people asked the device to try again, and when they last did."""
+    retried_at: Mapped[datetime | None]
 
 
 class DeviceCounters(Base):
@@ -204,6 +208,29 @@ class DeviceCounters(Base):
     confidence: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
     """Null from agents that do not count it."""
     received_at: Mapped[datetime]
+
+
+class TelemetryHour(Base):
+    """What the devices of one group and profile counted on one version in one hour (UTC, of receipt); see `telemetry`.
+
+    `latency` counts per bucket of the protocol, `classes` per class, trailing zeros cut; `devices` counts activations heard.
+    On PostgreSQL it is partitioned by month of `hour`.
+    """
+
+    __tablename__ = "telemetry_hours"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[str] = mapped_column(String(64), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(64), primary_key=True)
+    group: Mapped[str] = mapped_column("group_name", String(64), primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    slow: Mapped[int] = mapped_column(BigInteger)
+    devices: Mapped[int]
+    latency: Mapped[list[int]] = mapped_column(JSON)
+    classes: Mapped[list[int]] = mapped_column(JSON)
 
 
 class HealthSample(Base):

@@ -17,7 +17,7 @@ def appended() -> set[str]:
     """Return every action that a call of an appending function names."""
     found: set[str] = set()
     for folder in ("registry", "rollout", "service"):
-        for path in (ROOT / folder).glob("*.py"):
+        for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and name_of(node.func) in APPENDING:
                     for value in (*node.args, *(keyword.value for keyword in node.keywords)):

@@ -86,13 +86,18 @@ class Controller:
         self._ticking = threading.Lock()
         self._writer = threading.Thread(target=self._write_reports, name="ingest", daemon=True)
 
-    def start(self) -> None:
-        """Connect, subscribe, say that a controller is there, and publish every document again."""
+    def start(self, *, writes_at_once: bool = True) -> None:
+        """Connect, subscribe, say that a controller is there, and publish every document again.
+
+        Args:
+            writes_at_once: write reports as they arrive, on a thread; else only in `tick`, where time is simulated.
+        """
         self._registry.on_device_changed.append(self.ensure_assignment)
         for kind in ("report", "metrics", "status"):
             self._broker.subscribe(f"{TOPIC_ROOT}/{self._registry.tenant}/d/+/{kind}", self.ingest.offer)
         self._broker.connect(Will(topic=self._host_topic, payload=OFFLINE), self._republish)
-        self._writer.start()
+        if writes_at_once:
+            self._writer.start()
 
     def stop(self) -> None:
         """Write what has arrived, say goodbye, disconnect."""

@@ -1,0 +1,111 @@
+"""What one tick changes of a rollout, profile by profile: decisions made from measured health, as steps to apply."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from modelfleet.policies.plan import Plan
+from modelfleet.rollout import health, tally, totals
+from modelfleet.rollout.decide import Advance, Complete, Decision, Halt, Hold, Pause, RollBack, evidence_of, trip
+from modelfleet.rollout.emergency import judge
+from modelfleet.rollout.standing import obstacle
+from modelfleet.rollout.states import LEAVING, ON_TRIAL, RUNNING, VERDICTS, Event, Verdict
+from modelfleet.rollout.succession import wanted_again
+from modelfleet.rollout.tables import Rollout, RolloutProfile
+from modelfleet.rollout.totals import Totals
+from modelfleet.rollout.transitions import profiles_of
+from modelfleet.signer.statements import TrustPolicy
+
+MAX_UNPROVEN = 10_000
+"""So many devices are named at most, where a rollback's time is over and they have not proved to be back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One profile's decided change: the event, and why."""
+
+    profile: str
+    event: Event
+    reason: str
+    evidence: Mapping[str, object]
+    unproven: tuple[str, ...] = ()
+
+
+def steps_of(session: Session, rollout: Rollout, plan: Plan, policy: TrustPolicy, now: datetime) -> list[Step]:
+    """Return what is to change now, per profile; keeps a sample of the totals beside."""
+    steps: list[Step] = []
+    for row in profiles_of(session, rollout):
+        verdict = Verdict(row.verdict)
+        step: Step | None = None
+        if verdict in ON_TRIAL:
+            counted = totals.count(session, rollout, row)
+            step = _trial_step(session, rollout, row, plan, policy, counted, now)
+            totals.record_sample(session, row, plan, counted, now)
+        elif verdict in LEAVING:
+            step = _leaving_step(session, rollout, row, plan, now)
+        if step is not None:
+            steps.append(step)
+    return steps
+
+
+def _trial_step(
+    session: Session,
+    rollout: Rollout,
+    row: RolloutProfile,
+    plan: Plan,
+    policy: TrustPolicy,
+    counted: Totals,
+    now: datetime,
+) -> Step | None:
+    measured = health.measure(session, rollout, row, plan, now, counted)
+    if Verdict(row.verdict) in RUNNING:
+        decision = judge(plan, row.stage, measured, now, emergency=rollout.emergency)
+    else:
+        decision = trip(plan, measured, evidence_of(plan, measured))  # paused and halted profiles stay under watch
+    if not isinstance(decision, RollBack):
+        found = obstacle(session, rollout, row, plan, policy, now)
+        if found is not None and (Verdict(row.verdict), found.event) in VERDICTS:
+            evidence = {} if decision is None else decision.evidence
+            return Step(profile=row.profile, event=found.event, reason=found.reason, evidence=evidence)
+    return None if decision is None else step_of(row.profile, decision, plan)
+
+
+def step_of(profile: str, decision: Decision, plan: Plan) -> Step | None:
+    """Return the change that a decision asks for, or None where it holds."""
+    match decision:
+        case Hold():
+            return None
+        case Advance(stage=stage):
+            event = Event.SOAK if stage > plan.last_stage else Event.ADVANCE
+            share = "soak" if stage > plan.last_stage else f"{plan.stages[stage]:.0%}"
+            return Step(
+                profile=profile, event=event, reason=f"evidence suffices for {share}", evidence=decision.evidence
+            )
+        case Complete():
+            return Step(
+                profile=profile, event=Event.COMPLETE, reason="soaked without an alarm", evidence=decision.evidence
+            )
+        case Pause(reason=reason):
+            return Step(profile=profile, event=Event.PAUSE, reason=reason, evidence=decision.evidence)
+        case Halt(reason=reason):
+            return Step(profile=profile, event=Event.HALT, reason=reason, evidence=decision.evidence)
+        case RollBack(guardrail=guardrail, reason=reason):
+            evidence = {"guardrail": guardrail, **decision.evidence}
+            return Step(profile=profile, event=Event.ROLL_BACK, reason=f"{guardrail}: {reason}", evidence=evidence)
+
+
+def _leaving_step(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> Step | None:
+    """Return the proof that the devices are back, or that the time for it is over."""
+    left = tuple(tally.unproven(session, rollout, row, plan, now, limit=MAX_UNPROVEN))
+    if not left or wanted_again(session, rollout, row):
+        return Step(
+            profile=row.profile, event=Event.PROVE, reason=row.reason, evidence={**row.evidence, "unproven": []}
+        )
+    assert row.rollback_started_at is not None
+    overdue = now - row.rollback_started_at >= timedelta(seconds=plan.rollback_seconds)
+    if Verdict(row.verdict) is Verdict.ROLLING_BACK and overdue:
+        reason = f"{len(left)} devices have not proved to be back"
+        return Step(profile=row.profile, event=Event.OVERDUE, reason=reason, evidence={}, unproven=left)
+    return None

@@ -35,6 +35,8 @@ from modelfleet.signer.sign import encode_payload, sign_assignment, sign_group
 
 LIFE = timedelta(days=7)
 RENEW_AFTER = timedelta(days=1)
+LASTING = frozenset({"retry", "cancel", "collect-logs"})
+"""Requests that stay in an assignment when it is signed again."""
 
 
 class Head(TypedDict):
@@ -92,7 +94,12 @@ class Desk:
         *,
         above: int = 0,
     ) -> None:
-        """Sign anew which group and profile the device has; no older document of that group may steer it."""
+        """Sign anew which group and profile the device has; no older document of that group may steer it.
+
+        What people asked of the device before stays in it, the last of each kind: the device may not have seen it yet, and does
+        nothing twice that has the same id.
+        """
+        requests = (*self._lasting(session, device, requests), *requests)
         steering = session.get(DesiredDocument, (self._tenant, group_scope(device.group, device.profile)))
         head = self._head(session, device_scope(device.id), now, above)
         not_below = 0 if steering is None else steering.seq
@@ -101,6 +108,14 @@ class Desk:
         )
         topic = device_topic(self._tenant, device.id, "desired")
         self._store(session, document, sign_assignment(document, self._director), topic)
+
+    def _lasting(self, session: Session, device: Device, new: tuple[Request, ...]) -> tuple[Request, ...]:
+        known = session.get(DesiredDocument, (self._tenant, device_scope(device.id)))
+        if known is None:
+            return ()
+        before = msgspec.json.decode(known.payload, type=Assignment).requests
+        replaced = {request.kind for request in new}
+        return tuple(each for each in before if each.kind in LASTING and each.kind not in replaced)
 
     def sign_offline(
         self, session: Session, devices: Sequence[Device], now: datetime, expires: datetime

@@ -65,6 +65,15 @@ class NewRollout(Body):
     groups: list[str] = Field(max_length=256)
     plan: dict[str, Any] | None = None
     supersede: bool = False
+    emergency: bool = False
+    reason: str = Field(default="", max_length=1024)
+
+
+class Change(Body):
+    """What is to be different in a rollout that has not started; null: stays."""
+
+    plan: dict[str, Any] | None = None
+    groups: list[str] | None = Field(default=None, max_length=256)
 
 
 class NewApproval(Body):
@@ -77,6 +86,12 @@ class Reason(Body):
     """Why somebody does something; goes into the audit trail."""
 
     reason: str = Field(default="", max_length=1024)
+
+
+class Steering(Reason):
+    """Why, and which hardware profile alone; null: every one."""
+
+    profile: str | None = Field(default=None, max_length=64)
 
 
 class DeviceMessage(Body):
@@ -149,11 +164,11 @@ def get_approval_request(request: Request, user: Reader, rollout_id: str) -> dic
 
 @router.post("/rollouts/{rollout_id}/approvals", status_code=status.HTTP_201_CREATED, tags=["rollouts"])
 def approve_rollout(request: Request, user: Approving, rollout_id: str, given: NewApproval) -> Approved:
-    """Record a person's signed approval; enough of them schedule the rollout."""
+    """Record a person's signed approval; enough of them schedule the rollout, and one that runs goes on with it."""
     envelope = msgspec.json.encode(given.envelope)
     direction = controller_of(request).direction
     persons = lifecycle.approve(direction, rollout_id, envelope, actor=user.name, now=_now())
-    return Approved(state=_view(request, rollout_id).state, approved_by=sorted(persons))
+    return Approved(state=_published(request, rollout_id).state, approved_by=sorted(persons))
 
 
 @router.post("/rollouts/{rollout_id}/start", tags=["rollouts"])
@@ -164,32 +179,32 @@ def start_rollout(request: Request, user: Operator, rollout_id: str) -> RolloutV
 
 
 @router.post("/rollouts/{rollout_id}/pause", tags=["rollouts"])
-def pause_rollout(request: Request, user: Operator, rollout_id: str, why: Reason) -> RolloutView:
+def pause_rollout(request: Request, user: Operator, rollout_id: str, why: Steering) -> RolloutView:
     """Advance no further until resumed."""
-    return _act(request, lifecycle.pause, user, rollout_id, why)
+    return _steer(request, lifecycle.pause, user, rollout_id, why)
 
 
 @router.post("/rollouts/{rollout_id}/resume", tags=["rollouts"])
-def resume_rollout(request: Request, user: Operator, rollout_id: str, why: Reason) -> RolloutView:
+def resume_rollout(request: Request, user: Operator, rollout_id: str, why: Steering) -> RolloutView:
     """Go on after a pause or a halt."""
-    return _act(request, lifecycle.resume, user, rollout_id, why)
+    return _steer(request, lifecycle.resume, user, rollout_id, why)
 
 
 @router.post("/rollouts/{rollout_id}/halt", tags=["rollouts"])
-def halt_rollout(request: Request, user: Operator, rollout_id: str, why: Reason) -> RolloutView:
+def halt_rollout(request: Request, user: Operator, rollout_id: str, why: Steering) -> RolloutView:
     """Let no further device start."""
-    return _act(request, lifecycle.halt, user, rollout_id, why)
+    return _steer(request, lifecycle.halt, user, rollout_id, why)
 
 
 @router.post("/rollouts/{rollout_id}/rollback", tags=["rollouts"])
-def roll_back_rollout(request: Request, user: Operator, rollout_id: str, why: Reason) -> RolloutView:
+def roll_back_rollout(request: Request, user: Operator, rollout_id: str, why: Steering) -> RolloutView:
     """Send every device back to the former release; also after completion."""
-    return _act(request, lifecycle.rollback, user, rollout_id, why)
+    return _steer(request, lifecycle.rollback, user, rollout_id, why)
 
 
 @router.post("/rollouts/{rollout_id}/cancel", tags=["rollouts"])
 def cancel_rollout(request: Request, user: Operator, rollout_id: str, why: Reason) -> RolloutView:
-    """End a rollout that has not started."""
+    """End a rollout: at once, or once every device that has the candidate is back."""
     return _act(request, lifecycle.cancel, user, rollout_id, why)
 
 
@@ -197,6 +212,20 @@ def cancel_rollout(request: Request, user: Operator, rollout_id: str, why: Reaso
 def reject_rollout(request: Request, user: Approving, rollout_id: str, why: Reason) -> RolloutView:
     """Refuse the approval, which ends the rollout."""
     return _act(request, lifecycle.reject, user, rollout_id, why)
+
+
+@router.post("/rollouts/{rollout_id}/withdraw", tags=["rollouts"])
+def withdraw_approval(request: Request, user: Approving, rollout_id: str, why: Reason) -> RolloutView:
+    """Take back one's own approval of a rollout that has not started."""
+    return _act(request, lifecycle.withdraw, user, rollout_id, why)
+
+
+@router.post("/rollouts/{rollout_id}/change", tags=["rollouts"])
+def change_rollout(request: Request, user: Writer, rollout_id: str, asked: Change) -> RolloutView:
+    """Change a rollout that has not started; every approval is void."""
+    changes = lifecycle.RolloutChange(plan=asked.plan, groups=asked.groups)
+    lifecycle.change(controller_of(request).direction, rollout_id, changes, actor=user.name, now=_now())
+    return _view(request, rollout_id)
 
 
 @router.get("/device/desired", tags=["device"])
@@ -222,6 +251,12 @@ Action = Callable[..., None]
 
 def _act(request: Request, action: Action, user: UserIdentity, rollout_id: str, why: Reason) -> RolloutView:
     action(controller_of(request).direction, rollout_id, actor=user.name, now=_now(), reason=why.reason)
+    return _published(request, rollout_id)
+
+
+def _steer(request: Request, action: Action, user: UserIdentity, rollout_id: str, why: Steering) -> RolloutView:
+    direction = controller_of(request).direction
+    action(direction, rollout_id, actor=user.name, now=_now(), reason=why.reason, profile=why.profile)
     return _published(request, rollout_id)
 
 

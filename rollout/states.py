@@ -56,6 +56,7 @@ class Event(enum.StrEnum):
     RESUME_STAGE = "resume-stage"
     RESUME_SOAK = "resume-soak"
     HALT = "halt"
+    RETRY = "retry"
     ROLL_BACK = "roll-back"
     PROVE = "prove"
     PROVE_CANCEL = "prove-cancel"
@@ -100,6 +101,7 @@ VERDICTS: Mapping[tuple[Verdict, Event], Verdict] = {
     **{(state, _E.RESUME_CANARY): _V.CANARY for state in (_V.PAUSED, _V.HALTED)},
     **{(state, _E.RESUME_STAGE): _V.STAGE for state in (_V.PAUSED, _V.HALTED)},
     **{(state, _E.RESUME_SOAK): _V.SOAK for state in (_V.PAUSED, _V.HALTED)},
+    **{(state, _E.RETRY): state for state in (_V.CANARY, _V.STAGE, _V.SOAK, _V.PAUSED, _V.COMPLETED)},
     **{
         (state, _E.ROLL_BACK): _V.ROLLING_BACK
         for state in (_V.CANARY, _V.STAGE, _V.SOAK, _V.PAUSED, _V.HALTED, _V.COMPLETED)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from modelfleet.registry import catalog
 from modelfleet.registry.errors import ConflictError, NotFoundError
-from modelfleet.registry.tables import Device
+from modelfleet.rollout import population
 from modelfleet.rollout.errors import RolloutInputError
 from modelfleet.rollout.tables import Rollout, RolloutProfile, SlotStable
 from modelfleet.signer.errors import UntrustedError
@@ -57,7 +56,7 @@ def offer(
         NotFoundError: no such version. RolloutInputError: it is not READY, or there is nothing to roll out.
     """
     _require_ready(session, tenant, model, version)
-    profiles = profiles_in(session, tenant, groups)
+    profiles = population.profiles_in(session, tenant, groups)
     if not profiles:
         raise RolloutInputError(f"no device is enrolled in {', '.join(groups)}: enrol devices first")
     releases: dict[str, dict[str, Any]] = {}
@@ -109,12 +108,6 @@ def revoked(release: Mapping[str, Any], policy: TrustPolicy) -> str | None:
     if release["counter"] < least:
         return f"the trust policy asks for a release counter >= {least}, got {release['counter']}"
     return None
-
-
-def profiles_in(session: Session, tenant: str, groups: Sequence[str]) -> list[str]:
-    """Return the hardware profiles of the groups' devices by name."""
-    query = select(Device.profile).where(Device.tenant == tenant, Device.group.in_(groups), Device.revoked_at.is_(None))
-    return sorted(session.scalars(query.distinct()))
 
 
 def _require_ready(session: Session, tenant: str, model: str, version: str) -> None:

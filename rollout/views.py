@@ -13,10 +13,10 @@ from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.decide import Decision, Hold
-from modelfleet.rollout.tally import FAILURES
 from modelfleet.rollout.residual import residual_risk
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutApproval, RolloutProfile
+from modelfleet.rollout.tally import FAILURES
 from modelfleet.rollout.transitions import profiles_of
 
 
@@ -66,6 +66,7 @@ class ApprovalView(BaseModel):
     keyid: str
     envelope_sha256: str
     approved_at: datetime
+    not_after: datetime
 
 
 class RolloutSummary(BaseModel):
@@ -79,6 +80,10 @@ class RolloutSummary(BaseModel):
     state: str
     reason: str
     author: str
+    emergency: str
+    """Why it skips its waits; empty: it does not."""
+    supersedes: bool
+    superseded_by: str | None
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
@@ -115,8 +120,14 @@ def describe(session: Session, controller: Controller, rollout: Rollout, now: da
         plan_sha256=rollout.plan_sha256,
         skipped_profiles=rollout.skipped_profiles,
         approvals=[
-            ApprovalView(person=a.person, keyid=a.keyid, envelope_sha256=a.envelope_sha256, approved_at=a.approved_at)
-            for a in given
+            ApprovalView(
+                person=each.person,
+                keyid=each.keyid,
+                envelope_sha256=each.envelope_sha256,
+                approved_at=each.approved_at,
+                not_after=each.approval["not_after"],
+            )
+            for each in given
         ],
         not_proved=residual_risk(plan, {each.profile: each.devices.total for each in profiles}),
         profiles=profiles,
@@ -133,6 +144,9 @@ def _summary(session: Session, rollout: Rollout) -> dict[str, Any]:
         "state": rollout.state,
         "reason": rollout.reason,
         "author": rollout.author,
+        "emergency": rollout.emergency_reason if rollout.emergency else "",
+        "supersedes": rollout.supersede,
+        "superseded_by": rollout.superseded_by,
         "created_at": rollout.created_at,
         "started_at": rollout.started_at,
         "ended_at": rollout.ended_at,

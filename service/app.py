@@ -11,7 +11,9 @@ from modelfleet.registry.auth import undeclared_routes
 from modelfleet.registry.routes import router as registry_router
 from modelfleet.rollout.bundle_routes import router as bundle_router
 from modelfleet.rollout.device_keys import router as keys_router
+from modelfleet.rollout.device_routes import router as rollout_devices_router
 from modelfleet.rollout.routes import router as rollout_router
+from modelfleet.rollout.webhooks.routes import router as webhook_router
 from modelfleet.service.compose import Service
 from modelfleet.service.errors import ServiceError
 
@@ -23,6 +25,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await anyio.to_thread.run_sync(service.start)
         app.state.registry, app.state.controller = service.registry, service.controller
+        app.state.webhook_key = service.webhook_key
         on_ready()
         try:
             yield
@@ -33,8 +36,10 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     problems.install(app)
     app.include_router(registry_router)
     app.include_router(rollout_router)
+    app.include_router(rollout_devices_router)
     app.include_router(keys_router)
     app.include_router(bundle_router)
+    app.include_router(webhook_router)
     open_routes = undeclared_routes(app)
     if open_routes:  # default deny: a route says who may call it, or the service does not start
         raise ServiceError(f"routes without a permission: {', '.join(open_routes)}")

@@ -22,10 +22,12 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("superseded_by", sa.String(length=36), nullable=True))
     with op.batch_alter_table("device_trials", schema=None) as batch_op:
         batch_op.add_column(sa.Column("retries", sa.Integer(), nullable=False, server_default="0"))
+        batch_op.add_column(sa.Column("retried_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
     with op.batch_alter_table("device_trials", schema=None) as batch_op:
+        batch_op.drop_column("retried_at")
         batch_op.drop_column("retries")
     with op.batch_alter_table("rollouts", schema=None) as batch_op:
         for name in ("superseded_by", "ending", "emergency_reason", "emergency", "supersede"):

@@ -53,6 +53,7 @@ class Plan:
     prove that they are back. confidence: of the accuracy bound, one-sided. start_at: when it starts by itself, once
     approved. windows: when devices may start (none: always); while none is open anywhere, bake, hold and soak stand
     still. conditions: what must hold on a device until it has the files. advance_within: when the next stage may begin.
+    accept_unsigned: whether hawkBit clients, which sign no report and count nothing, try the candidate and their word counts.
     """
 
     stages: tuple[float, ...] = (0.05, 0.25, 0.5, 1.0)
@@ -78,6 +79,7 @@ class Plan:
     windows: tuple[Window, ...] = ()
     conditions: Conditions = ANY_CONDITIONS
     advance_within: tuple[Window, ...] = ()
+    accept_unsigned: bool = False
 
     @property
     def last_stage(self) -> int:
@@ -206,6 +208,13 @@ def _whole(least: int, most: int) -> _Reader:
     return read
 
 
+def _flag(value: Any, name: str, problems: list[str]) -> bool:
+    if not isinstance(value, bool):
+        problems.append(f"{name}: expected true or false, got {value!r}")
+        return False
+    return value
+
+
 def _text(value: Any, name: str, problems: list[str]) -> str:
     if not isinstance(value, str) or len(value) > 1024:
         problems.append(f"{name}: expected text of at most 1024 characters, got {type(value).__name__}")
@@ -292,4 +301,5 @@ _READERS: Mapping[str, _Reader] = {
     "windows": read_windows,
     "conditions": read_conditions,
     "advance_within": read_hours,
+    "accept_unsigned": _flag,
 }

@@ -36,6 +36,7 @@ class DeviceTally:
     cohort: may take the candidate. started: reported on it. ended: committed, in probation past its time, failed, gave up, or
     stalled. committed: run it for good. failed: REJECTED, ROLLED_BACK, or online and stalled. silent: started, and not heard
     of for three metrics intervals. stable and stable_silent: those not on the candidate that were heard of in its time.
+    unsigned: of those started, the hawkBit clients whose word the plan accepts; they send no counters.
     """
 
     cohort: int = 0
@@ -46,6 +47,7 @@ class DeviceTally:
     silent: int = 0
     stable: int = 0
     stable_silent: int = 0
+    unsigned: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,8 @@ def _missing(plan: Plan, stage: int, health: ProfileHealth, now: datetime, evide
         return f"waiting for {needed} devices to commit, {devices.committed} have"
     if bounds is not None and bounds["lower"] < bounds["limit"]:
         return f"accuracy not proved: at least {bounds['lower']:.4f}, limit {bounds['limit']}; use a larger golden set"
+    if plan.accept_unsigned and 0 < devices.started == devices.unsigned:
+        return None  # nobody counts inferences here, and the plan says that installs are enough
     if in_stage.n == 0:
         return "waiting for inferences: none in this stage"
     if evidence["promotion"] < evidence["promotion_limit"]:

@@ -15,6 +15,7 @@ from modelfleet.policies.plan import Plan
 from modelfleet.registry.tables import Device
 from modelfleet.rollout import population
 from modelfleet.rollout.cohort import count_below
+from modelfleet.rollout.ddi.tables import DdiDevice
 from modelfleet.rollout.decide import DeviceTally
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
 
@@ -65,6 +66,7 @@ def tally(
         silent=started.silent,
         stable=stable,
         stable_silent=stable_silent,
+        unsigned=count_unsigned(session, rollout, row) if plan.accept_unsigned else 0,
     )
     return counted, started.blocking
 
@@ -108,6 +110,18 @@ def count_stable(session: Session, rollout: Rollout, row: RolloutProfile, plan: 
     )
     found = {bool(heard): number for heard, number in session.execute(query)}
     return sum(found.values()), found.get(False, 0)
+
+
+def count_unsigned(session: Session, rollout: Rollout, row: RolloutProfile) -> int:
+    """Return how many of the profile's devices that have reported on the rollout speak hawkBit's DDI."""
+    query = (
+        select(func.count())
+        .select_from(DeviceTrial)
+        .join(Device, Device.id == DeviceTrial.device)
+        .join(DdiDevice, DdiDevice.device == DeviceTrial.device)
+        .where(DeviceTrial.rollout == rollout.id, population.of_profile(rollout, row.profile))
+    )
+    return session.scalar(query) or 0
 
 
 def count_cohort(session: Session, rollout: Rollout, row: RolloutProfile) -> int:

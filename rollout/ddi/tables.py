@@ -69,7 +69,8 @@ class DdiModule(Base):
 class DdiAction(Base):
     """One release that one device was asked to install into a slot; the id is hawkBit's action id.
 
-    state: OPEN → SUCCEEDED | FAILED | CANCELLED, also by way of CANCELLING. At most one action of a device is unfinished.
+    state: OPEN → SUCCEEDED | FAILED | ABANDONED (the device gave it up by itself) | CANCELLED, also by way of CANCELLING.
+    At most one action of a device is unfinished.
     """
 
     __tablename__ = "ddi_actions"
@@ -88,6 +89,7 @@ class DdiAction(Base):
     """The manifest's."""
     model: Mapped[str] = mapped_column(String(256))
     version: Mapped[str] = mapped_column(String(64))
+    counter: Mapped[int] = mapped_column(BigInteger)
     rollout: Mapped[str] = mapped_column(String(64))
     """Empty for a stable release and a pin."""
     module: Mapped[int] = mapped_column(ForeignKey("ddi_modules.id"))

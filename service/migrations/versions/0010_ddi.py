@@ -70,6 +70,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("model", sa.String(length=256), nullable=False),
         sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("counter", sa.BigInteger(), nullable=False),
         sa.Column("rollout", sa.String(length=64), nullable=False),
         sa.Column("module", ROW_NUMBER, nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),

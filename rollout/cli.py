@@ -1,9 +1,5 @@
-"""The command group `modelfleet rollout`; `service` adds `COMMANDS` to `modelfleet`.
+"""The command group `modelfleet rollout`; `service` adds `COMMANDS` to `modelfleet`."""
 
-An approval is signed here, on the approver's machine, with the approver's own key; the server only ever sees the envelope.
-"""
-
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +7,14 @@ from typing import Any
 
 import click
 
-from modelfleet.policies.plan import parse_plan, plan_sha256
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import REFUSED, USAGE, api_options, show
+from modelfleet.rollout.cli_approve import approve_rollout, withdraw_approval
 from modelfleet.rollout.cli_bundle import bundle
+from modelfleet.rollout.cli_devices import list_devices, retry_devices
 from modelfleet.rollout.states import TERMINAL, State
-from modelfleet.signer.errors import DigestError
-from modelfleet.signer.keys import load_signer
-from modelfleet.signer.parse import convert
-from modelfleet.signer.sign import sign_approval
-from modelfleet.signer.statements import Approval
 
-ROLLOUT_COLUMNS = ("id", "model", "version", "slot", "state", "verdicts", "author", "created_at")
+ROLLOUT_COLUMNS = ("id", "model", "version", "slot", "state", "verdicts", "emergency", "author", "created_at")
 PROFILE_COLUMNS = (
     "profile",
     "verdict",
@@ -57,7 +49,13 @@ def rollout() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A TOML file; default: the default plan.",
 )
-@click.option("--supersede", is_flag=True, help="End rollouts in the way that have not started.")
+@click.option(
+    "--supersede", is_flag=True, help="End rollouts in the way: one that waits now, one that runs when this starts."
+)
+@click.option(
+    "--emergency", is_flag=True, help="Skip waits, never guardrails; two persons must approve. Needs --reason."
+)
+@click.option("--reason", default="", help="Why it is an emergency; two persons sign it.")
 @api_options
 def create_rollout(
     client: ApiClient,
@@ -68,6 +66,8 @@ def create_rollout(
     groups: Sequence[str],
     plan: Path | None,
     supersede: bool,
+    emergency: bool,
+    reason: str,
 ) -> None:
     """Draft a rollout of MODEL VERSION; another person then approves it.
 
@@ -80,37 +80,31 @@ def create_rollout(
         "groups": list(groups),
         "plan": _read_plan(plan),
         "supersede": supersede,
+        "emergency": emergency,
+        "reason": reason,
     }
     made = client.post("/v1/rollouts", body)
     show(made, as_json, ROLLOUT_COLUMNS)
     if not as_json:
         _tell_skipped(made)
-        click.echo(f"Next, by another person: modelfleet rollout approve {made['id']} --key URI")
+        who = "two other persons, each" if emergency else "another person"
+        click.echo(f"Next, by {who}: modelfleet rollout approve {made['id']} --key URI")
 
 
-@rollout.command("approve")
+@rollout.command("change")
 @click.argument("rollout_id")
+@click.option("--group", "groups", multiple=True, help="In place of its groups; may be given again.")
 @click.option(
-    "--key", required=True, help="URI of your key, such as file:/path/approver.pem; it stays on this machine."
+    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A TOML file, in place of its plan."
 )
-@click.option("--yes", is_flag=True, help="Sign without asking.")
 @api_options
-def approve_rollout(client: ApiClient, as_json: bool, rollout_id: str, key: str, yes: bool) -> None:
-    """Show what ROLLOUT_ID does and what is not proved of it, sign an approval, and send it.
+def change_rollout(client: ApiClient, as_json: bool, rollout_id: str, groups: Sequence[str], plan: Path | None) -> None:
+    """Change ROLLOUT_ID, which has not started; every approval is void, and you are its author from then on.
 
-    Example: modelfleet rollout approve 3f0c... --key file:/home/bob/approver.pem
+    Example: modelfleet rollout change 3f0c... --plan careful.toml
     """
-    signer = load_signer(key)
-    found = client.get(f"/v1/rollouts/{rollout_id}")
-    approval = convert(client.get(f"/v1/rollouts/{rollout_id}/approval-request"), Approval)
-    require_same(found, approval)
-    if not as_json:
-        _tell_covered(found, approval)
-    if not yes:
-        click.confirm("Sign this approval?", abort=True, err=True)
-    envelope = json.loads(sign_approval(approval, signer))
-    answer = client.post(f"/v1/rollouts/{rollout_id}/approvals", {"envelope": envelope})
-    show(answer, as_json, ("state", "approved_by"))
+    body = {"groups": list(groups) or None, "plan": _read_plan(plan)}
+    _show_rollout(client.post(f"/v1/rollouts/{rollout_id}/change", body), as_json)
 
 
 @rollout.command("status")
@@ -151,48 +145,34 @@ def start_rollout(client: ApiClient, as_json: bool, rollout_id: str) -> None:
     _show_rollout(client.post(f"/v1/rollouts/{rollout_id}/start"), as_json)
 
 
-def _action(name: str, meaning: str) -> click.Command:
-    """Return the command that posts `name` for a rollout, with a reason."""
+def _action(name: str, meaning: str, *, by_profile: bool) -> click.Command:
+    """Return the command that posts `name` for a rollout, or for one of its profiles, with a reason."""
 
     @click.command(name, help=f"{meaning}\n\nExample: modelfleet rollout {name} 3f0c... --reason 'seen at line 4'")
     @click.argument("rollout_id")
     @click.option("--reason", default="", help="Why; goes into the audit trail.")
     @api_options
-    def act(client: ApiClient, as_json: bool, rollout_id: str, reason: str) -> None:
-        _show_rollout(client.post(f"/v1/rollouts/{rollout_id}/{name}", {"reason": reason}), as_json)
+    def act(client: ApiClient, as_json: bool, rollout_id: str, reason: str, profile: str | None = None) -> None:
+        body = {"reason": reason} | ({"profile": profile} if by_profile else {})
+        _show_rollout(client.post(f"/v1/rollouts/{rollout_id}/{name}", body), as_json)
 
-    return act
+    return click.option("--profile", help="Only this hardware profile.")(act) if by_profile else act
 
 
 for _name, _meaning in {
     "pause": "Advance no further until resumed; the guardrails go on watching.",
     "resume": "Go on after a pause or a halt.",
     "halt": "Let no further device start; those that have the candidate keep it.",
-    "rollback": "Send every device back to the former release; also after completion.",
-    "cancel": "End a rollout that has not started.",
+    "rollback": "Send every device back to the former release; also after completion. Needs no approval.",
+}.items():
+    rollout.add_command(_action(_name, _meaning, by_profile=True))
+for _name, _meaning in {
+    "cancel": "End a rollout: at once, or once every device that has the candidate has proved to be back.",
     "reject": "Refuse the approval that a rollout asks for, which ends it.",
 }.items():
-    rollout.add_command(_action(_name, _meaning))
-
-
-def require_same(found: dict[str, Any], approval: Approval) -> None:
-    """Refuse to sign what is not what was shown: the plan by its digest, the releases, the groups.
-
-    Raises:
-        DigestError: the server asks for a signature on something else than it shows.
-    """
-    shown = (
-        plan_sha256(parse_plan(found["plan"])),
-        {each["profile"]: each["sha256"] for each in found["profiles"]},
-        (found["model"], found["version"], tuple(found["groups"]), found["author"]),
-    )
-    asked = (
-        approval.plan_sha256,
-        dict(approval.releases),
-        (approval.model, approval.version, approval.groups, approval.author),
-    )
-    if shown != asked:
-        raise DigestError(f"the server asks to sign something else than it shows: expected {shown}, got {asked}")
+    rollout.add_command(_action(_name, _meaning, by_profile=False))
+for _command in (approve_rollout, withdraw_approval, list_devices, retry_devices):
+    rollout.add_command(_command)
 
 
 def _read_plan(path: Path | None) -> dict[str, Any] | None:
@@ -227,6 +207,8 @@ def _show_rollout(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(found, as_json, ())
         return
+    if found["emergency"]:
+        click.secho(f"EMERGENCY: {found['emergency']}", bold=True)
     click.echo(
         f"{found['model']}@{found['version']} in slot {found['slot']}: {found['state']} {found['reason']}".rstrip()
     )
@@ -237,21 +219,6 @@ def _show_rollout(found: dict[str, Any], as_json: bool) -> None:
 def _tell_skipped(found: dict[str, Any]) -> None:
     for profile, reason in found["skipped_profiles"].items():
         click.echo(f"Left out: profile {profile}: {reason}", err=True)
-
-
-def _tell_covered(found: dict[str, Any], approval: Approval) -> None:
-    click.echo(
-        f"This approves {approval.model}@{approval.version}, drafted by {approval.author}, until {approval.not_after:%Y-%m-%d}:"
-    )
-    for profile, sha256 in approval.releases.items():
-        click.echo(f"  profile {profile}: manifest {sha256}")
-    click.echo(f"  groups: {', '.join(approval.groups)}   slot: {found['slot']}")
-    click.echo(
-        f"  plan {approval.plan_sha256[:12]}: stages {found['plan']['stages']}, errors to {found['plan']['error_threshold']:.2%}"
-    )
-    click.echo("What the evidence does not prove:")
-    for line in found["not_proved"]:
-        click.echo(f"  - {line}")
 
 
 COMMANDS: list[click.Command] = [rollout, bundle]

@@ -21,7 +21,9 @@ from modelfleet.policies.plan import parse_plan
 from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
 from modelfleet.registry.auth import undeclared_routes
-from modelfleet.rollout.cli import COMMANDS, require_same
+from modelfleet.rollout.cli import COMMANDS
+from modelfleet.rollout.cli_approve import require_same
+from modelfleet.rollout.device_routes import router as device_router
 from modelfleet.rollout.residual import canaries, residual_risk, unseen_failures
 from modelfleet.rollout.routes import router
 from modelfleet.signer.errors import DigestError
@@ -40,6 +42,7 @@ def app(fleet) -> FastAPI:
     made = FastAPI()
     problems.install(made)
     made.include_router(router)
+    made.include_router(device_router)
     made.state.registry, made.state.controller = fleet.registry, fleet.controller
     return made
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import event, select
+import msgspec
+from sqlalchemy import event, insert, select
 from sqlalchemy.orm import Session
 
 from modelfleet.registry.errors import AuditError
@@ -44,11 +45,41 @@ def append(
         actor=actor,
         action=action,
         subject=subject,
-        detail=json.loads(json.dumps(dict(detail), allow_nan=False, default=str)),
+        detail=_plain(detail),
     )
     record.leaf_sha256 = leaf_sha256(record)
     session.add(record)
     return record
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One record to append, without what a batch has in common; see `append`."""
+
+    actor: str
+    action: str
+    subject: str
+    detail: Mapping[str, Any]
+
+
+def append_all(session: Session, *, tenant: str, entries: Sequence[Entry], now: datetime) -> None:
+    """Add many records to the session's transaction at once, in this order; each is what `append` would have made of it."""
+    if not entries:
+        return
+    at = now.astimezone(UTC)
+    rows: list[dict[str, Any]] = [
+        {
+            "tenant": tenant,
+            "at": at,
+            "actor": each.actor,
+            "action": each.action,
+            "subject": each.subject,
+            "detail": _plain(each.detail),
+        }
+        for each in entries
+    ]
+    for row in rows:
+        row["leaf_sha256"] = leaf_hash(_canonical(**row)).hex()
+    session.connection().execute(insert(AuditRecord), rows)
 
 
 def records(
@@ -82,15 +113,30 @@ def leaf_sha256(record: AuditRecord) -> str:
 
 def canonical(record: AuditRecord) -> bytes:
     """Return the record as JSON with sorted keys and no spaces: what its leaf hash covers (the row id is not part)."""
+    return _canonical(
+        tenant=record.tenant,
+        at=record.at,
+        actor=record.actor,
+        action=record.action,
+        subject=record.subject,
+        detail=record.detail,
+    )
+
+
+def _canonical(*, tenant: str, at: datetime, actor: str, action: str, subject: str, detail: Mapping[str, Any]) -> bytes:
     entry = {
-        "tenant": record.tenant,
-        "at": record.at.astimezone(UTC).isoformat(timespec="microseconds"),
-        "actor": record.actor,
-        "action": record.action,
-        "subject": record.subject,
-        "detail": record.detail,
+        "tenant": tenant,
+        "at": at.astimezone(UTC).isoformat(timespec="microseconds"),
+        "actor": actor,
+        "action": action,
+        "subject": subject,
+        "detail": detail,
     }
     return json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _plain(detail: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(detail), allow_nan=False, default=str))
 
 
 def _refuse(_mapper: object, _connection: object, record: AuditRecord) -> None:

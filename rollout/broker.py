@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """A received message; call `acknowledge` once what it says is durable."""
+    """A received message; call `acknowledge` once what it says is durable (QoS 0 has nothing to acknowledge)."""
 
     topic: str
     payload: bytes
+    qos: int = 1
     retained: bool = False
     acknowledge: Callable[[], None] = lambda: None
 

@@ -1,24 +1,24 @@
 """What devices say, taken in: parsed strictly, authenticated, ordered by (boot, seq), written in batches.
 
 The topic's tenant and device must be the message's own. COMMITTED, ROLLED_BACK and REJECTED count only in a DSSE envelope under
-that device's key. Whatever breaks a rule is counted and dropped, never fatal. A message is acknowledged to the broker only
-after its batch is committed. Repeated or reordered messages change nothing: every write is conditional on being newer.
+that device's key; keys and revocations are looked up for every batch. Whatever breaks a rule is counted and dropped, never fatal,
+and hurts no neighbour in its batch. A message is acknowledged to the broker only after its batch is committed. Repeated or
+reordered messages change nothing: every write is conditional on being newer. Any number of processes may do this at once.
 """
 
 import contextlib
+import functools
 import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, cast
+from datetime import datetime
+from typing import Any
 
-import msgspec
-from sqlalchemy import CursorResult, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from msgspec.structs import replace
+from sqlalchemy import bindparam, select
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.sql import ColumnElement
 
 from modelfleet.agent_client.protocol import (
     MAX_MESSAGE_BYTES,
@@ -31,73 +31,68 @@ from modelfleet.agent_client.protocol import (
     parse_report,
     parse_status,
 )
-from modelfleet.registry import audit
 from modelfleet.registry.certificates import keys_of_reports
-from modelfleet.registry.tables import Base, Device
+from modelfleet.registry.tables import Device
 from modelfleet.rollout.broker import Message
-from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout
+from modelfleet.rollout.rows import bound, dialect_of, new_rows, table_of
+from modelfleet.rollout.telemetry import Partitions, Place, roll_up
+from modelfleet.rollout.waiting import Waiting
+from modelfleet.rollout.write_counters import write_counters
+from modelfleet.rollout.write_reports import Received, Said, write_presence, write_reports
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
 from modelfleet.signer.errors import FormatError, UntrustedError
-from modelfleet.signer.keys import from_sslib, public_key_of_pem
-from modelfleet.signer.statements import PublicKey
-from modelfleet.signer.verify import verify_report
+from modelfleet.signer.report_key import ReportKey
 
-PROOF = ("proven", "proven_boot", "proven_seq")
-OUTCOME = ("outcome", "outcome_boot", "outcome_seq", "outcome_at")
-OVERTAKING = timedelta(minutes=1)
-"""How much later a report may arrive than one that the device sent after it."""
-MAX_WAITING = 100_000
-BATCH = 500
+BATCH = 1000
+KEPT_KEYS = 20_000
+"""Parsed public keys are kept for this many devices."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Received:
-    """A device's message that passed every check."""
-
-    device: str
-    content: Report | Metrics | Status
-    signed: bool
-    at: datetime
 
 
 class Ingest:
     """Takes messages from any thread, writes them in batches.
 
     Attributes:
+        accepted: kind of message -> how many were taken.
         dropped: reason -> how many messages were dropped for it.
     """
 
     def __init__(self, sessions: sessionmaker[Session], tenant: str) -> None:
+        self.accepted: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self._sessions, self._tenant = sessions, tenant
-        self._waiting: list[Message] = []
-        self._lock, self._writing = threading.Lock(), threading.Lock()
-        self.arrived = threading.Event()
+        self._queue = Waiting(self.dropped)
+        self._partitions = Partitions(sessions)
+        self._writing = threading.Lock()
+
+    @property
+    def arrived(self) -> threading.Event:
+        """Set while something waits."""
+        return self._queue.arrived
+
+    @property
+    def waiting(self) -> int:
+        """How many messages were received and are not written yet."""
+        return len(self._queue)
 
     def offer(self, message: Message) -> None:
-        """Queue a message; beyond 100,000 waiting ones it is dropped unacknowledged, so that the broker keeps it."""
-        with self._lock:
-            if len(self._waiting) >= MAX_WAITING:
-                self.dropped["overflow"] += 1
-                return
-            self._waiting.append(message)
-        self.arrived.set()
+        """Queue a message; see `Waiting.add` on what happens when the database is away for long."""
+        self._queue.add(message)
 
     def flush(self, now: datetime) -> int:
         """Write what waits, and acknowledge it; how many messages were taken from the queue.
 
-        A failed write keeps the batch for the next flush and raises what the database raised.
+        A failed write keeps the batch for the next flush and raises what the database raised: nothing is acknowledged, so the
+        broker sends no more than its window, and keeps the rest.
         """
         taken = 0
         with self._writing:
-            while batch := self._take():
+            while batch := self._queue.take(BATCH):
                 try:
                     self.accept([(message.topic, message.payload) for message in batch], now)
-                except Exception:
-                    with self._lock:
-                        self._waiting[:0] = batch
+                except BaseException:
+                    self._queue.put_back(batch)
                     raise
                 for message in batch:
                     message.acknowledge()
@@ -107,29 +102,40 @@ class Ingest:
     def accept(self, messages: Sequence[tuple[str, bytes]], now: datetime, *, only_device: str | None = None) -> int:
         """Write a batch of (topic, payload) at once; how many passed. `only_device` refuses every other device's topics."""
         received = self._check(messages, now, only_device)
-        if received:
-            with self._sessions.begin() as session:
-                write(session, received, self._tenant)
-        return len(received)
+        return self._write(received) if received else 0
 
-    def _take(self) -> list[Message]:
-        with self._lock:
-            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-            if not self._waiting:
-                self.arrived.clear()
-            return batch
+    def _write(self, received: list[Received]) -> int:
+        """Write the batch, or find out by halves which of its messages the database refuses, and drop those."""
+        try:
+            self._partitions.ensure(received[0].at)
+            with self._sessions.begin() as session:
+                written = write(session, received, self._tenant)
+        except (DataError, IntegrityError) as error:
+            if len(received) == 1:
+                self.dropped["refused by the database"] += 1
+                log.warning("message of a device dropped", extra={"device": received[0].device, "error": str(error)})
+                return 0
+            middle = len(received) // 2
+            return self._write(received[:middle]) + self._write(received[middle:])
+        self.accepted.update(type(each.content).__name__.lower() for each in written)
+        if len(written) < len(received):
+            self.dropped["unknown device"] += len(received) - len(written)
+        return len(written)
 
     def _check(self, messages: Sequence[tuple[str, bytes]], now: datetime, only_device: str | None) -> list[Received]:
         topics = [parse_device_topic(topic) for topic, _ in messages]
-        keys = self._keys({topic.device for topic in topics if topic is not None})
+        signed = [
+            topic is not None and _is_signed(payload) for topic, (_, payload) in zip(topics, messages, strict=True)
+        ]
+        keys = self._keys({topic.device for topic, sealed in zip(topics, signed, strict=True) if topic and sealed})
         found: list[Received] = []
-        for topic, (_, payload) in zip(topics, messages, strict=True):
+        for topic, sealed, (_, payload) in zip(topics, signed, messages, strict=True):
             if topic is None or topic.tenant != self._tenant or topic.device != (only_device or topic.device):
                 self.dropped["topic"] += 1
-            elif topic.device not in keys:
+            elif sealed and topic.device not in keys:
                 self.dropped["unknown device"] += 1
             else:
-                self._add(found, topic.device, topic.kind, payload, keys[topic.device], now)
+                self._add(found, topic.device, topic.kind, payload, keys.get(topic.device, ()), now)
         return found
 
     def _add(
@@ -144,6 +150,9 @@ class Ingest:
         found.append(Received(device=device, content=content, signed=signed, at=now))
 
     def _keys(self, devices: set[str]) -> Mapping[str, Sequence[str]]:
+        """Return the keys of whoever signed; asked for each batch, so that a revoked one counts for nothing from then on."""
+        if not devices:
+            return {}
         with self._sessions() as session:
             return keys_of_reports(session, devices, self._tenant)
 
@@ -155,50 +164,72 @@ def read(kind: str, payload: bytes, device: str, keys: Sequence[str]) -> tuple[R
         UntrustedError: malformed, another device's, wrongly signed, or unsigned where a signature is required.
     """
     if kind == "status":
-        return parse_status(payload), False
+        return _storable_status(parse_status(payload)), False
     if kind == "metrics":
         return _of_device(parse_metrics(payload), device), False
-    signed = b'"payloadType"' in payload[:MAX_ENVELOPE_BYTES]
+    signed = _is_signed(payload)
     body = _verified(payload, keys) if signed else payload
     if len(body) > MAX_MESSAGE_BYTES:
         raise FormatError(f"expected at most {MAX_MESSAGE_BYTES} bytes, got {len(body)}")
     report = _of_device(parse_report(body), device)
     if report.state in SIGNED_STATES and not signed:
         raise UntrustedError(f"expected {report.state} signed by the device, got it unsigned")
-    return report, signed
+    return (_storable(report) if b"\\u0000" in body else report), signed
 
 
-def _verified(payload: bytes, keys: Sequence[str]) -> bytes:
-    """Return the report in the envelope; the present key comes first, and its refusal is the one that is told."""
-    present, *former = keys
-    try:
-        return verify_report(payload, _key(present))
-    except UntrustedError:
-        for pem in former:
-            with contextlib.suppress(UntrustedError):
-                return verify_report(payload, _key(pem))
-        raise
+def write(session: Session, received: Sequence[Received], tenant: str) -> Sequence[Received]:
+    """Write a batch in the session's transaction; returns what was written: all but what came of devices that are unknown."""
+    places = _held(session, {each.device for each in received}, tenant)
+    known = [each for each in received if each.device in places]
+    if not known:
+        return known
+    at = received[0].at
+    said = [Said(report=each.content, signed=each.signed) for each in known if isinstance(each.content, Report)]
+    write_reports(session, said, tenant, at)
+    growths = write_counters(session, [each.content for each in known if isinstance(each.content, Metrics)], at)
+    roll_up(session, growths, places, tenant, at)
+    write_presence(session, {each.device: each.content for each in known if isinstance(each.content, Status)}, at)
+    return known
 
 
-def _key(pem: str) -> PublicKey:
-    return from_sslib(public_key_of_pem(pem))
+def _held(session: Session, devices: set[str], tenant: str) -> dict[str, Place]:
+    """Return where each enrolled device stands, and hold its row until the commit, in one order whoever asks.
+
+    So two processes never write the same device at once, and never wait for each other in a circle.
+    """
+    named = bound([{"id": device} for device in devices])
+    parameters = {**named, "tenant_name": tenant}
+    rows = session.connection().execute(_holding(dialect_of(session)), parameters)
+    return {row.id: Place(group=row.group_name, profile=row.profile) for row in rows}
 
 
-def write(session: Session, received: Sequence[Received], tenant: str) -> None:
-    """Write a batch in the session's transaction: presence, slots, trials, counters; what devices signed is audited."""
-    reports = [each for each in received if isinstance(each.content, Report)]
-    rollouts = _known_rollouts(session, {each.content.rollout for each in reports if isinstance(each.content, Report)})
-    for each in received:
-        match each.content:
-            case Status():
-                _write_presence(session, each, each.content)
-            case Metrics():
-                _write_counters(session, each, each.content)
-            case Report():
-                if _write_slot(session, each, each.content) and each.signed:
-                    _audit(session, each, each.content, tenant)
-                if each.content.rollout in rollouts:
-                    _write_trial(session, each, each.content)
+@functools.cache
+def _holding(dialect: str) -> Any:
+    table = table_of(Device)
+    rows: Any = new_rows(dialect, table, ("id",))
+    mine = (table.c.tenant == bindparam("tenant_name")) & table.c.revoked_at.is_(None)
+    wanted = select(table.c.id, table.c.group_name, table.c.profile).where(table.c.id.in_(select(rows.c.id)), mine)
+    return wanted.order_by(table.c.id).with_for_update(key_share=True)
+
+
+def _is_signed(payload: bytes) -> bool:
+    return b'"payloadType"' in payload[:MAX_ENVELOPE_BYTES]
+
+
+def _storable(report: Report) -> Report:
+    """Return the report without NUL, which PostgreSQL cannot store."""
+    error = report.error
+    if error is not None:
+        error = replace(error, kind=_without_nul(error.kind), message=_without_nul(error.message))
+    return replace(report, rollout=_without_nul(report.rollout), error=error)
+
+
+def _storable_status(status: Status) -> Status:
+    return replace(status, agent=_without_nul(status.agent)) if "\0" in status.agent else status
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _of_device(content: Any, device: str) -> Any:
@@ -207,174 +238,18 @@ def _of_device(content: Any, device: str) -> Any:
     return content
 
 
-def _known_rollouts(session: Session, names: set[str]) -> set[str]:
-    return set(session.scalars(select(Rollout.id).where(Rollout.id.in_(names - {""}))))
+def _verified(payload: bytes, keys: Sequence[str]) -> bytes:
+    """Return the report in the envelope; the present key comes first, and its refusal is the one that is told."""
+    present, *former = keys
+    try:
+        return _key(present).verify(payload)
+    except UntrustedError:
+        for pem in former:
+            with contextlib.suppress(UntrustedError):
+                return _key(pem).verify(payload)
+        raise
 
 
-def _write_presence(session: Session, each: Received, status: Status) -> None:
-    values: dict[str, Any] = {"online": status.state == "online", "last_seen_at": each.at}
-    if status.agent:
-        values["agent_version"] = status.agent
-    session.execute(update(Device).where(Device.id == each.device).values(**values))
-
-
-def _write_counters(session: Session, each: Received, metrics: Metrics) -> None:
-    values = {
-        "device": each.device,
-        "slot": metrics.slot,
-        "activation": metrics.activation,
-        "sha256": metrics.sha256,
-        "boot": metrics.boot,
-        "seq": metrics.seq,
-        "n": metrics.n,
-        "errors": metrics.errors,
-        "slow": metrics.slow,
-        "latency": list(metrics.latency),
-        "classes": list(metrics.classes),
-        "confidence": None if metrics.confidence is msgspec.UNSET else list(metrics.confidence),
-        "received_at": each.at,
-    }
-    _upsert(session, DeviceCounters, values, only_growing=("n", "errors", "slow"), same=("sha256",))
-
-
-def _audit(session: Session, each: Received, report: Report, tenant: str) -> None:
-    detail = {
-        "state": report.state.value,
-        "slot": report.slot,
-        "rollout": report.rollout,
-        "digest": report.digest,
-        "active": report.active,
-        "error": _builtins(report.error),
-        "boot": report.boot,
-        "seq": report.seq,
-    }
-    who = f"device:{each.device}"
-    subject = f"device/{each.device}"
-    audit.append(session, tenant=tenant, actor=who, action="device.report", subject=subject, detail=detail, now=each.at)
-
-
-def _write_slot(session: Session, each: Received, report: Report) -> bool:
-    """Write where the device's slot stands; whether this report said anything new."""
-    values = {
-        "device": each.device,
-        "slot": report.slot,
-        "boot": report.boot,
-        "seq": report.seq,
-        "state": report.state.value,
-        "rollout": report.rollout,
-        "model": report.model,
-        "version": report.version,
-        "digest": report.digest,
-        "active": report.active,
-        "error": _builtins(report.error),
-        "bench": _builtins(report.bench),
-        "seconds": report.seconds,
-        "received_at": each.at,
-    }
-    if not each.signed:
-        unproven = values | {"proven": None, "proven_boot": -1, "proven_seq": -1}
-        return _upsert(session, DeviceSlot, unproven, keep=PROOF)
-    proven = values | {"proven": report.active, "proven_boot": report.boot, "proven_seq": report.seq}
-    newest = _upsert(session, DeviceSlot, proven, keep=PROOF)
-    return _write_proof(session, each, report, proven) or newest
-
-
-def _write_proof(session: Session, each: Received, report: Report, proven: Mapping[str, Any]) -> bool:
-    """Note what the device signed to be active, an unsigned report cannot undo it; whether it signed nothing newer before.
-
-    A stolen broker can say (boot, seq) as high as it likes, and nothing true would count again: hence what nobody signed,
-    and came too long ago to have overtaken this report, is written over.
-    """
-    slot = (DeviceSlot.device == each.device, DeviceSlot.slot == report.slot)
-    older = (DeviceSlot.proven_boot < report.boot) | (
-        (DeviceSlot.proven_boot == report.boot) & (DeviceSlot.proven_seq < report.seq)
-    )
-    proof = {name: proven[name] for name in PROOF}
-    done = session.execute(update(DeviceSlot).where(*slot, older).values(**proof))
-    if cast("CursorResult[Any]", done).rowcount != 1:
-        return False
-    long_ago = each.at - OVERTAKING
-    session.execute(update(DeviceSlot).where(*slot, DeviceSlot.received_at < long_ago).values(**proven))
-    ahead = (DeviceCounters.boot > report.boot) | (
-        (DeviceCounters.boot == report.boot) & (DeviceCounters.seq > report.seq)
-    )
-    counters = (DeviceCounters.device == each.device, DeviceCounters.slot == report.slot)
-    # They are cumulative: true ones come again with the next interval.
-    session.execute(delete(DeviceCounters).where(*counters, ahead, DeviceCounters.received_at < long_ago))
-    return True
-
-
-def _write_trial(session: Session, each: Received, report: Report) -> None:
-    values: dict[str, Any] = {
-        "rollout": report.rollout,
-        "device": each.device,
-        "boot": report.boot,
-        "seq": report.seq,
-        "state": report.state.value,
-        "digest": report.digest,
-        "error": _builtins(report.error),
-        "bench": _builtins(report.bench),
-        "seconds": report.seconds,
-        "started_at": each.at,
-        "received_at": each.at,
-        "outcome": None,
-        "outcome_boot": -1,
-        "outcome_seq": -1,
-        "outcome_at": None,
-    }
-    _upsert(session, DeviceTrial, values, keep=("started_at", *OUTCOME), merge=("bench",))
-    if each.signed and report.state in SIGNED_STATES:
-        _write_outcome(session, each, report)
-
-
-def _write_outcome(session: Session, each: Received, report: Report) -> None:
-    older = (DeviceTrial.outcome_boot < report.boot) | (
-        (DeviceTrial.outcome_boot == report.boot) & (DeviceTrial.outcome_seq < report.seq)
-    )
-    session.execute(
-        update(DeviceTrial)
-        .where(DeviceTrial.rollout == report.rollout, DeviceTrial.device == each.device, older)
-        .values(outcome=report.state.value, outcome_boot=report.boot, outcome_seq=report.seq, outcome_at=each.at)
-    )
-    session.execute(  # as in `_write_proof`
-        update(DeviceTrial)
-        .where(DeviceTrial.rollout == report.rollout, DeviceTrial.device == each.device)
-        .where(DeviceTrial.outcome_boot == report.boot, DeviceTrial.outcome_seq == report.seq)
-        .where(DeviceTrial.received_at < each.at - OVERTAKING)
-        .values(state=report.state.value, boot=report.boot, seq=report.seq, received_at=each.at)
-    )
-
-
-def _upsert(
-    session: Session,
-    kind: type[Base],
-    values: Mapping[str, Any],
-    *,
-    keep: Sequence[str] = (),
-    only_growing: Sequence[str] = (),
-    same: Sequence[str] = (),
-    merge: Sequence[str] = (),
-) -> bool:
-    """Insert the row, or replace it where the new (boot, seq) is newer; whether anything was written.
-
-    Columns in `keep` stay as they are; a null in `merge` does not erase a value; the row stays where a column in `only_growing`
-    would shrink, or one in `same` would change.
-    """
-    table = cast("Any", kind.__table__)
-    insert = (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert(table)
-    statement = insert.values(dict(values))
-    new, old = statement.excluded, table.c
-    newer: ColumnElement[bool] = (new.boot > old.boot) | ((new.boot == old.boot) & (new.seq > old.seq))
-    for name in only_growing:
-        newer &= new[name] >= old[name]
-    for name in same:
-        newer &= new[name] == old[name]
-    primary = [column.name for column in table.primary_key]
-    changed = {name: new[name] for name in values if name not in (*primary, *keep)}
-    changed |= {name: func.coalesce(new[name], old[name]) for name in merge}
-    done = session.execute(statement.on_conflict_do_update(index_elements=primary, set_=changed, where=newer))
-    return cast("CursorResult[Any]", done).rowcount == 1
-
-
-def _builtins(value: msgspec.Struct | None) -> Any:
-    return None if value is None else msgspec.to_builtins(value)
+@functools.lru_cache(maxsize=KEPT_KEYS)
+def _key(pem: str) -> ReportKey:
+    return ReportKey(pem)

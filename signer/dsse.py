@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error as SecureSystemsError
 
 from modelfleet.signer.errors import FormatError, SignatureError, UnknownKeyError
 from modelfleet.signer.keys import Key, Signature, Signer, to_sslib
-from modelfleet.signer.parse import parse_struct
+from modelfleet.signer.parse import parse_canonical
 from modelfleet.signer.statements import KeyId, PublicKey
 
 MAX_ENVELOPE_BYTES: Final = 128 * 1024
 """Base64 adds a third: enough for a payload of 64 KiB and 16 signatures."""
+
+_ECDSA: Final = ec.ECDSA(SHA256())
 
 
 class _SignatureEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +86,28 @@ def verify_envelope(
     return envelope.payload, accepted
 
 
+def verify_by_one(data: bytes, payload_type: str, keyid: str, public: ec.EllipticCurvePublicKey) -> bytes:
+    """Return the payload that the one key signed: `verify_envelope` for a key that is used often, parsed once.
+
+    Raises:
+        FormatError, UnknownKeyError, SignatureError: as `verify_envelope`.
+    """
+    envelope = _parse(data, payload_type, MAX_ENVELOPE_BYTES)
+    if not envelope.signatures:
+        raise SignatureError(f"expected {payload_type} signed by the key {keyid[:12]}, got no signature")
+    signature = envelope.signatures.get(keyid)
+    if signature is None:
+        unknown = ", ".join(each[:12] for each in envelope.signatures)
+        raise UnknownKeyError(f"expected a signature by the key {keyid[:12]}, got one by {unknown}")
+    try:
+        public.verify(bytes.fromhex(signature.signature), envelope.pae(), _ECDSA)
+    except InvalidSignature as error:
+        raise SignatureError(f"expected a valid signature of {payload_type} by {keyid[:12]}, it is not") from error
+    return envelope.payload
+
+
 def _parse(data: bytes, payload_type: str, max_bytes: int) -> Envelope:
-    found = parse_struct(data, _EnvelopeJson, max_bytes=max_bytes, max_depth=4)
+    found = parse_canonical(data, _EnvelopeJson, max_bytes=max_bytes, max_depth=4)
     if found.payload_type != payload_type:
         raise FormatError(f"expected payloadType {payload_type}, got {found.payload_type[:80]!r}")
     signatures = {entry.keyid: Signature(entry.keyid, _decode(entry.sig).hex()) for entry in found.signatures}

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from itertools import accumulate
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -58,6 +58,40 @@ def parse_struct(
         FormatError: not strict JSON, not of this type, or of a major format newer than ours.
     """
     return convert(parse_json(data, max_bytes=max_bytes, max_depth=max_depth), kind)
+
+
+def parse_canonical(
+    data: bytes, kind: type[StructT], *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH
+) -> StructT:
+    """Return what `parse_struct` returns, several times sooner where `data` is exactly as we ourselves would write it.
+
+    Bytes that come out the same when what was read is written again hold no duplicate key, no unknown field, no odd escape
+    and nothing after the end; msgspec itself refuses numbers out of range and what is not UTF-8. All else goes the long way.
+
+    Args:
+        kind: a struct all of whose integers are bounded by their own types (`names.Count`), nested no deeper than `max_depth`,
+            with no free-form field.
+
+    Raises:
+        FormatError: as `parse_struct`.
+    """
+    if len(data) <= max_bytes:
+        try:
+            found = _decoder(kind).decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            pass  # `parse_struct` says what is wrong
+        else:
+            if _ENCODER.encode(found) == data and getattr(found, "format", "1.0") == "1.0":
+                return found
+    return parse_struct(data, kind, max_bytes=max_bytes, max_depth=max_depth)
+
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
+
+
+def _decoder(kind: type[StructT]) -> msgspec.json.Decoder[StructT]:
+    return _DECODERS.setdefault(kind, _DECODERS.get(kind) or msgspec.json.Decoder(kind))
 
 
 def convert(value: object, kind: type[StructT], *, majors: tuple[int, ...] = (1,)) -> StructT:

@@ -50,7 +50,7 @@ from modelfleet.signer.keys import CryptoSigner, public_key_of_pem
 from modelfleet.signer.manifest import parse_manifest
 from modelfleet.signer.metadata import Root, Snapshot, Targets, Timestamp, parse_metadata
 from modelfleet.signer.offline import BLOCK_BYTES, parse_index, read_tar_header, tar_header
-from modelfleet.signer.parse import parse_json, parse_struct
+from modelfleet.signer.parse import parse_canonical, parse_json, parse_struct
 from modelfleet.signer.provenance import ProvenanceStatement, TestResultStatement
 from modelfleet.signer.segments import decrypted
 from modelfleet.signer.sign import sign_report
@@ -190,6 +190,17 @@ def of_struct(kind: type[msgspec.Struct], *names: str) -> Parser:
     )
 
 
+def report_bytes() -> bytes:
+    return contract("protocol/report.json")()[0]
+
+
+def as_the_long_way(data: bytes) -> object:
+    """Whatever the short way lets through, the long one does too, to the same value."""
+    found = parse_canonical(data, protocol.Report)
+    assert found == parse_struct(data, protocol.Report)
+    return found
+
+
 def of_metadata(kind: type[Root | Timestamp | Snapshot | Targets]) -> Parser:
     return Parser(
         function="signer.metadata.parse_metadata",
@@ -203,6 +214,12 @@ def of_metadata(kind: type[Root | Timestamp | Snapshot | Targets]) -> Parser:
 PARSERS: tuple[Parser, ...] = (
     Parser(
         function="signer.parse.parse_json", call=parse_json, errors=(FormatError,), seeds=contract("signer/group.json")
+    ),
+    Parser(
+        function="signer.parse.parse_canonical",
+        call=as_the_long_way,
+        errors=(FormatError,),
+        seeds=lambda: [*contract("protocol/report.json")(), protocol.encode(protocol.parse_report(report_bytes()))],
     ),
     *(of_metadata(kind) for kind in (Root, Timestamp, Snapshot, Targets)),
     of_struct(GroupDocument, "signer/group.json"),

@@ -1,4 +1,4 @@
-"""telemetry: what drift is measured by; roll-ups and their retention.
+"""telemetry: what drift is measured by; roll-ups and their retention; which report brought a trial's measurement.
 
 Revision ID: 0007
 Revises: 0006
@@ -12,12 +12,52 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
+PARTITIONS = "modelfleet_partitions"
+"""A schema of its own: what compares the tables with the code's looks at the default one only."""
+
 
 def upgrade() -> None:
-    with op.batch_alter_table("device_counters", schema=None) as batch_op:
-        batch_op.add_column(sa.Column("confidence", sa.JSON(none_as_null=True), nullable=True))
+    postgresql = op.get_bind().dialect.name == "postgresql"
+    if postgresql:
+        op.execute(f"CREATE SCHEMA IF NOT EXISTS {PARTITIONS}")
+    op.create_table(
+        "telemetry_hours",
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=256), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("profile", sa.String(length=64), nullable=False),
+        sa.Column("group_name", sa.String(length=64), nullable=False),
+        sa.Column("hour", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("n", sa.BigInteger(), nullable=False),
+        sa.Column("errors", sa.BigInteger(), nullable=False),
+        sa.Column("slow", sa.BigInteger(), nullable=False),
+        sa.Column("devices", sa.Integer(), nullable=False),
+        sa.Column("latency", sa.JSON(), nullable=False),
+        sa.Column("classes", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "tenant", "model", "version", "profile", "group_name", "hour", name=op.f("pk_telemetry_hours")
+        ),
+        postgresql_partition_by="RANGE (hour)",
+    )
+    with op.batch_alter_table("device_counters") as table:
+        table.add_column(sa.Column("confidence", sa.JSON(none_as_null=True), nullable=True))
+    with op.batch_alter_table("device_trials") as table:
+        table.add_column(sa.Column("bench_boot", sa.BigInteger(), nullable=False, server_default="-1"))
+        table.add_column(sa.Column("bench_seq", sa.BigInteger(), nullable=False, server_default="-1"))
+    op.execute("UPDATE device_trials SET bench_boot = boot, bench_seq = seq WHERE bench IS NOT NULL")
+    if postgresql:  # rows that change often: room on their page keeps an update off the indexes
+        for name in ("device_slots", "device_counters", "device_trials"):
+            op.execute(f"ALTER TABLE {name} SET (fillfactor = 70)")
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("device_counters", schema=None) as batch_op:
-        batch_op.drop_column("confidence")
+    with op.batch_alter_table("device_trials") as table:
+        table.drop_column("bench_seq")
+        table.drop_column("bench_boot")
+    with op.batch_alter_table("device_counters") as table:
+        table.drop_column("confidence")
+    op.drop_table("telemetry_hours")
+    if op.get_bind().dialect.name == "postgresql":
+        for name in ("device_slots", "device_counters", "device_trials"):
+            op.execute(f"ALTER TABLE {name} RESET (fillfactor)")
+        op.execute(f"DROP SCHEMA IF EXISTS {PARTITIONS}")

@@ -250,7 +250,7 @@ class Fleet:
         self.controller._stopping.set()
         self.controller.ingest.arrived.set()
         self.controller._writer.join(10)
-        self.unacknowledged = self.controller.ingest._waiting
+        self.unacknowledged = list(self.controller.ingest._queue)
         self.connections[-1].drop()
         self.connections[-1]._subscriptions.clear()
         self.registry.on_device_changed.clear()

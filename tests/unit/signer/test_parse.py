@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelfleet.agent_client.protocol import Metrics, encode, parse_metrics
 from modelfleet.signer.desired import Assignment, GroupDocument
 from modelfleet.signer.errors import FormatError, UntrustedError
 from modelfleet.signer.manifest import Manifest, encode_manifest, parse_manifest
 from modelfleet.signer.names import manifest_path
-from modelfleet.signer.parse import parse_json, parse_struct
+from modelfleet.signer.parse import parse_canonical, parse_json, parse_struct
 from modelfleet.signer.sign import encode_payload
 from tests.unit.signer.samples import candidate, group, manifest, release
 
@@ -149,3 +150,39 @@ def test_any_json_in_any_field_parses_or_is_untrusted(value: object, field: str)
         parse_struct(data, GroupDocument)
     except UntrustedError:
         return
+
+
+DEVICE = "6f3a1c52-8a0e-4c7e-9d3b-2f6f0c1d4e5a"
+COUNTED = encode(
+    Metrics(
+        device=DEVICE, boot=3, seq=40, slot="detector", activation=2, sha256="a" * 64, n=9, errors=1, latency=(0, 9)
+    )
+)
+LOOKS_RIGHT = {
+    "a duplicate key": COUNTED.replace(b'"seq":40', b'"seq":41,"seq":40'),
+    "an unknown field with a duplicate key": COUNTED[:-1] + b',"more":{"a":1,"a":2}}',
+    "an unknown field with an integer too large": COUNTED[:-1] + b',"more":9007199254740992}',
+    "an unknown field nested too deep": COUNTED[:-1] + b',"more":' + b"[" * 17 + b"]" * 17 + b"}",
+    "another major format": COUNTED.replace(b'"format":"1.0"', b'"format":"2.0"'),
+    "trailing bytes": COUNTED + b" {}",
+    "more errors than inferences": COUNTED.replace(b'"errors":1', b'"errors":10'),
+    "an integer too large": COUNTED.replace(b'"n":9', b'"n":9007199254740992'),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS_RIGHT)
+def test_the_short_way_refuses_what_the_long_way_refuses(name: str) -> None:
+    assert parse_canonical(COUNTED, Metrics) == parse_struct(COUNTED, Metrics)
+    with pytest.raises(FormatError):
+        parse_struct(LOOKS_RIGHT[name], Metrics)
+    with pytest.raises(FormatError):
+        parse_metrics(LOOKS_RIGHT[name])
+
+
+@pytest.mark.parametrize(
+    "change", [(b'"slow":0,', b""), (b'"n":9', b'"n" : 9'), (b'"1.0"', b'"1.7"'), (b"}", b',"new":{}}')]
+)
+def test_bytes_that_we_would_write_otherwise_go_the_long_way(change: tuple[bytes, bytes]) -> None:
+    changed = COUNTED.replace(*change)
+    assert changed != COUNTED
+    assert parse_metrics(changed) == parse_struct(changed, Metrics)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from modelfleet.agent_client.certificates import Credentials
+from modelfleet.agent_client.conditions import Facts
 from modelfleet.agent_client.crew import Crew
 from modelfleet.agent_client.device import StateChange, make_device
 from modelfleet.agent_client.errors import AgentError, StoppingError
@@ -32,6 +33,7 @@ from modelfleet.agent_client.model import OPENERS, Model, SessionOpener, open_mo
 from modelfleet.agent_client.outbox import Outbox
 from modelfleet.agent_client.poll import Poller
 from modelfleet.agent_client.storage import Disk, locked
+from modelfleet.agent_client.surroundings import Surroundings
 from modelfleet.agent_client.transport import Client
 from modelfleet.agent_client.version import agent_version
 from modelfleet.agent_client.voice import BootStore, Voice
@@ -55,6 +57,7 @@ class Agent:
         builds: runtime name -> how its variants are built here.
         poll_seconds: how often desired state is asked for while MQTT is away.
         disk: what changes the folder; fault tests pass one that fails.
+        surroundings: power, battery, network and time zone, in place of what the machine says.
 
     Raises:
         NotEnrolledError, StorageError: the folder is none of an enrolled device.
@@ -69,6 +72,7 @@ class Agent:
         poll_seconds: float = 30.0,
         deadlines: Deadlines | None = None,
         disk: Disk | None = None,
+        surroundings: Callable[[], Facts] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._root = root
@@ -78,6 +82,7 @@ class Agent:
         self._deadlines = deadlines
         self._openers = {**OPENERS, **(runtimes or {})}
         self._builds = builds
+        self._surroundings = surroundings or Surroundings(root)
         self.identity = load_identity(root)
         self._bootstrap = load_root_metadata(root)
         load_key(root)  # a folder without a key is refused here, before anything is written
@@ -168,6 +173,7 @@ class Agent:
             report=self._report,
             refuse=self._refuse,
             look=self._look,
+            surroundings=self._surroundings,
         )
         self._documents = self._device.documents
         self._crew = Crew(self._root, self._device, self._boots, self._voice)
@@ -232,8 +238,9 @@ class Agent:
         self._intake.look()
 
     def _work(self) -> None:
-        assert self._crew is not None
+        assert self._crew is not None and self._link is not None
         self._crew.step()
+        self._link.say_waiting(self._crew.waiting())
 
     def _poll(self) -> None:
         now = time.monotonic()

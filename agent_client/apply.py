@@ -16,6 +16,7 @@ import msgspec
 from modelfleet.agent_client.agent import TICK_SECONDS, Agent
 from modelfleet.agent_client.bundle import Bundle, read_index, read_whole
 from modelfleet.agent_client.bundle_transport import BundleTransport
+from modelfleet.agent_client.conditions import Facts
 from modelfleet.agent_client.crew import Crew
 from modelfleet.agent_client.device import StateChange
 from modelfleet.agent_client.errors import AgentError, LockedError
@@ -75,6 +76,8 @@ class Outcome:
 class OfflineAgent(Agent):
     """The agent of the device whose folder is `root`, for one bundle; it never touches the network.
 
+    Somebody stands by who asked for it now: it waits for no window and no condition.
+
     Args:
         bundle: opened, and closed by the caller.
         wait: stay until a new model's probation is over; else the next apply or run ends it.
@@ -93,7 +96,7 @@ class OfflineAgent(Agent):
         on_bytes: Callable[[int], None] = lambda _bytes: None,
         **options: Any,
     ) -> None:
-        super().__init__(root, **options)
+        super().__init__(root, surroundings=lambda: Facts(attended=True), **options)
         self.identity = msgspec.structs.replace(self.identity, mqtt="")
         self._bundle, self._wait, self._say, self._tell_bytes = bundle, wait, say, on_bytes
         self._bytes_copied = 0

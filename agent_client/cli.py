@@ -23,6 +23,7 @@ from modelfleet.agent_client.errors import AgentError, HttpStatusError, NotEnrol
 from modelfleet.agent_client.identity import load_identity
 from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.agent_client.model import DEFAULT_ROOT, ROOT_VARIABLE
+from modelfleet.agent_client.surroundings import Metered, Surroundings
 from modelfleet.agent_client.version import agent_version
 from modelfleet.signer.errors import UntrustedError
 from modelfleet.signer.parse import parse_json
@@ -83,15 +84,24 @@ def enroll_command(
 @click.option("--json", "as_json", is_flag=True, help="Log as JSON, one object a line.")
 @click.option("--poll-seconds", type=click.FloatRange(min=0.2), default=30.0, show_default=True)
 @click.option("--verbose", is_flag=True, help="Log everything.")
-def run_command(root: Path, as_json: bool, poll_seconds: float, verbose: bool) -> None:
+@click.option(
+    "--metered",
+    type=click.Choice(["auto", "yes", "no"]),
+    default="auto",
+    show_default=True,
+    help="Whether the network costs by volume; auto: as NetworkManager says, else no.",
+)
+def run_command(root: Path, as_json: bool, poll_seconds: float, verbose: bool, metered: Metered) -> None:
     """Run the agent until SIGINT or SIGTERM.
 
     \b
-    Example:
+    Examples:
       modelfleet-agent run --root ./device
+      modelfleet-agent run --root ./device --metered yes
     """  # noqa: D301
     log_to_stderr(as_json=as_json, level=logging.DEBUG if verbose else logging.INFO)
-    Agent(root, poll_seconds=poll_seconds).run(_until_signal())
+    surroundings = Surroundings(root, metered=metered)
+    Agent(root, poll_seconds=poll_seconds, surroundings=surroundings).run(_until_signal())
 
 
 @cli.command("apply")
@@ -153,7 +163,8 @@ def _as_text(status: dict[str, Any]) -> str:
     lines = [f"device {status['device']}  group {status['group']}  profile {status['profile']}"]
     lines.append(f"agent {status['agent']}  boot {status['boot']}  {'online' if status['online'] else 'offline'}")
     for slot, found in status["slots"].items():
-        lines.append(f"{slot}: {found['model'] or '-'} {found['version'] or 'no model'}  {found['state']}")
+        waits = f"  waits for {', '.join(found['waiting'])}" if found.get("waiting") else ""
+        lines.append(f"{slot}: {found['model'] or '-'} {found['version'] or 'no model'}  {found['state']}{waits}")
     for refusal in status["refusals"][-5:]:
         lines.append(f"refused {refusal['at']}: {refusal['kind']}: {refusal['message']}")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import Any
 
 from modelfleet.agent_client.device import Device
 from modelfleet.agent_client.disk_work import on_disk
+from modelfleet.agent_client.protocol import MAX_WAITING, Waiting
 from modelfleet.agent_client.reconcile import SlotWorker
 from modelfleet.agent_client.voice import BootStore, Voice
 from modelfleet.agent_client.work import Workshop
@@ -95,6 +96,11 @@ class Crew:
     def metrics_at_once(self, slot: str) -> None:
         """Have the slot's counters due now: they are of a new activation."""
         self._metrics_at.pop(slot, None)
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        """Return what updates wait for, of the first eight slots that wait."""
+        found = [worker.state.waiting for _, worker in sorted(self._workers.items())]
+        return tuple(each for each in found if each is not None)[:MAX_WAITING]
 
     def status(self) -> dict[str, Any]:
         """Return how the slots stand, as JSON values."""

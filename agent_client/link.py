@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
@@ -23,7 +24,7 @@ from modelfleet.agent_client.certificates import Credentials
 from modelfleet.agent_client.errors import InsecureUrlError, StorageError
 from modelfleet.agent_client.identity import Identity
 from modelfleet.agent_client.outbox import Courier, Letter, Outbox
-from modelfleet.agent_client.protocol import Status, device_topic, encode, host_topic
+from modelfleet.agent_client.protocol import Status, Waiting, device_topic, encode, host_topic
 from modelfleet.agent_client.secure_url import require_secure
 
 KEEPALIVE_SECONDS = 30
@@ -69,6 +70,7 @@ class MqttLink:
             {host_topic(identity.tenant), device_topic(identity.tenant, identity.device, "desired")}
         )
         self._courier = Courier(outbox)
+        self._waiting: tuple[Waiting, ...] = ()
         self._attempt = 0
         self._place: tuple[str, int] | None = None
         self._certified = urlsplit(identity.mqtt).scheme == "mqtts"
@@ -135,9 +137,19 @@ class MqttLink:
         if self.connected and self._host_online:
             self._client.publish(topic, payload, qos=0)
 
+    def say_waiting(self, waiting: tuple[Waiting, ...]) -> None:
+        """Say, retained, what updates wait for: with the device's presence, where that has changed, and after a reconnect."""
+        if waiting != self._waiting:
+            self._waiting = waiting
+            if self.connected:
+                self._client.publish(self._status_topic, self._presence(), qos=1, retain=True)
+
     def host_is(self, *, online: bool) -> None:
         """Take note whether a controller is there."""
         self._host_online = online
+
+    def _presence(self) -> bytes:
+        return encode(Status(state="online", agent=self._agent, waiting=self._waiting or msgspec.UNSET))
 
     def _post(self, letter: Letter) -> int:
         return self._client.publish(letter.topic, letter.payload, qos=1).mid
@@ -187,7 +199,7 @@ class MqttLink:
         self._host_online = True
         self._connected.set()  # before the topics are read: `watch` subscribes by itself from here on
         client.subscribe([(topic, 1) for topic in sorted(self._topics)])
-        client.publish(self._status_topic, encode(Status(state="online", agent=self._agent)), qos=1, retain=True)
+        client.publish(self._status_topic, self._presence(), qos=1, retain=True)
         self._wake()
 
     def _on_connect_fail(self, client: paho.Client, _userdata: object) -> None:

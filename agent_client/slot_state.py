@@ -236,6 +236,8 @@ class SlotState:
         if self.cancelled == goal.release.sha256:
             raise PreemptedError("cancelled by a request")
         wanted = self.wanted()
+        if wanted is not None and wanted.meanwhile is not None and wanted.release != goal.release:
+            wanted = wanted.meanwhile if self.must_wait(wanted) else wanted
         if wanted is None or wanted.release is None or wanted.release.sha256 != goal.release.sha256:
             late = wanted is not None and wanted.reason is Reason.TOO_LATE
             raise PreemptedError("desired state names another release now", late=late)

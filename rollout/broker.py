@@ -7,7 +7,8 @@ connection. A received message is acknowledged only when its handler's work is d
 import logging
 import random
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,10 @@ from modelfleet.rollout.errors import BrokerError
 KEEPALIVE_SECONDS = 30
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 5.0
+ACKNOWLEDGED_SECONDS = 20.0
+"""How long a page of documents may take until the broker has acknowledged it."""
+MAX_INFLIGHT = 500
+"""Messages that wait for the broker's acknowledgement at a time."""
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +87,24 @@ Handler = Callable[[Message], None]
 class Broker(Protocol):
     """A connection to an MQTT broker that comes back by itself."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands now."""
+        ...
+
     def connect(self, will: Will | None = None, on_connected: Callable[[], None] = lambda: None) -> None:
         """Connect, now or as soon as the broker is there; `on_connected` is called after every connection."""
         ...
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """Send a message; False where there is no connection, and the message is dropped."""
+        ...
+
+    def deliver(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Send (topic, payload) messages, retained, QoS 1, in order; for each whether the broker has acknowledged it.
+
+        Waits for the broker, so it is not to be called by a handler. What was not acknowledged may still arrive later.
+        """
         ...
 
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
@@ -137,9 +154,9 @@ class MemoryBroker:
     def connect(self, will: Will | None = None, on_connected: Callable[[], None] = lambda: None) -> None:
         """Connect and receive retained messages of what is subscribed; see `Broker.connect`."""
         self._will, self._on_connected, self.connected = will, on_connected, True
+        on_connected()
         for topic_filter, handler in list(self._subscriptions):
             self._deliver_retained(topic_filter, handler)
-        on_connected()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """Deliver to every connected subscriber; see `Broker.publish`. An empty retained payload deletes."""
@@ -149,6 +166,10 @@ class MemoryBroker:
             return False
         self._hub.deliver(topic, payload, retain=retain)
         return True
+
+    def deliver(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Deliver and retain each at once; see `Broker.deliver`."""
+        return [self.publish(topic, payload, retain=True) for topic, payload in messages]
 
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
         """Subscribe; see `Broker.subscribe`."""
@@ -230,6 +251,11 @@ class PahoBroker:
         self._on_connected: Callable[[], None] = lambda: None
         self._attempt = 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted this client, and the line stands."""
+        return self._client.is_connected()
+
     def connect(self, will: Will | None = None, on_connected: Callable[[], None] = lambda: None) -> None:
         """Start connecting in the background; see `Broker.connect`."""
         self._on_connected = on_connected
@@ -244,6 +270,14 @@ class PahoBroker:
         if not self._client.is_connected():
             return False
         return self._client.publish(topic, payload, qos=qos, retain=retain).rc == mqtt.MQTT_ERR_SUCCESS
+
+    def deliver(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Hand the messages to paho and wait for their acknowledgements; see `Broker.deliver`."""
+        if not self._client.is_connected():
+            return [False] * len(messages)
+        sent = [self._client.publish(topic, payload, qos=1, retain=True) for topic, payload in messages]
+        ends = time.monotonic() + ACKNOWLEDGED_SECONDS
+        return [_is_acknowledged(each, ends) for each in sent]
 
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
         """Subscribe with QoS 1; see `Broker.subscribe`."""
@@ -322,6 +356,15 @@ class PahoBroker:
                 handler(message)
                 return
         message.acknowledge()
+
+
+def _is_acknowledged(sent: mqtt.MQTTMessageInfo, ends: float) -> bool:
+    """Wait until the broker has acknowledged it, at most until `ends` (monotonic)."""
+    try:
+        sent.wait_for_publish(max(0.0, ends - time.monotonic()))
+        return sent.is_published()
+    except (RuntimeError, ValueError):  # paho: not connected, or its queue is full
+        return False
 
 
 def _ignore(_result: object) -> None:

@@ -16,9 +16,10 @@ from modelfleet.agent_client.protocol import TOPIC_ROOT, HostStatus, encode, hos
 from modelfleet.policies.plan import parse_plan
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import dispatch, health
+from modelfleet.rollout import health
 from modelfleet.rollout.broker import Broker, Will
 from modelfleet.rollout.decide import Decision
+from modelfleet.rollout.dispatch import Dispatch
 from modelfleet.rollout.emergency import judge
 from modelfleet.rollout.errors import NotLeadingError
 from modelfleet.rollout.ingest import Ingest
@@ -30,6 +31,8 @@ from modelfleet.rollout.tick import Ticks
 from modelfleet.signer.keys import Signer
 
 INGEST_WAIT_SECONDS = 0.5
+DISPATCH_SECONDS = 1.0
+"""How often it is looked whether the broker lacks documents, where nothing says so."""
 ONLINE, OFFLINE = encode(HostStatus(state="online")), encode(HostStatus(state="offline"))
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class Controller:
     Attributes:
         direction: what `lifecycle`'s functions take.
         ingest: takes device messages; `ingest.dropped` counts what was refused.
+        leads: whether this one decided in the last tick.
     """
 
     def __init__(
@@ -61,12 +65,16 @@ class Controller:
         self.direction = Direction(registry=registry, director=director)
         self._leadership = leadership or Alone()
         self._ticks = Ticks(registry, self.direction, self._leadership)
+        self.leads = False
         self.ingest = Ingest(registry.sessions, registry.tenant)
         self._registry, self._broker, self._clock = registry, broker, clock
         self._host_topic = host_topic(registry.tenant)
         self._stopping = threading.Event()
         self._ticking = threading.Lock()
         self._writer = threading.Thread(target=self._write_reports, name="ingest", daemon=True)
+        self._dispatch = Dispatch(registry.sessions, broker, registry.tenant, self._leadership)
+        self._to_dispatch = threading.Event()
+        self._publisher = threading.Thread(target=self._keep_documents, name="documents", daemon=True)
 
     def start(self, *, writes_at_once: bool = True) -> None:
         """Connect, subscribe, say that a controller is there, and publish every document again.
@@ -77,16 +85,20 @@ class Controller:
         self._registry.on_device_changed.append(self.ensure_assignment)
         for kind in ("report", "metrics", "status"):
             self._broker.subscribe(f"{TOPIC_ROOT}/{self._registry.tenant}/d/+/{kind}", self.ingest.offer)
-        self._broker.connect(Will(topic=self._host_topic, payload=OFFLINE), self._republish)
+        self._dispatch.subscribe()
+        self._broker.connect(Will(topic=self._host_topic, payload=OFFLINE), self._connected)
         if writes_at_once:
             self._writer.start()
+            self._publisher.start()
 
     def stop(self) -> None:
         """Write what has arrived, say goodbye, disconnect."""
         self._stopping.set()
         self.ingest.arrived.set()
-        if self._writer.is_alive():
-            self._writer.join(10)
+        self._to_dispatch.set()
+        for thread in (self._writer, self._publisher):
+            if thread.is_alive():
+                thread.join(10)
         if self.ensure_assignment in self._registry.on_device_changed:
             self._registry.on_device_changed.remove(self.ensure_assignment)
         self._leadership.close()
@@ -97,7 +109,8 @@ class Controller:
         """Bring every rollout as far as the evidence allows; safe to repeat, to interrupt, and beside another controller's."""
         with self._ticking:
             self.ingest.flush(now)
-            if not self._leadership.leads():
+            self.leads = self._leadership.leads()
+            if not self.leads:
                 return
             try:
                 self._ticks.tick(now)
@@ -106,9 +119,14 @@ class Controller:
                 return
             self.dispatch()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the line to the broker stands."""
+        return self._broker.connected
+
     def dispatch(self) -> None:
         """Publish the documents that were not published yet."""
-        dispatch.publish_pending(self._registry.sessions, self._broker, self._registry.tenant)
+        self._dispatch.run()
 
     def ensure_assignment(self, device_id: str) -> None:
         """Issue the device's assignment, and its group's document, where they are missing or of another group; publish them."""
@@ -128,10 +146,23 @@ class Controller:
         measured = health.measure(session, rollout, row, plan, now)
         return judge(plan, row.stage, measured, now, emergency=rollout.emergency)
 
-    def _republish(self) -> None:
+    def _connected(self) -> None:
         self._broker.publish(self._host_topic, ONLINE, qos=1, retain=True)
-        count = dispatch.publish_all(self._registry.sessions, self._broker, self._registry.tenant)
-        log.info("documents published again", extra={"documents": count})
+        self._dispatch.connected()
+        self._to_dispatch.set()
+
+    def _keep_documents(self) -> None:
+        """Publish what the broker lacks, however long that takes, beside the ticks."""
+        while not self._stopping.is_set():
+            self._to_dispatch.wait(DISPATCH_SECONDS)
+            self._to_dispatch.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                self._dispatch.run()
+            except Exception:  # the outbox stands in the database, which may be back in a moment
+                log.exception("documents could not be published")
+                self._stopping.wait(DISPATCH_SECONDS)
 
     def _write_reports(self) -> None:
         """Write reports as they arrive, so that the broker's window does not wait for the next tick."""

@@ -204,15 +204,20 @@ def authenticates_device(
     return identity.device == device
 
 
-def undeclared_routes(app: FastAPI) -> list[str]:
-    """Return the paths of API routes that neither declare who may call them nor stand in `PUBLIC_PATHS`."""
-    return [route.path for route in api_routes(app.routes) if route.path not in PUBLIC_PATHS and not declared(route)]
+def undeclared_routes(app: FastAPI, others: Sequence[object] = ()) -> list[str]:
+    """Return the paths of API routes that neither declare who may call them nor stand in `PUBLIC_PATHS`.
+
+    Args:
+        others: credential dependencies of other transports, which count as well.
+    """
+    routes = (route for route in api_routes(app.routes) if route.path not in PUBLIC_PATHS)
+    return [route.path for route in routes if not declared(route, others)]
 
 
-def declared(route: APIRoute) -> list[object]:
+def declared(route: APIRoute, others: Sequence[object] = ()) -> list[object]:
     """Return the credential dependencies that the route itself declares."""
     calls = [dependency.call for dependency in route.dependant.dependencies]
-    return [call for call in calls if isinstance(call, Requires) or call in _CREDENTIALS]
+    return [call for call in calls if isinstance(call, Requires) or call in (*_CREDENTIALS, *others)]
 
 
 def api_routes(routes: Iterable[BaseRoute]) -> Iterator[APIRoute]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,7 @@ from modelfleet.hardware_profiles.profile import HardwareProfile
 from modelfleet.registry.certificates import RevocationList
 from modelfleet.registry.fleet_ca import FleetCa
 from modelfleet.registry.replay import ReplayCache
+from modelfleet.registry.workers import LOST_AFTER
 from modelfleet.signer.status import TrustWatch
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Registry:
     none, and no confidential version is taken. `ca` signs device certificates; `replays` remembers the
     device tokens that were used. `audit_log` sequences and signs the audit trail. `accel_prefix` is where a proxy in front serves
     the blobs' folder on this service's word (nginx: X-Accel-Redirect), such as `/_blobs/`; empty: there is none.
+    `ddi_proxy_header` is the header in which a proxy names the client certificate that it has verified; empty: none is believed.
     """
 
     tenant: str
@@ -79,6 +82,8 @@ class Registry:
     build_limits: BuildLimits = field(default_factory=BuildLimits)
     kek_uri: str = ""
     accel_prefix: str = ""
+    ddi_proxy_header: str = ""
+    lost_after: timedelta = LOST_AFTER
     replays: ReplayCache = field(default_factory=ReplayCache)
     on_device_changed: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])
     on_device_revoked: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])

@@ -31,6 +31,11 @@ _served = ServedFiles()
 @router.get("/v1/blobs/{sha256}", response_class=FileResponse)
 def read_blob(request: Request, sha256: str, reader: BlobReader) -> Response:  # noqa: ARG001
     """Answer a blob, or the asked ranges of it."""
+    return answer_blob(request, sha256)
+
+
+def answer_blob(request: Request, sha256: str) -> Response:
+    """Return a blob to somebody who may have it: its bytes, the asked ranges of them, or where they are."""
     registry = registry_of(request)
     store = registry.store
     store.size(sha256)  # a blob that is not there is a 404 before anything else

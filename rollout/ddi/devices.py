@@ -129,7 +129,7 @@ def note_absent(session: Session, tenant: str, now: datetime) -> None:
     session.execute(gone.execution_options(synchronize_session=False))
 
 
-def keep_attributes(session: Session, row: DdiDevice, data: Mapping[str, Any], merge: bool, now: datetime) -> None:
+def keep_attributes(session: Session, row: DdiDevice, data: Mapping[str, Any], now: datetime, *, merge: bool) -> None:
     """Keep what the device says of itself, as text; audited where it changes.
 
     Raises:

@@ -11,6 +11,7 @@ from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import REFUSED, USAGE, api_options, show
 from modelfleet.rollout.cli_approve import approve_rollout, withdraw_approval
 from modelfleet.rollout.cli_bundle import bundle
+from modelfleet.rollout.ddi.cli import ddi
 from modelfleet.rollout.cli_devices import list_devices, retry_devices
 from modelfleet.rollout.states import TERMINAL, State
 
@@ -221,4 +222,4 @@ def _tell_skipped(found: dict[str, Any]) -> None:
         click.echo(f"Left out: profile {profile}: {reason}", err=True)
 
 
-COMMANDS: list[click.Command] = [rollout, bundle]
+COMMANDS: list[click.Command] = [rollout, bundle, ddi]

@@ -10,6 +10,9 @@ from modelfleet.registry import problems
 from modelfleet.registry.auth import undeclared_routes
 from modelfleet.registry.routes import router as registry_router
 from modelfleet.rollout.bundle_routes import router as bundle_router
+from modelfleet.rollout.ddi.routes import router as ddi_router
+from modelfleet.rollout.ddi.routes_fleet import router as ddi_fleet_router
+from modelfleet.rollout.ddi.target import current_target
 from modelfleet.rollout.device_keys import router as keys_router
 from modelfleet.rollout.device_routes import router as rollout_devices_router
 from modelfleet.rollout.routes import router as rollout_router
@@ -40,7 +43,9 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     app.include_router(keys_router)
     app.include_router(bundle_router)
     app.include_router(webhook_router)
-    open_routes = undeclared_routes(app)
+    app.include_router(ddi_fleet_router)
+    app.include_router(ddi_router)
+    open_routes = undeclared_routes(app, others=[current_target])
     if open_routes:  # default deny: a route says who may call it, or the service does not start
         raise ServiceError(f"routes without a permission: {', '.join(open_routes)}")
     return app

@@ -199,6 +199,7 @@ def assemble_registry(
         mqtt_url=mqtt_url,
         kek_uri=settings.kek,
         accel_prefix=settings.accel_prefix,
+        ddi_proxy_header=settings.ddi_proxy_header,
         ca=ca,
         replays=replays,
         audit_log=open_audit_log(settings, sessions),

@@ -22,6 +22,7 @@ from sqlalchemy import select
 from modelfleet.benchmarks.errors import GoldenSetError
 from modelfleet.converters.build import Attestation, BuildRequest, BuildResult, run_build
 from modelfleet.converters.errors import ConversionError, GateError, ScanError
+from modelfleet.hardware_profiles.profile import ANY_MACHINE
 from modelfleet.registry import audit, catalog
 from modelfleet.registry.build_job import SYSTEM, Job, begin, change, fail, note_stage, record, version_by_id
 from modelfleet.registry.card import Card
@@ -48,6 +49,12 @@ def variant_profiles(registry: Registry, version_id: int) -> list[str]:
         card = msgspec.convert(version.card, Card)
         begun = session.scalars(select(Variant.profile).where(Variant.version_id == version_id)).all()
     return sorted({*begun, *profiles_of(registry, card.profiles)})
+
+
+def variant_kinds(registry: Registry, version_id: int) -> list[tuple[str, str]]:
+    """Return (profile, kind of worker that it is built on) of `variant_profiles`."""
+    names = variant_profiles(registry, version_id)
+    return [(name, registry.profiles[name].builds_on if name in registry.profiles else ANY_MACHINE) for name in names]
 
 
 def build_variant(registry: Registry, version_id: int, profile: str) -> None:

@@ -59,14 +59,14 @@ def workers(session: Session, tenant: str) -> Sequence[Worker]:
     return session.scalars(select(Worker).where(Worker.tenant == tenant).order_by(Worker.executor)).all()
 
 
-def is_live(worker: Worker, now: datetime) -> bool:
+def is_live(worker: Worker, now: datetime, lost_after: timedelta = LOST_AFTER) -> bool:
     """Whether the process was heard in time, by the clocks of both."""
-    return now - worker.heard_at < LOST_AFTER
+    return now - worker.heard_at < lost_after
 
 
-def kinds_offered(session: Session, tenant: str, now: datetime) -> frozenset[str]:
+def kinds_offered(session: Session, tenant: str, now: datetime, lost_after: timedelta = LOST_AFTER) -> frozenset[str]:
     """Return the kinds of builds that some live process takes."""
-    return frozenset(kind for row in workers(session, tenant) if is_live(row, now) for kind in row.kinds)
+    return frozenset(kind for row in workers(session, tenant) if is_live(row, now, lost_after) for kind in row.kinds)
 
 
 def forget(session: Session, tenant: str, executor: str, beats: int) -> bool:

@@ -5,15 +5,17 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from modelfleet.hardware_profiles.profile import load_profiles
+from modelfleet.converters.table import kinds_here
+from modelfleet.hardware_profiles.profile import ANY_MACHINE, HardwareProfile, load_profiles
 from modelfleet.registry import build, catalog
+from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.auth import authenticates_device
 from modelfleet.registry.context import Registry
 from modelfleet.registry.fleet_ca import FleetCa, create_ca
@@ -24,18 +26,26 @@ from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
 from modelfleet.rollout.broker import ClientCertificate, PahoBroker
 from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.webhooks.send import Sender
+from modelfleet.rollout.webhooks.sending import Sending
+from modelfleet.rollout.webhooks.signature import WebhookKey
 from modelfleet.service.broker_tls import EmbeddedTls, controller_certificate, public_host
 from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
-from modelfleet.service.jobs import Jobs, Work
+from modelfleet.service.jobs import Jobs
 from modelfleet.service.keep_audit import keep_audit, open_audit_log, sign_audit
-from modelfleet.service.settings import Settings
-from modelfleet.service.signer_process import SignerProcess
-from modelfleet.signer.client import SignerClient, renew_bins
+from modelfleet.service.no_broker import NoBroker
+from modelfleet.service.presence import Presence, executor_name
+from modelfleet.service.reaper import Reaper
+from modelfleet.service.settings import Role, Settings
+from modelfleet.service.shared_signer import SharedSigner
+from modelfleet.service.workflows import Work
+from modelfleet.signer.client import renew_bins
 from modelfleet.signer.current_key import CurrentSigner
 from modelfleet.signer.errors import FormatError, SignerError
 from modelfleet.signer.expiry import Expiring
+from modelfleet.signer.files import folder_lock
 from modelfleet.signer.key_book import locate
 from modelfleet.signer.repository import OnlineRepository
 
@@ -58,16 +68,21 @@ class Service:
 
     Attributes:
         registry: what the HTTP routes and the builds work with.
-        controller: the rollout controller.
+        controller: the rollout controller; one that only writes, where this process has not that role.
+        jobs: the durable builds.
+        webhook_key: what secrets of webhooks are derived from.
     """
 
     registry: Registry
     controller: Controller
+    jobs: Jobs
 
     def __init__(self, settings: Settings, public_url: str) -> None:
         self._settings, self._public_url = settings, public_url
+        self.webhook_key = WebhookKey(settings.webhook_key)
         self._running = ExitStack()
         self._embedded: EmbeddedBroker | None = None
+        self._reaper: Reaper | None = None
         self._renewals: list[Callable[[datetime], object]] = []
 
     def start(self) -> None:
@@ -90,33 +105,77 @@ class Service:
         require_initialised(settings)
         engine = open_database(settings.sqlalchemy_url)
         parts.callback(engine.dispose)
-        migrate(engine)
-        sessions = session_factory(engine)
-        require_tenant(sessions, settings)
-        signer = SignerProcess(settings.data, settings.tenant, settings.swu)
-        parts.callback(signer.stop)
-        signer.start()
-        ca, replays = create_ca(settings.ca_folder, settings.tenant, datetime.now(UTC)), ReplayCache()
+        with folder_lock(settings.data / "service" / "starting"):  # other processes on this folder make the same files
+            migrate(engine)
+            sessions = session_factory(engine)
+            require_tenant(sessions, settings)
+            ca, replays = create_ca(settings.ca_folder, settings.tenant, datetime.now(UTC)), ReplayCache()
+            audit_log = open_audit_log(settings, sessions)
+        profiles = load_profiles()
+        kinds = kinds_of(settings, profiles)
+        executor = executor_name(settings)
+        presence = Presence(settings, sessions, executor, kinds, self._look_after)
+        parts.callback(presence.stop)
+        presence.start()
+        signer = self._start_signer(parts)
         address = self._start_broker(parts, sessions, ca, replays)
-        jobs = Jobs(settings)
-        self.registry = assemble_registry(settings, sessions, signer, jobs, self._public_url, address.url, ca, replays)
+        self.jobs = Jobs(settings, executor, kinds=kinds, all_kinds=kinds_in(profiles))
+        self.registry = assemble_registry(
+            settings, sessions, signer, self.jobs, self._public_url, address.url, ca, replays, audit_log, profiles
+        )
         if self._embedded is not None:
             self.registry.on_device_revoked.append(self._embedded.disconnect)
         self.controller = assemble_controller(settings, self.registry, address)
         self.registry.trust.more.append(lambda: [ca_expiry(ca)])
         remove_leftovers(self.registry.work_dir, datetime.now(UTC))
+        if Role.CONTROLLER in settings.role_set:
+            self._start_controller(parts, sessions)
+        else:
+            self.registry.on_device_changed.append(self.controller.ensure_assignment)
+        parts.callback(self.jobs.stop)
+        self.jobs.start(self._work())
+        if Role.CONTROLLER in settings.role_set:
+            self._start_reaper(sessions, executor)
+        parts.callback(presence.rest)
+        presence.watch()
+        log.info("service started", extra={"url": self._public_url, "mqtt": address.url, "executor": executor})
+
+    def _start_signer(self, parts: ExitStack) -> SharedSigner:
+        settings = self._settings
+        signer = SharedSigner(settings.data, settings.tenant, settings.swu)
+        if settings.role_set & {Role.API, Role.CONTROLLER}:
+            parts.callback(signer.stop)
+            signer.start()
+        return signer
+
+    def _start_controller(self, parts: ExitStack, sessions: sessionmaker[Session]) -> None:
         refresh_at_start(self.registry)
         parts.callback(lambda: sign_audit(self.registry, datetime.now(UTC)))
         parts.callback(self.controller.stop)
         self.controller.start()
-        parts.callback(jobs.stop)
-        jobs.start(self._work())
-        log.info("service started", extra={"url": self._public_url, "mqtt": address.url})
+        sending = assemble_sending(self._settings, sessions, self.webhook_key)
+        parts.callback(sending.stop)
+        sending.start()
+
+    def _start_reaper(self, sessions: sessionmaker[Session], executor: str) -> None:
+        lost_after = timedelta(seconds=self._settings.lost_after_seconds)
+        waiting = lambda: unfinished_versions(self.registry)  # noqa: E731 - asked again and again
+        reaper = Reaper(self._settings.tenant, executor, sessions, self.jobs, waiting, lost_after)
+        reaper.begin_anew(datetime.now(UTC))  # published, but the process ended before it was enqueued
+        self._reaper = reaper
+
+    def _look_after(self) -> None:
+        """Look after other processes, and after what builds have left; on the pulse's thread."""
+        if self._reaper is not None:
+            self._reaper.look_after()
+        remove_leftovers(self.registry.work_dir, datetime.now(UTC))
 
     def _start_broker(
         self, parts: ExitStack, sessions: sessionmaker[Session], ca: FleetCa, replays: ReplayCache
     ) -> BrokerAddress:
         settings = self._settings
+        if Role.CONTROLLER not in settings.role_set:
+            return BrokerAddress(url=settings.mqtt_url)
         self._renewals.append(lambda now: controller_certificate(settings, ca, now))
         certificate = controller_certificate(settings, ca, datetime.now(UTC))
         if settings.mqtt_url.startswith("mqtts:"):
@@ -156,10 +215,10 @@ class Service:
     def _work(self) -> Work:
         registry, controller = self.registry, self.controller
         return Work(
-            profiles_of=lambda version_id: build.variant_profiles(registry, version_id),
-            build_variant=lambda version_id, profile: build.build_variant(registry, version_id, profile),
+            variants_of=lambda version_id: build.variant_kinds(registry, version_id),
+            convert_variant=lambda version_id, profile: build.convert_variant(registry, version_id, profile),
+            release_variant=lambda version_id, profile: build.release_variant(registry, version_id, profile),
             finish_version=lambda version_id: build.finish_version(registry, version_id),
-            unfinished_versions=lambda: unfinished_versions(registry),
             tick=lambda: tick(registry, controller, datetime.now(UTC)),
             refresh=self._refresh,
         )
@@ -168,12 +227,14 @@ class Service:
 def assemble_registry(
     settings: Settings,
     sessions: sessionmaker[Session],
-    signer: SignerProcess,
+    signer: SharedSigner,
     jobs: Jobs,
     public_url: str,
     mqtt_url: str,
     ca: FleetCa,
     replays: ReplayCache,
+    audit_log: AuditLog,
+    profiles: Mapping[str, HardwareProfile],
 ) -> Registry:
     """Return the registry's collaborators as the settings ask for them."""
     data, trust = settings.data, settings.data / "trust" / settings.tenant
@@ -183,7 +244,7 @@ def assemble_registry(
         tenant=settings.tenant,
         sessions=sessions,
         store=open_store(settings),
-        signer=SignerClient(signer.socket),
+        signer=signer.client,
         repository=OnlineRepository(
             metadata_dir=trust / "metadata",
             targets_dir=trust / "targets",
@@ -191,7 +252,7 @@ def assemble_registry(
             timestamp_signer=CurrentSigner(data, "timestamp"),
         ),
         builds=jobs,
-        profiles=load_profiles(),
+        profiles=profiles,
         gate_key_uri=locate(data, settings.tenant).gate_key,
         work_dir=work_dir,
         trust_dir=trust,
@@ -202,13 +263,16 @@ def assemble_registry(
         ddi_proxy_header=settings.ddi_proxy_header,
         ca=ca,
         replays=replays,
-        audit_log=open_audit_log(settings, sessions),
+        audit_log=audit_log,
+        lost_after=timedelta(seconds=settings.lost_after_seconds),
     )
 
 
 def assemble_controller(settings: Settings, registry: Registry, address: BrokerAddress) -> Controller:
     """Return the rollout controller, with its own key and its own connection to the broker."""
     director = CurrentSigner(settings.data, "director")
+    if Role.CONTROLLER not in settings.role_set:
+        return Controller(registry=registry, broker=NoBroker(), director=director, clock=lambda: datetime.now(UTC))
     broker = PahoBroker(
         address.url,
         client_id=address.client_id,
@@ -217,6 +281,12 @@ def assemble_controller(settings: Settings, registry: Registry, address: BrokerA
         certificate=address.certificate,
     )
     return Controller(registry=registry, broker=broker, director=director, clock=lambda: datetime.now(UTC))
+
+
+def assemble_sending(settings: Settings, sessions: sessionmaker[Session], key: WebhookKey) -> Sending:
+    """Return what sends webhooks."""
+    sender = Sender(sessions, settings.tenant, key, private=settings.webhook_private)
+    return Sending(sender, lambda: datetime.now(UTC))
 
 
 def tick(registry: Registry, controller: Controller, now: datetime) -> None:
@@ -256,6 +326,26 @@ def ca_expiry(ca: FleetCa) -> Expiring:
     """Return when the fleet's CA ends, and with it every certificate."""
     remedy = "make its successor in time: devices have to enrol again under it"
     return Expiring(kind="ca", name="the fleet CA", expires=ca.expires, remedy=remedy)
+
+
+def kinds_in(profiles: Mapping[str, HardwareProfile]) -> frozenset[str]:
+    """Return every kind of worker that some profile is built on."""
+    return frozenset({ANY_MACHINE, *(profile.builds_on for profile in profiles.values())})
+
+
+def kinds_of(settings: Settings, profiles: Mapping[str, HardwareProfile]) -> frozenset[str]:
+    """Return the kinds of builds that this process takes.
+
+    Raises:
+        SettingsError: one is named that no profile is built on.
+    """
+    if Role.WORKER not in settings.role_set:
+        return frozenset()
+    known = kinds_in(profiles)
+    asked = settings.can_build
+    if asked is not None and not asked <= known:
+        raise SettingsError(f"MODELFLEET_CAN: expected some of {sorted(known)}, got {sorted(asked - known)}")
+    return asked if asked is not None else kinds_here() & known
 
 
 def open_store(settings: Settings) -> BlobStore:

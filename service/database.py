@@ -10,11 +10,13 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 BUSY_TIMEOUT_SECONDS = 30
+MIGRATION_LOCK = 0x6D6F64656C666C74
+"""PostgreSQL's advisory lock under which one of several processes migrates; the others wait, and find it done."""
 _READING = "modelfleet_reading"
 
 
@@ -62,6 +64,10 @@ def migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", "modelfleet.service:migrations")
     with engine.connect() as connection:
+        if (
+            connection.dialect.name == "postgresql"
+        ):  # until the commit; on SQLite the transaction is the only one that writes
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()

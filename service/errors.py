@@ -19,3 +19,14 @@ class BrokerStartError(ServiceError):
 
 class SignerStartError(ServiceError):
     """The signer process did not come up."""
+
+
+class NameTakenError(ServiceError):
+    """Another process runs under this executor's name."""
+
+    def __init__(self, executor: str, where: str) -> None:
+        super().__init__(
+            f"expected the name {executor!r} to be free, another process runs under it {where}:"
+            " set MODELFLEET_EXECUTOR to a name of its own"
+        )
+        self.executor = executor

@@ -1,179 +1,189 @@
-"""Durable work on DBOS: builds of published versions, and the controller's ticks.
+"""DBOS in one process: which queues it serves, its clock, and what a person may ask of the builds.
 
-A workflow that was interrupted runs on from its last finished step when the process is back. DBOS runs an interrupted step
-again, so every step is idempotent: a build's output is content-addressed, a tick decides by compare-and-set.
-
-Rules learned from DBOS 3.4: queues are registered after launch; executor id and application version stay the same over
-restarts (else interrupted work is stranded); a workflow's id is what makes enqueueing it twice harmless.
+Every process that takes part launches DBOS on the same database under its own executor's name; what it does depends on its
+roles: a controller serves the versions' queue and its clock, a worker the queues of the kinds that it can build, an API none.
 """
 
-import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig, WorkflowStatus
 
-from modelfleet.service.settings import Settings
+from modelfleet.service.settings import Role, Settings
+from modelfleet.service.workflows import (
+    APPLICATION_VERSION,
+    BUILD_QUEUE,
+    URGENT,
+    Running,
+    Work,
+    bind,
+    build_id,
+    clock_queue,
+    enqueue_build,
+    enqueue_clock,
+    enqueue_variant,
+)
 
-BUILD_QUEUE = "build"
-VARIANT_QUEUE = "hw-cpu"
-"""One queue per kind of hardware that a build needs; every runtime of this version builds on a plain CPU."""
-TICKS_PER_WORKFLOW = 500
-"""A controller workflow hands over to its successor after this many ticks, so that no history grows without end."""
-APPLICATION_VERSION = "modelfleet-1"
-STEP_ATTEMPTS = 8
+VERSIONS_AT_ONCE = 200
+"""A version only waits for its variants; one that waits for an earlier version holds its place."""
+POLL_SECONDS = 0.2
 STOP_SECONDS = 3
-_OPEN = ["PENDING", "ENQUEUED"]
-
-log = logging.getLogger(__name__)
+OPEN = ("PENDING", "ENQUEUED", "DELAYED")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What the workflows call.
+class Job:
+    """One durable build. `profile` is empty for the whole version; `executor` is who runs it, or ran it last."""
 
-    Attributes:
-        profiles_of: version id -> the profiles to build.
-        build_variant: (version id, profile) -> the variant is READY or FAILED; raises what is worth another try.
-        finish_version: version id -> the version is READY or FAILED.
-        unfinished_versions: ids of versions that are still BUILDING.
-        tick: one pass of the controller.
-        refresh: re-sign what expires soon.
-    """
-
-    profiles_of: Callable[[int], list[str]]
-    build_variant: Callable[[int, str], None]
-    finish_version: Callable[[int], None]
-    unfinished_versions: Callable[[], Sequence[int]]
-    tick: Callable[[], None]
-    refresh: Callable[[], None]
-
-
-class _Running:
-    work: Work
-    tick_seconds: float
-    stopping: threading.Event
+    id: str
+    version_id: int
+    profile: str
+    state: str
+    queue: str
+    executor: str
+    created_at: datetime
+    started_at: datetime | None
+    error: str | None
 
 
 class Jobs:
-    """The durable queue of one process: `registry.context.BuildQueue`, and the controller's clock."""
+    """The durable queue of one process: `registry.context.BuildQueue`, and the controller's clock.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    Args:
+        settings: databases, roles, limits.
+        executor: this process' name.
+        kinds: of the builds that it takes.
+        all_kinds: that there are, each of which has a queue.
+    """
+
+    def __init__(
+        self, settings: Settings, executor: str, *, kinds: Collection[str] = (), all_kinds: Collection[str] = ()
+    ) -> None:
+        self._settings, self._executor = settings, executor
+        self._kinds, self._all_kinds = sorted(kinds), sorted({*kinds, *all_kinds})
+        self._running: Running | None = None
 
     def start(self, work: Work) -> None:
         """Recover what was interrupted, then take new work."""
-        _Running.work, _Running.tick_seconds, _Running.stopping = work, self._settings.tick_seconds, threading.Event()
-        DBOS(config=_config(self._settings))
+        settings = self._settings
+        slots = threading.BoundedSemaphore(settings.build_workers)
+        self._running = Running(work=work, executor=self._executor, tick_seconds=settings.tick_seconds, slots=slots)
+        bind(self._running)
+        DBOS(config=_config(settings, self._executor))
+        DBOS.listen_queues(self._served())
         DBOS.launch()
-        workers = self._settings.build_workers
-        DBOS.register_queue(
-            BUILD_QUEUE, worker_concurrency=workers, polling_interval_sec=0.2, on_conflict="always_update"
-        )
-        DBOS.register_queue(
-            VARIANT_QUEUE, worker_concurrency=workers, polling_interval_sec=0.2, on_conflict="always_update"
-        )
-        for version_id in work.unfinished_versions():  # published, but the process ended before it was enqueued
-            self.enqueue(version_id)
-        _ensure_controller(self._settings.executor)
+        _register(BUILD_QUEUE, VERSIONS_AT_ONCE)
+        for kind in self._all_kinds:
+            _register(kind, settings.build_workers)
+        if Role.CONTROLLER in settings.role_set:
+            _register(clock_queue(self._executor), 1)
+            self.ensure_clock()
 
     def stop(self) -> None:
-        """Stop after the running steps; what was not finished is recovered at the next start."""
-        _Running.stopping.set()
+        """Stop after the running steps; what was not finished is recovered at the next start, or by another process."""
+        if self._running is not None:
+            self._running.stopping.set()
         DBOS.destroy(workflow_completion_timeout_sec=STOP_SECONDS)
 
     def enqueue(self, version_id: int) -> None:
         """Have every variant of the version built, once."""
-        with SetWorkflowID(f"build-{version_id}"):
-            DBOS.enqueue_workflow(BUILD_QUEUE, build_version, version_id)
+        enqueue_build(version_id)
 
-
-@DBOS.workflow(name="build_version")
-def build_version(version_id: int) -> None:
-    """Build every variant of a version, each as a workflow of its own on its hardware's queue."""
-    handles: list[Any] = []
-    for profile in _profiles_of(version_id):
-        with SetWorkflowID(f"build-{version_id}-{profile}"):
-            handles.append(DBOS.enqueue_workflow(VARIANT_QUEUE, build_one, version_id, profile))
-    for handle in handles:
-        handle.get_result()
-    _finish_version(version_id)
-
-
-@DBOS.workflow(name="build_variant")
-def build_one(version_id: int, profile: str) -> None:
-    """Build one variant; what it could not build is in the catalog, with its reason."""
-    _build_variant(version_id, profile)
-
-
-@DBOS.workflow(name="controller")
-def controller(generation: int) -> None:
-    """Tick until it is time to hand over; a restart goes on where it was."""
-    for _ in range(TICKS_PER_WORKFLOW):
-        _tick()
-        if _Running.stopping.is_set():
+    def ensure_clock(self) -> None:
+        """Start this controller's clock where none is open, and forget the finished ones."""
+        if Role.CONTROLLER not in self._settings.role_set or (self._running and self._running.stopping.is_set()):
             return
-    _refresh()
-    _start_controller(str(DBOS.executor_id), generation + 1)
+        prefix = f"clock-{self._executor}-"
+        known = DBOS.list_workflows(workflow_id_prefix=prefix, load_input=False, load_output=False)
+        ours = [status for status in known if status.workflow_id.removeprefix(prefix).isdigit()]
+        finished = [status.workflow_id for status in ours if status.status not in OPEN]
+        if len(finished) == len(ours):
+            generations = [int(status.workflow_id.removeprefix(prefix)) for status in ours]
+            enqueue_clock(self._executor, max(generations, default=0) + 1)
+        if finished:
+            DBOS.delete_workflows(finished)
+
+    def restart(self, version_id: int) -> None:
+        """Forget how the version's build went, and begin it anew; what was built already is not built again."""
+        known = self._of(version_id)
+        DBOS.delete_workflows([status.workflow_id for status in known])
+        self.enqueue(version_id)
+
+    def cancel(self, version_id: int, profile: str) -> None:
+        """Take the variant's build out of its queue; one that runs ends by itself at its next step."""
+        DBOS.cancel_workflow(build_id(version_id, profile))
+
+    def hurry(self, version_id: int, profile: str, kind: str) -> bool:
+        """Put the variant's build, where it waits, before all others of its kind; whether it waited."""
+        waiting = [status for status in self._of(version_id) if status.workflow_id == build_id(version_id, profile)]
+        if not waiting or waiting[0].status != "ENQUEUED":
+            return False
+        DBOS.delete_workflows([waiting[0].workflow_id])
+        enqueue_variant(version_id, profile, kind, URGENT)
+        return True
+
+    def jobs(self, version_ids: Sequence[int] | None = None) -> list[Job]:
+        """Return the builds that are known, the newest first."""
+        prefixes = ["build-"] if version_ids is None else [build_id(each) for each in version_ids]
+        found = DBOS.list_workflows(workflow_id_prefix=prefixes, load_input=False, sort_desc=True) if prefixes else []
+        jobs = [_job(status) for status in found]
+        return jobs if version_ids is None else [job for job in jobs if job.version_id in version_ids]
+
+    def _of(self, version_id: int) -> list[WorkflowStatus]:
+        whole = build_id(version_id)
+        known = DBOS.list_workflows(workflow_id_prefix=whole, load_input=False, load_output=False)
+        return [status for status in known if status.workflow_id == whole or status.workflow_id.startswith(f"{whole}-")]
+
+    def _served(self) -> list[str]:
+        served = [BUILD_QUEUE, clock_queue(self._executor)] if Role.CONTROLLER in self._settings.role_set else []
+        return [*served, *self._kinds]
 
 
-@DBOS.step(name="profiles_of")
-def _profiles_of(version_id: int) -> list[str]:
-    return _Running.work.profiles_of(version_id)
+def _register(name: str, at_once: int) -> None:
+    DBOS.register_queue(
+        name, worker_concurrency=at_once, polling_interval_sec=POLL_SECONDS, on_conflict="always_update"
+    )
 
 
-@DBOS.step(name="build_variant", retries_allowed=True, max_attempts=STEP_ATTEMPTS, interval_seconds=1.0)
-def _build_variant(version_id: int, profile: str) -> None:
-    _Running.work.build_variant(version_id, profile)
+def _job(status: WorkflowStatus) -> Job:
+    _, version_id, profile = f"{status.workflow_id}-".split("-", 2)
+    return Job(
+        id=status.workflow_id,
+        version_id=int(version_id),
+        profile=profile.removesuffix("-"),
+        state=_STATES.get(status.status, status.status),
+        queue=status.queue_name or "",
+        executor=(status.executor_id or "") if status.status != "ENQUEUED" else "",
+        created_at=_moment(status.created_at or 0),
+        started_at=None if status.dequeued_at is None else _moment(status.dequeued_at),
+        error=None if status.error is None else f"{type(status.error).__name__}: {status.error}"[:4000],
+    )
 
 
-@DBOS.step(name="finish_version", retries_allowed=True, max_attempts=STEP_ATTEMPTS)
-def _finish_version(version_id: int) -> None:
-    _Running.work.finish_version(version_id)
+_STATES: Mapping[str, str] = {
+    "PENDING": "RUNNING",
+    "ENQUEUED": "WAITING",
+    "DELAYED": "WAITING",
+    "SUCCESS": "DONE",
+    "ERROR": "FAILED",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "FAILED",
+}
+"""DBOS' states in the words of this project; a job that is DONE may have found that its model cannot be built."""
 
 
-@DBOS.step(name="tick")
-def _tick() -> None:
-    try:
-        _Running.work.tick()
-    except Exception:  # a failed tick changed nothing; the next one tries again
-        log.exception("the controller's tick failed")
-    _Running.stopping.wait(_Running.tick_seconds)
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-@DBOS.step(name="refresh")
-def _refresh() -> None:
-    try:
-        _Running.work.refresh()
-    except Exception:
-        log.exception("re-signing what expires soon failed")
-
-
-def _start_controller(executor: str, generation: int) -> None:
-    with SetWorkflowID(f"controller-{executor}-{generation}"):
-        DBOS.start_workflow(controller, generation)
-
-
-def _ensure_controller(executor: str) -> None:
-    """Start a controller workflow of this executor where none is open, and forget the finished ones."""
-    prefix = f"controller-{executor}-"
-    known = DBOS.list_workflows(workflow_id_prefix=prefix, load_input=False, load_output=False)
-    ours = [status for status in known if status.workflow_id.removeprefix(prefix).isdigit()]
-    finished = [status.workflow_id for status in ours if status.status not in _OPEN]
-    if len(finished) == len(ours):
-        generations = [int(status.workflow_id.removeprefix(prefix)) for status in ours]
-        _start_controller(executor, max(generations, default=0) + 1)
-    DBOS.delete_workflows(finished)
-
-
-def _config(settings: Settings) -> DBOSConfig:
+def _config(settings: Settings, executor: str) -> DBOSConfig:
     return DBOSConfig(
         name="modelfleet",
         system_database_url=settings.dbos_url,
+        dbos_system_schema=settings.dbos_schema,
         application_version=APPLICATION_VERSION,
-        executor_id=settings.executor,
+        executor_id=executor,
         enable_otlp=False,
         log_level="WARNING",
     )

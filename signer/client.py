@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -65,12 +65,12 @@ class SignerClient:
     """Calls the signer process.
 
     Args:
-        socket_path: where `modelfleet-signer serve` listens.
+        socket_path: where `modelfleet-signer serve` listens; a function, where that changes.
         timeout_seconds: total time of one call.
     """
 
-    def __init__(self, socket_path: Path, *, timeout_seconds: float = CALL_SECONDS) -> None:
-        self._socket_path = socket_path
+    def __init__(self, socket_path: Path | Callable[[], Path], *, timeout_seconds: float = CALL_SECONDS) -> None:
+        self._find_socket = socket_path if callable(socket_path) else lambda: socket_path
         self._timeout_seconds = timeout_seconds
 
     def status(self) -> dict[str, str | int]:
@@ -191,12 +191,12 @@ class SignerClient:
                 return parse_reply(receive_message(connection, ends))
         except OSError as error:  # TimeoutError among them
             raise SignerUnavailableError(
-                f"the signer at {self._socket_path} did not answer ({error}): is `modelfleet-signer serve` running?"
+                f"the signer at {self._find_socket()} did not answer ({error}): is `modelfleet-signer serve` running?"
             ) from error
 
     @contextmanager
     def _connected(self, ends: float) -> Generator[socket.socket]:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(max(0.01, ends - time.monotonic()))
-            connection.connect(str(self._socket_path))
+            connection.connect(str(self._find_socket()))
             yield connection

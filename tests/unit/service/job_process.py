@@ -5,8 +5,9 @@ import sys
 import threading
 from pathlib import Path
 
-from modelfleet.service.jobs import Jobs, Work
+from modelfleet.service.jobs import Jobs
 from modelfleet.service.settings import Settings
+from modelfleet.service.workflows import Work
 
 
 def main(data: Path, die_in: str) -> None:
@@ -33,15 +34,17 @@ def main(data: Path, die_in: str) -> None:
         raise RuntimeError("a tick that fails must not end the controller")
 
     work = Work(
-        profiles_of=lambda _version: ["a", "b"],
-        build_variant=build,
+        variants_of=lambda _version: [("a", "hw-cpu"), ("b", "hw-cpu")],
+        convert_variant=build,
+        release_variant=lambda version_id, profile: note(f"released {version_id} {profile}"),
         finish_version=finish,
-        unfinished_versions=lambda: [7],
         tick=tick,
         refresh=lambda: None,
     )
-    jobs = Jobs(Settings(data=data, tick_seconds=0.05, build_workers=1))
+    settings = Settings(data=data, tick_seconds=0.05, build_workers=1)
+    jobs = Jobs(settings, settings.executor, kinds={"hw-cpu"})
     jobs.start(work)
+    jobs.enqueue(7)
     try:
         assert finished.wait(float(os.environ.get("FINISH_WITHIN", "30")))
         ticked.clear()

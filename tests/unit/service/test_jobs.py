@@ -31,7 +31,7 @@ def test_a_build_that_the_process_died_in_is_finished_by_the_next_process(tmp_pa
 def test_a_finished_build_is_not_built_again_at_the_next_start(tmp_path: Path) -> None:
     assert run(tmp_path).returncode == 0
     before = effects(tmp_path)
-    # The version counts as unfinished at every start of this process; its workflow's id is what makes that harmless.
+    # The version is enqueued at every start of this process; its workflow's id is what makes that harmless.
     second = run(tmp_path, finish_within=3)
     assert "AssertionError" in second.stderr, "it waits for a build that must not happen"
     assert effects(tmp_path) == before

@@ -8,7 +8,18 @@ UTC.
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, MetaData, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -182,7 +193,18 @@ class Device(Base):
     """An enrolled device. `online` and `last_seen_at` follow its status messages; never updated on every heartbeat."""
 
     __tablename__ = "devices"
-    __table_args__ = (UniqueConstraint("claim_sha256", "serial"),)
+    __table_args__ = (
+        UniqueConstraint("claim_sha256", "serial"),
+        Index(
+            "ix_devices_place",
+            "tenant",
+            "group_name",
+            "profile",
+            "id",
+            postgresql_where=text("revoked_at IS NULL"),
+            sqlite_where=text("revoked_at IS NULL"),
+        ),
+    )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)

@@ -4,24 +4,32 @@ Everything that goes over it is a goal state, so publishing is fire-and-forget: 
 connection. A received message is acknowledged only when its handler's work is durable.
 """
 
+import enum
 import logging
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from modelfleet.rollout.errors import BrokerError
+from modelfleet.rollout.paho_client import BatchingClient
 
 KEEPALIVE_SECONDS = 30
+WINDOW = 4000
+"""Messages that the broker may have sent and we not acknowledged: several batches, so that writing and receiving overlap."""
+SESSION_SECONDS = 14 * 24 * 3600
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 5.0
 ACKNOWLEDGED_SECONDS = 20.0
@@ -100,15 +108,19 @@ class Broker(Protocol):
         """Send a message; False where there is no connection, and the message is dropped."""
         ...
 
-    def deliver(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+    def publish_all(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Send (topic, payload) messages, retained, QoS 1, in order; for each whether the broker has acknowledged it.
 
         Waits for the broker, so it is not to be called by a handler. What was not acknowledged may still arrive later.
         """
         ...
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
-        """Have `handler` called with every matching message, over this and all later connections."""
+    def subscribe(self, topic_filter: str, handler: Handler, *, share: str = "") -> None:
+        """Have `handler` called with every matching message, over this and all later connections.
+
+        Args:
+            share: where the broker can, each message goes to one only of all connections that share this name.
+        """
         ...
 
     def close(self) -> None:
@@ -167,11 +179,11 @@ class MemoryBroker:
         self._hub.deliver(topic, payload, retain=retain)
         return True
 
-    def deliver(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
-        """Deliver and retain each at once; see `Broker.deliver`."""
+    def publish_all(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Deliver and retain each at once; see `Broker.publish_all`."""
         return [self.publish(topic, payload, retain=True) for topic, payload in messages]
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, share: str = "") -> None:  # noqa: ARG002 - none here
         """Subscribe; see `Broker.subscribe`."""
         self._subscriptions.append((topic_filter, handler))
         if self.connected:
@@ -212,15 +224,24 @@ class MemoryBroker:
                 handler(Message(topic=topic, payload=payload, retained=True))
 
 
+class MqttVersion(enum.StrEnum):
+    """Which MQTT is spoken: 5 has shared subscriptions and a window; 3.1.1 is what the embedded broker knows."""
+
+    V311 = "3.1.1"
+    V5 = "5"
+
+
 class PahoBroker:
-    """MQTT 3.1.1 over paho, on paho's own thread; reconnects with full jitter, subscribes again, acknowledges by hand.
+    """MQTT over paho, on paho's own thread; reconnects with full jitter, subscribes again, acknowledges by hand.
 
     Args:
         url: `mqtt://host:port`, or `mqtts://` for TLS.
-        client_id: broker-wide unique.
+        client_id: broker-wide unique; the broker keeps this client's session for `SESSION_SECONDS`.
         username: as the broker's access rules know it; empty: anonymous.
         password: belongs to `username`.
         certificate: whom to believe and what to show in TLS; None: the system's roots, and nothing.
+        version: MQTT 5 or 3.1.1; a broker that lacks it refuses the connection, and says so in the log.
+        window: how many messages of QoS 1 the broker may send unacknowledged (MQTT 5; by 3.1.1 its own setting holds).
 
     Raises:
         BrokerError: no such URL, or a file of the certificate is missing or damaged.
@@ -233,28 +254,27 @@ class PahoBroker:
         username: str = "",
         password: str = "",
         certificate: ClientCertificate | None = None,
+        *,
+        version: MqttVersion = MqttVersion.V311,
+        window: int = WINDOW,
     ) -> None:
         found = urlsplit(url)
         if found.scheme not in ("mqtt", "mqtts") or not found.hostname:
             raise BrokerError(f"expected mqtt://host:port or mqtts://host:port, got {url!r}")
         self._host, self._port = found.hostname, found.port or (8883 if found.scheme == "mqtts" else 1883)
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id, clean_session=False, manual_ack=True)
+        self._version, self._window = version, window
+        self._client = _client(client_id, version)
         if username:
             self._client.username_pw_set(username, password)
         if found.scheme == "mqtts":
             self._use_tls(certificate)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
-        self._client.on_message = self._received
+        self._client.on_publication = self._received
         self._client.on_connect_fail = self._not_connected
-        self._subscriptions: dict[str, Handler] = {}
+        self._subscriptions: list[tuple[str, re.Pattern[str], Handler]] = []
         self._on_connected: Callable[[], None] = lambda: None
         self._attempt = 0
-
-    @property
-    def connected(self) -> bool:
-        """Whether the broker has accepted this client, and the line stands."""
-        return self._client.is_connected()
 
     def connect(self, will: Will | None = None, on_connected: Callable[[], None] = lambda: None) -> None:
         """Start connecting in the background; see `Broker.connect`."""
@@ -262,7 +282,16 @@ class PahoBroker:
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._back_off()
-        self._client.connect_async(self._host, self._port, keepalive=KEEPALIVE_SECONDS)
+        if self._version is MqttVersion.V5:
+            self._client.connect_async(
+                self._host,
+                self._port,
+                keepalive=KEEPALIVE_SECONDS,
+                clean_start=False,
+                properties=_connect_properties(self._window),
+            )
+        else:
+            self._client.connect_async(self._host, self._port, keepalive=KEEPALIVE_SECONDS)
         self._client.loop_start()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
@@ -271,24 +300,34 @@ class PahoBroker:
             return False
         return self._client.publish(topic, payload, qos=qos, retain=retain).rc == mqtt.MQTT_ERR_SUCCESS
 
-    def deliver(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
-        """Hand the messages to paho and wait for their acknowledgements; see `Broker.deliver`."""
+    def publish_all(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Hand the messages to paho and wait for their acknowledgements; see `Broker.publish_all`."""
         if not self._client.is_connected():
             return [False] * len(messages)
         sent = [self._client.publish(topic, payload, qos=1, retain=True) for topic, payload in messages]
         ends = time.monotonic() + ACKNOWLEDGED_SECONDS
-        return [_is_acknowledged(each, ends) for each in sent]
+        return [self._is_acknowledged(each, ends) for each in sent]
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
-        """Subscribe with QoS 1; see `Broker.subscribe`."""
-        self._subscriptions[topic_filter] = handler
+    def subscribe(self, topic_filter: str, handler: Handler, *, share: str = "") -> None:
+        """Subscribe with QoS 1, shared only by MQTT 5; see `Broker.subscribe`."""
+        asked = f"$share/{share}/{topic_filter}" if share and self._version is MqttVersion.V5 else topic_filter
+        self._subscriptions.append((asked, _pattern(topic_filter), handler))
         if self._client.is_connected():
-            self._client.subscribe(topic_filter, qos=1)
+            self._ask(self._client, asked)
 
     def close(self) -> None:
         """Disconnect and end paho's thread; see `Broker.close`."""
         self._client.disconnect()
         self._client.loop_stop()
+
+    def _is_acknowledged(self, sent: mqtt.MQTTMessageInfo, ends: float) -> bool:
+        """Wait for the acknowledgement until `ends` (monotonic), or until the connection is lost."""
+        try:
+            while not sent.is_published() and self._client.is_connected() and time.monotonic() < ends:
+                sent.wait_for_publish(ACKNOWLEDGED_SECONDS / 100)
+            return sent.is_published()
+        except (RuntimeError, ValueError):  # paho: not connected, or its queue is full
+            return False
 
     def _use_tls(self, certificate: ClientCertificate | None) -> None:
         context = certificate.context() if certificate is not None else ssl.create_default_context()
@@ -326,8 +365,8 @@ class PahoBroker:
             log.warning("broker refused the connection", extra={"reason": str(reason)})
             return
         self._attempt = 0
-        for topic_filter in self._subscriptions:
-            client.subscribe(topic_filter, qos=1)
+        for asked, _, _ in self._subscriptions:
+            self._ask(client, asked)
         log.info("connected to the broker", extra={"host": self._host})
         try:
             self._on_connected()
@@ -344,28 +383,46 @@ class PahoBroker:
     ) -> None:
         self._back_off()
 
-    def _received(self, client: mqtt.Client, _userdata: object, found: mqtt.MQTTMessage) -> None:
-        message = Message(
-            topic=found.topic,
-            payload=bytes(found.payload),
-            retained=found.retain,
-            acknowledge=lambda: _ignore(client.ack(found.mid, found.qos)),
-        )
-        for topic_filter, handler in self._subscriptions.items():
-            if matches(topic_filter, found.topic):
+    def _ask(self, client: mqtt.Client, asked: str) -> None:
+        if (
+            self._version is MqttVersion.V5
+        ):  # the session keeps the subscription: retained messages come the first time only
+            options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+            client.subscribe(asked, options=options)
+        else:
+            client.subscribe(asked, qos=1)
+
+    def _received(self, topic: str, payload: bytes, qos: int, retained: bool, number: int) -> None:
+        generation = self._client.generation  # after a reconnect the number is another message's; this one comes again
+
+        def acknowledge() -> None:
+            if qos:
+                self._client.acknowledge(generation, number)
+
+        message = Message(topic=topic, payload=payload, qos=qos, retained=retained, acknowledge=acknowledge)
+        for _, pattern, handler in self._subscriptions:
+            if pattern.fullmatch(topic):
                 handler(message)
                 return
-        message.acknowledge()
+        acknowledge()
 
 
-def _is_acknowledged(sent: mqtt.MQTTMessageInfo, ends: float) -> bool:
-    """Wait until the broker has acknowledged it, at most until `ends` (monotonic)."""
-    try:
-        sent.wait_for_publish(max(0.0, ends - time.monotonic()))
-        return sent.is_published()
-    except (RuntimeError, ValueError):  # paho: not connected, or its queue is full
-        return False
+def _client(client_id: str, version: MqttVersion) -> BatchingClient:
+    if version is MqttVersion.V5:
+        return BatchingClient(CallbackAPIVersion.VERSION2, client_id, protocol=mqtt.MQTTv5)
+    return BatchingClient(CallbackAPIVersion.VERSION2, client_id, clean_session=False)
 
 
-def _ignore(_result: object) -> None:
-    return None
+def _connect_properties(window: int) -> Properties:
+    found: Any = Properties(PacketTypes.CONNECT)
+    found.ReceiveMaximum = window
+    found.SessionExpiryInterval = SESSION_SECONDS
+    return found
+
+
+def _pattern(topic_filter: str) -> re.Pattern[str]:
+    """Return what `matches` says of the filter, compiled."""
+    parts = [{"+": "[^/]*", "#": ".*"}.get(part, re.escape(part)) for part in topic_filter.split("/")]
+    text = "/".join(parts)
+    text = text.removesuffix("/.*") + "(?:/.*)?" if topic_filter.endswith("/#") else text
+    return re.compile(rf"(?!\$){text}" if topic_filter[0] in "+#" else text, re.DOTALL)

@@ -4,6 +4,7 @@ They are written to the outbox in the transaction that changes what they say. se
 restored database never falls behind; the epoch is the trust policy's. They expire after 7 days and are signed again daily.
 """
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import device_topic, group_desired_topic
-from modelfleet.policies.plan import parse_plan
+from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry import audit
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.states import ON_TRIAL, Verdict
@@ -28,15 +29,27 @@ from modelfleet.signer.desired import (
     Slot,
     device_scope,
     group_scope,
+    needs_of,
 )
 from modelfleet.signer.keys import Signer
 from modelfleet.signer.names import sha256_of
 from modelfleet.signer.sign import encode_payload, sign_assignment, sign_group
+from modelfleet.signer.windows import ANY_CONDITIONS, Conditions, Window
 
 LIFE = timedelta(days=7)
 RENEW_AFTER = timedelta(days=1)
+"""At the latest; a fleet that was enrolled at once is spread over the second half of the day."""
+GROUPS, DEVICES = 0, 1
+"""Ranks of documents: what steers many goes out first."""
 LASTING = frozenset({"retry", "cancel", "collect-logs"})
 """Requests that stay in an assignment when it is signed again."""
+
+
+class When(TypedDict, total=False):
+    """When devices may start, where a plan says so."""
+
+    windows: tuple[Window, ...]
+    conditions: Conditions
 
 
 class Head(TypedDict):
@@ -72,6 +85,7 @@ class Desk:
         self._tenant, self._director, self._epoch = tenant, director, epoch
         self._renewed: list[str] | None = None
         """While documents are signed again: what one audit record tells of all of them."""
+        self._known: list[Device | DesiredDocument] = []
 
     def write_groups(
         self, session: Session, places: Iterable[tuple[str, str]], now: datetime, *, above: int = 0
@@ -153,12 +167,13 @@ class Desk:
         return True
 
     def renew(self, session: Session, now: datetime, limit: int = 500) -> int:
-        """Sign again what is older than a day or of another epoch, at most `limit` documents; how many were."""
-        old = select(DesiredDocument).where(
-            DesiredDocument.tenant == self._tenant,
-            (DesiredDocument.issued_at < now - RENEW_AFTER) | (DesiredDocument.epoch != self._epoch),
-        )
-        due = session.scalars(old.order_by(DesiredDocument.issued_at).limit(limit)).all()
+        """Sign again what is to be, or is of another epoch, at most `limit` documents; how many were."""
+        mine = DesiredDocument.tenant == self._tenant
+        old = mine & (DesiredDocument.epoch == self._epoch) & (DesiredDocument.renew_at < now)
+        due = list(session.scalars(select(DesiredDocument).where(old).order_by(DesiredDocument.renew_at).limit(limit)))
+        for other in (DesiredDocument.epoch < self._epoch, DesiredDocument.epoch > self._epoch):
+            due += session.scalars(select(DesiredDocument).where(mine, other).limit(limit - len(due)))
+        self._know_devices(session, due)
         self._renewed = []
         for row in due:
             self._renew(session, row, now)
@@ -168,6 +183,14 @@ class Desk:
         self._renewed = None
         return len(due)
 
+    def _know_devices(self, session: Session, rows: Sequence[DesiredDocument]) -> None:
+        """Load in one query each the devices that the assignments are of, and what steers them, into the session."""
+        names = [rest for kind, _, rest in (row.scope.partition("/") for row in rows) if kind == "d"]
+        devices = list(session.scalars(select(Device).where(Device.id.in_(names))))
+        scopes = {group_scope(device.group, device.profile) for device in devices}
+        steering = (DesiredDocument.tenant == self._tenant) & DesiredDocument.scope.in_(scopes)
+        self._known = [*devices, *session.scalars(select(DesiredDocument).where(steering))]  # else it forgets them
+
     def _renew(self, session: Session, row: DesiredDocument, now: datetime) -> None:
         kind, _, rest = row.scope.partition("/")
         if kind == "g":
@@ -176,12 +199,13 @@ class Desk:
             return
         device = session.get(Device, rest)
         if device is None or device.revoked_at is not None:
-            row.issued_at = now  # nobody to steer; looked at again tomorrow
+            row.renew_at, row.epoch = now + RENEW_AFTER, self._epoch  # nobody to steer; looked at again tomorrow
             return
         self.write_assignment(session, device, now)
 
     def _group(self, session: Session, group: str, profile: str, head: Head) -> GroupDocument:
-        return GroupDocument(**head, slots=wanted_slots(session, self._tenant, group, profile))
+        slots = wanted_slots(session, self._tenant, group, profile)
+        return GroupDocument(**head, slots=slots, must_understand=needs_of(slots.values()))
 
     def _head(self, session: Session, scope: str, now: datetime, above: int = 0) -> Head:
         known = session.get(DesiredDocument, (self._tenant, scope))
@@ -201,6 +225,8 @@ class Desk:
             known = DesiredDocument(tenant=self._tenant, scope=document.scope, published_seq=0)
             session.add(known)
         known.epoch, known.seq, known.issued_at = document.epoch, document.seq, document.issued
+        known.renew_at = document.issued + RENEW_AFTER * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        known.rank = GROUPS if isinstance(document, GroupDocument) else DEVICES
         known.payload, known.envelope, known.topic = encode_payload(document), envelope, topic
         session.flush()
         sha256 = sha256_of(known.payload)
@@ -220,7 +246,7 @@ def wanted_slots(session: Session, tenant: str, group: str, profile: str) -> dic
     stables = session.scalars(
         select(SlotStable).where(SlotStable.tenant == tenant, SlotStable.group == group, SlotStable.profile == profile)
     )
-    slots = {row.slot: Slot(stable=as_release(row.release)) for row in stables}
+    slots = {row.slot: Slot(stable=as_release(row.release), **_when_stable(session, row)) for row in stables}
     for rollout, row in _on_trial(session, tenant, group, profile):
         slot = slots.get(rollout.slot, Slot())
         slots[rollout.slot] = msgspec.structs.replace(slot, candidates=(*slot.candidates, candidate_of(rollout, row)))
@@ -244,7 +270,26 @@ def candidate_of(rollout: Rollout, row: RolloutProfile) -> Candidate:
         deadline=started + timedelta(seconds=plan.deadline_seconds),
         spread_seconds=plan.spread_seconds,
         limits=plan.limits,
+        **_when(plan),
     )
+
+
+def _when(plan: Plan) -> When:
+    found: When = {}
+    if plan.windows:
+        found["windows"] = plan.windows
+    if plan.conditions != ANY_CONDITIONS:
+        found["conditions"] = plan.conditions
+    return found
+
+
+def _when_stable(session: Session, stable: SlotStable) -> When:
+    """Return when devices that its rollout did not reach may start on it; what a rollback restored waits for nothing."""
+    rollout = session.get(Rollout, stable.rollout)
+    row = session.get(RolloutProfile, (stable.rollout, stable.profile))
+    if rollout is None or row is None or stable.release is None or row.release["sha256"] != stable.release["sha256"]:
+        return {}
+    return _when(parse_plan(rollout.plan))
 
 
 def as_release(value: Mapping[str, Any] | None) -> Release | None:

@@ -7,7 +7,7 @@ that changes the state, and published afterwards. Times are the server's, aware 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, SmallInteger, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from modelfleet.registry.tables import Base
@@ -85,6 +85,8 @@ class RolloutProfile(Base):
     rollback_started_at: Mapped[datetime | None]
     unproven: Mapped[list[str]] = mapped_column(JSON, default=list)
     """Devices that had not proved to be back when the rollback's time was over."""
+    answers: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    """The stage's look at how the answers differ from stable's, and the differences that a person has let pass; see `answers`."""
     ended_at: Mapped[datetime | None]
 
 
@@ -119,6 +121,18 @@ class DesiredDocument(Base):
     """The last signed document of a scope, and the outbox: published once `published_seq` is `seq`."""
 
     __tablename__ = "desired_documents"
+    __table_args__ = (
+        Index(
+            "ix_desired_documents_pending",
+            "tenant",
+            "rank",
+            "seq",
+            postgresql_where=text("published_seq < seq"),
+            sqlite_where=text("published_seq < seq"),
+        ),
+        Index("ix_desired_documents_renew", "tenant", "epoch", "renew_at"),
+        Index("ix_desired_documents_batch", "tenant", "batch"),
+    )
 
     tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
     scope: Mapped[str] = mapped_column(String(160), primary_key=True)
@@ -127,8 +141,14 @@ class DesiredDocument(Base):
     payload: Mapped[bytes] = mapped_column(LargeBinary)
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
     topic: Mapped[str] = mapped_column(String(256))
-    issued_at: Mapped[datetime] = mapped_column(index=True)
+    issued_at: Mapped[datetime]
+    renew_at: Mapped[datetime]
+    """When it is signed again: some time within the day after it was issued, so that a fleet's are spread over the day."""
+    rank: Mapped[int] = mapped_column(SmallInteger)
+    """What goes out first: 0 for group documents, 1 for assignments."""
     published_seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    batch: Mapped[int] = mapped_column(BigInteger, default=0)
+    """The number of the batch in which the broker acknowledged it; see `Publication`."""
 
 
 class DeviceSlot(Base):
@@ -165,6 +185,14 @@ class DeviceTrial(Base):
     """
 
     __tablename__ = "device_trials"
+    __table_args__ = (
+        Index(
+            "ix_device_trials_open",
+            "rollout",
+            postgresql_where=text("outcome IS NULL"),
+            sqlite_where=text("outcome IS NULL"),
+        ),
+    )
 
     rollout: Mapped[str] = mapped_column(String(64), primary_key=True)
     device: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -244,6 +272,21 @@ class HealthSample(Base):
     at: Mapped[datetime] = mapped_column(primary_key=True)
     n: Mapped[int] = mapped_column(BigInteger)
     errors: Mapped[int] = mapped_column(BigInteger)
+    slow: Mapped[int] = mapped_column(BigInteger)
+
+
+class AnswerBaseline(Base):
+    """What one activation of a device on stable had answered when a profile's trial began; see `answers`."""
+
+    __tablename__ = "answer_baselines"
+
+    rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(36), primary_key=True)
+    activation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    classes: Mapped[list[int]] = mapped_column(JSON)
+    confidence: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    latency: Mapped[list[int]] = mapped_column(JSON)
 
 
 class LeadershipTerm(Base):
@@ -290,3 +333,13 @@ class WebhookDelivery(Base):
     created_at: Mapped[datetime]
     next_at: Mapped[datetime]
     delivered_at: Mapped[datetime | None]
+
+
+class Publication(Base):
+    """How many batches of documents brokers were given, of the database that `generation` names; see `dispatch`."""
+
+    __tablename__ = "publications"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    generation: Mapped[str] = mapped_column(String(32))
+    batch: Mapped[int] = mapped_column(BigInteger)

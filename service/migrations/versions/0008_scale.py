@@ -12,6 +12,14 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
+_INDEXES: list[tuple[str, str, list[str], str | None]] = [
+    ("ix_devices_place", "devices", ["tenant", "group_name", "profile", "id"], "revoked_at IS NULL"),
+    ("ix_desired_documents_pending", "desired_documents", ["tenant", "rank", "seq"], "published_seq < seq"),
+    ("ix_desired_documents_renew", "desired_documents", ["tenant", "epoch", "renew_at"], None),
+    ("ix_desired_documents_batch", "desired_documents", ["tenant", "batch"], None),
+    ("ix_device_trials_open", "device_trials", ["rollout"], "outcome IS NULL"),
+]
+
 
 def upgrade() -> None:
     op.create_table(
@@ -25,9 +33,37 @@ def upgrade() -> None:
     with op.batch_alter_table("rollout_profiles", schema=None) as batch_op:
         batch_op.add_column(sa.Column("cohort", sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column("control_until", sa.String(length=36), nullable=True))
+    with op.batch_alter_table("desired_documents", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("renew_at", sa.DateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("rank", sa.SmallInteger(), nullable=True))
+        batch_op.add_column(sa.Column("batch", sa.BigInteger(), nullable=False, server_default="0"))
+        batch_op.drop_index(op.f("ix_desired_documents_issued_at"))
+    op.execute("UPDATE desired_documents SET renew_at = issued_at, rank = CASE WHEN scope LIKE 'g/%' THEN 0 ELSE 1 END")
+    with op.batch_alter_table("desired_documents", schema=None) as batch_op:
+        batch_op.alter_column("renew_at", existing_type=sa.DateTime(timezone=True), nullable=False)
+        batch_op.alter_column("rank", existing_type=sa.SmallInteger(), nullable=False)
+        batch_op.alter_column("batch", existing_type=sa.BigInteger(), server_default=None)
+    for name, table, columns, condition in _INDEXES:
+        where = None if condition is None else sa.text(condition)
+        op.create_index(name, table, columns, postgresql_where=where, sqlite_where=where)
+    op.create_table(
+        "publications",
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("generation", sa.String(length=32), nullable=False),
+        sa.Column("batch", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", name=op.f("pk_publications")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("publications")
+    for name, table, _columns, _condition in reversed(_INDEXES):
+        op.drop_index(name, table)
+    with op.batch_alter_table("desired_documents", schema=None) as batch_op:
+        batch_op.drop_column("batch")
+        batch_op.drop_column("rank")
+        batch_op.drop_column("renew_at")
+        batch_op.create_index(op.f("ix_desired_documents_issued_at"), ["issued_at"])
     with op.batch_alter_table("rollout_profiles", schema=None) as batch_op:
         batch_op.drop_column("control_until")
         batch_op.drop_column("cohort")

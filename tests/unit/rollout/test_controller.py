@@ -12,6 +12,7 @@ from modelfleet.rollout.broker import MemoryBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.tables import DesiredDocument, DeviceTrial, HealthSample
 from modelfleet.signer.keys import load_signer
+from tests.waiting import until
 
 FLOAT, INT8 = "linux-cpu-float", "linux-cpu-int8"
 
@@ -323,8 +324,7 @@ def test_a_broker_that_lost_its_memory_gets_every_document_again(fleet):
     fleet.hub.retained.clear()
     fleet.connections[-1].drop()
     fleet.connections[-1].reconnect()
-    topics = {device_topic for device_topic in fleet.hub.retained if device_topic.endswith("/desired")}
-    assert len(topics) == 3
+    until(lambda: len([topic for topic in fleet.hub.retained if topic.endswith("/desired")]) == 3)
     assert fleet.stable(FLOAT) == "1.0.0"
 
 

@@ -19,6 +19,9 @@ from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.rollout.webhooks.routes import router as webhook_router
 from modelfleet.service.compose import Service
 from modelfleet.service.errors import ServiceError
+from modelfleet.service.fleet_metrics import FleetCollector
+from modelfleet.service.metrics import Metrics, TimedRequests
+from modelfleet.service.metrics import router as metrics_router
 
 
 def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
@@ -29,13 +32,17 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
         await anyio.to_thread.run_sync(service.start)
         app.state.registry, app.state.controller = service.registry, service.controller
         app.state.webhook_key = service.webhook_key
+        metrics.watch(FleetCollector(service.registry, service.controller))
         on_ready()
         try:
             yield
         finally:
             await anyio.to_thread.run_sync(service.stop)
 
+    metrics = Metrics()
     app = FastAPI(title="modelfleet", version="1", lifespan=lifespan)
+    app.state.metrics = metrics
+    app.add_middleware(TimedRequests, metrics=metrics)
     problems.install(app)
     app.include_router(registry_router)
     app.include_router(rollout_router)
@@ -43,6 +50,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     app.include_router(keys_router)
     app.include_router(bundle_router)
     app.include_router(webhook_router)
+    app.include_router(metrics_router)
     app.include_router(ddi_fleet_router)
     app.include_router(ddi_router)
     open_routes = undeclared_routes(app, others=[current_target])

@@ -3,28 +3,34 @@
 Rules, in this order: a guardrail that trips rolls back, also while paused or halted; a stage advances when its bake time is over,
 every device that started has ended, enough have committed, accuracy is proved and the promotion test passes; otherwise it holds,
 and after `max_hold_seconds` a person is asked. Devices that have not started neither block nor dilute. Every decision carries
-the figures that it rests on.
+the figures that it rests on. Bake, hold and soak stand still while no maintenance window is open anywhere.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from modelfleet.policies.bounds import clopper_pearson
 from modelfleet.policies.plan import Plan
+from modelfleet.rollout.drift import Difference, as_evidence
 from modelfleet.rollout.statistics import (
     Counts,
     Interval,
     log_alarm,
+    log_over_looks,
     log_over_starts,
     log_promotion,
     log_relative_alarm,
     relative_threshold,
 )
+from modelfleet.signer.windows import is_open, next_opening, open_seconds, overlap_seconds
 
 INSTALL_FAILURE_THRESHOLD = 0.01
 """The share of devices that may refuse a good candidate: the requirement's success rate is above 99 %."""
+ACCEPTED_GROWTH = 1.5
+"""A difference that a person has let pass is another one once it is this many times as large."""
 
 Evidence = dict[str, Any]
 
@@ -63,9 +69,11 @@ class ProfileHealth:
     """What is known of one profile's trial.
 
     errors_since and slow_since hold the candidate's counts since the start of each stage so far, the first one first,
-    `intervals_since` the stretches in which both arms were counted. `window` is the literal rule's window. `blocking` counts
-    started devices that have neither ended nor fallen silent. drift_psi is the stability index of both arms' class
-    histograms, None without any.
+    `installs_since` the devices that started since then and how many of them failed (none: the tally's), `intervals_since` the
+    closed stretches in which both arms were counted. `window` is the literal rule's window. `blocking` counts started devices
+    that have neither ended nor fallen silent. `silence_look` numbers the spans of `silent_seconds` since the trial began.
+    `differences` are how the answers differ from concurrent stable's, where the stage's one look at them was taken; `accepted`
+    those that a person has let pass, measure -> value.
     """
 
     trial_started_at: datetime
@@ -78,7 +86,10 @@ class ProfileHealth:
     intervals_since: tuple[tuple[Interval, ...], ...] = ((),)
     window: Counts = field(default_factory=Counts)
     accuracy: AccuracySample | None = None
-    drift_psi: float | None = None
+    installs_since: tuple[Counts, ...] = ()
+    silence_look: int = 1
+    differences: tuple[Difference, ...] = ()
+    accepted: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +117,7 @@ class Complete:
 
 @dataclass(frozen=True, kw_only=True)
 class Pause:
-    """The evidence did not come in time: a person decides."""
+    """The evidence did not come in time, or the answers differ from stable's: a person decides."""
 
     reason: str
     evidence: Evidence = field(default_factory=dict[str, Any])
@@ -140,15 +151,15 @@ def decide(plan: Plan, stage: int, health: ProfileHealth, now: datetime) -> Deci
         return tripped
     if stage > plan.last_stage:
         return _decide_soak(plan, health, now, evidence)
-    waiting_for = _missing(plan, stage, health, now, evidence)
+    waiting_for = _missing(plan, stage, health, now, evidence) or _out_of_hours(plan, now)
     if waiting_for is None:
-        return Advance(stage=stage + 1, evidence=evidence)
+        return _differing(health, evidence) or Advance(stage=stage + 1, evidence=evidence)
     if (now - health.trial_started_at).total_seconds() >= plan.deadline_seconds:
         return Halt(
             reason=f"the plan's deadline of {plan.deadline_seconds:.0f} s passed, still {waiting_for}",
             evidence=evidence,
         )
-    held = (now - health.hold_started_at).total_seconds()
+    held = overlap_seconds(plan.windows, plan.advance_within, health.hold_started_at, now)
     if held >= plan.bake_seconds[stage] + plan.max_hold_seconds:
         return Pause(reason=f"held for {held:.0f} s, still {waiting_for}: a person must decide", evidence=evidence)
     return Hold(waiting_for=waiting_for, evidence=evidence)
@@ -158,6 +169,7 @@ def evidence_of(plan: Plan, health: ProfileHealth) -> Evidence:
     """Return every figure that decisions rest on, as plain JSON; e-values by their natural logarithm."""
     stages, p0 = len(plan.stages), plan.error_threshold
     errors, slow, devices = health.errors_since, health.slow_since, health.devices
+    installs = health.installs_since or (Counts(n=devices.started, errors=devices.failed),)
     return {
         "alarm_limit": _figure(math.log(1 / plan.guardrail_alpha)),
         "promotion_limit": _figure(math.log(1 / plan.beta)),
@@ -169,11 +181,11 @@ def evidence_of(plan: Plan, health: ProfileHealth) -> Evidence:
         "relative": _figure(
             log_over_starts([log_relative_alarm(each, plan.delta) for each in health.intervals_since], stages)
         ),
-        "install": _figure(log_alarm(Counts(n=devices.ended, errors=devices.failed), INSTALL_FAILURE_THRESHOLD)),
-        "silence": _figure(_log_silence(plan, devices)),
+        "install": _figure(log_over_starts([log_alarm(each, INSTALL_FAILURE_THRESHOLD) for each in installs], stages)),
+        "silence": _figure(log_over_looks(_log_silence(plan, devices), health.silence_look)),
         "promotion": _figure(log_promotion(errors[-1], p0)),
         "accuracy": _accuracy(plan, health.accuracy),
-        "drift_psi": None if health.drift_psi is None else _figure(health.drift_psi),
+        "differences": {each.measure: as_evidence(each) for each in health.differences},
     }
 
 
@@ -206,7 +218,7 @@ def trip(plan: Plan, health: ProfileHealth, evidence: Evidence) -> RollBack | No
 
 
 def _decide_soak(plan: Plan, health: ProfileHealth, now: datetime, evidence: Evidence) -> Decision:
-    left = plan.soak_seconds - (now - health.stage_started_at).total_seconds()
+    left = plan.soak_seconds - open_seconds(plan.windows, health.stage_started_at, now)
     if left > 0:
         return Hold(waiting_for=f"soaking for another {left:.0f} s", evidence=evidence)
     return Complete(evidence=evidence)
@@ -215,8 +227,10 @@ def _decide_soak(plan: Plan, health: ProfileHealth, now: datetime, evidence: Evi
 def _missing(plan: Plan, stage: int, health: ProfileHealth, now: datetime, evidence: Evidence) -> str | None:
     """Return what the stage still lacks, or None where it may advance."""
     devices, in_stage, bounds = health.devices, health.errors_since[-1], evidence["accuracy"]
-    left = plan.bake_seconds[stage] - (now - health.stage_started_at).total_seconds()
+    left = plan.bake_seconds[stage] - open_seconds(plan.windows, health.stage_started_at, now)
     needed = max(1, min(plan.min_canaries, devices.cohort))
+    if left > 0 and not is_open(plan.windows, now):
+        return f"waiting for a window, which opens at {next_opening(plan.windows, now):%F %H:%M} UTC"
     if left > 0:
         return f"baking for another {left:.0f} s"
     if health.blocking:
@@ -234,6 +248,39 @@ def _missing(plan: Plan, stage: int, health: ProfileHealth, now: datetime, evide
     return None
 
 
+def differing(health: ProfileHealth) -> list[Difference]:
+    """Return the differences from concurrent stable that no person has let pass yet."""
+    return [
+        each
+        for each in health.differences
+        if each.found and each.value > ACCEPTED_GROWTH * health.accepted.get(each.measure, 0.0)
+    ]
+
+
+def _differing(health: ProfileHealth, evidence: Evidence) -> Pause | None:
+    """Return the pause that differences from stable ask for: within the limits, hence no rollback, but a person should look."""
+    found = differing(health)
+    if not found:
+        return None
+    what = "; ".join(f"{each.measure} {each.value:.2f}, limit {each.limit:g}, p = {each.p_value:.4f}" for each in found)
+    seen = {each.measure: _figure(each.value) for each in found}
+    return Pause(
+        reason=f"answers differ from those of devices still on stable: {what}; resume to accept it",
+        evidence={**evidence, "differing": seen},
+    )
+
+
+def without_differing(evidence: Evidence) -> Evidence:
+    """Return the evidence of a pause for another reason: who resumes that one accepts no difference."""
+    return {name: value for name, value in evidence.items() if name != "differing"}
+
+
+def _out_of_hours(plan: Plan, now: datetime) -> str | None:
+    if is_open(plan.advance_within, now):
+        return None
+    return f"waiting to advance until {next_opening(plan.advance_within, now):%F %H:%M} UTC, as the plan's hours say"
+
+
 def _log_silence(plan: Plan, devices: DeviceTally) -> float:
     both = devices.started + devices.stable
     if both == 0:
@@ -246,7 +293,8 @@ def _accuracy(plan: Plan, sample: AccuracySample | None) -> Evidence | None:
     if sample is None or plan.limits.accuracy is None or sample.samples == 0:
         return None
     right = round(sample.accuracy * sample.samples)
-    lower, upper = clopper_pearson(right, sample.samples, plan.confidence)
+    lower, _ = clopper_pearson(right, sample.samples, plan.confidence)
+    _, upper = clopper_pearson(right, sample.samples, 1 - plan.guardrail_alpha)
     return {
         "right": right,
         "samples": sample.samples,

@@ -1,6 +1,6 @@
 """How a profile's trial is going, computed from the database: device tallies, both arms' totals, windows, accuracy, drift."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from statistics import median
 
@@ -9,15 +9,12 @@ from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import population, totals
+from modelfleet.rollout import answers, population, totals
 from modelfleet.rollout.decide import AccuracySample, ProfileHealth
-from modelfleet.rollout.statistics import population_stability
-from modelfleet.rollout.tables import DeviceCounters, DeviceTrial, Rollout, RolloutProfile
-from modelfleet.rollout.tally import FAILURES, tally
+from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile
+from modelfleet.rollout.tally import FAILURES, tally_with_installs
 from modelfleet.rollout.totals import Point, Totals
 
-DRIFT_ROWS = 2000
-"""Class histograms are added up over at most this many devices of an arm."""
 BENCHES = 2000
 """The accuracy that devices measured is their median over at most this many."""
 
@@ -29,23 +26,27 @@ def measure(
     assert row.trial_started_at is not None
     assert row.stage_started_at is not None
     assert row.hold_started_at is not None
-    devices, blocking = tally(session, rollout, row, plan, now)
-    current = counted or totals.count(session, rollout, row)
-    points = [*totals.points_of(session, row), Point(at=now, totals=current)]
-    starts = [Totals(**baseline["totals"]) for baseline in row.baselines]
-    window = totals.totals_at(points, now - timedelta(seconds=plan.literal.window_seconds))
+    devices, blocking, installs = tally_with_installs(session, rollout, row, plan, now)
+    closed = totals.points_of(session, row)
+    points = [*closed, Point(at=now, totals=counted or totals.count(session, rollout, row))]
+    starts = [totals.moment_of(baseline) for baseline in row.baselines]
+    since = [totals.counted_since(points, start) for start in starts]
+    window = totals.known_at(points, now - timedelta(seconds=plan.literal.window_seconds))
     return ProfileHealth(
         trial_started_at=row.trial_started_at,
         stage_started_at=row.stage_started_at,
         hold_started_at=row.hold_started_at,
         devices=devices,
         blocking=blocking,
-        errors_since=tuple(current.candidate - start.candidate for start in starts),
-        slow_since=tuple(current.slowness - start.slowness for start in starts),
-        intervals_since=tuple(totals.intervals_since(points, totals.moment_of(each)) for each in row.baselines),
-        window=current.candidate - window.candidate,
+        errors_since=tuple(each.candidate for each in since),
+        slow_since=tuple(each.slowness for each in since),
+        intervals_since=tuple(totals.intervals_since(closed, start) for start in starts),
+        window=totals.counted_since(points, window).candidate,
         accuracy=_accuracy(_benches(session, rollout, row)),
-        drift_psi=_drift(session, rollout, row),
+        installs_since=installs,
+        silence_look=1 + int((now - row.trial_started_at).total_seconds() / plan.silent_seconds),
+        differences=answers.known(row),
+        accepted=answers.accepted(row),
     )
 
 
@@ -66,32 +67,3 @@ def _accuracy(trials: Iterable[DeviceTrial]) -> AccuracySample | None:
     if not measured:
         return None
     return AccuracySample(accuracy=median(each[0] for each in measured), samples=min(each[1] for each in measured))
-
-
-def _drift(session: Session, rollout: Rollout, row: RolloutProfile) -> float | None:
-    candidate = _classes(session, rollout, row.profile, [row.release["sha256"]])
-    stable = _classes(session, rollout, row.profile, totals.stable_digests(row))
-    if not any(candidate) or not any(stable):
-        return None
-    return population_stability(candidate, stable)
-
-
-def _classes(session: Session, rollout: Rollout, profile: str, digests: Sequence[str]) -> list[int]:
-    if not digests:
-        return []
-    query = (
-        select(DeviceCounters.classes)
-        .join(Device, Device.id == DeviceCounters.device)
-        .where(
-            population.of_profile(rollout, profile),
-            DeviceCounters.slot == rollout.slot,
-            DeviceCounters.sha256.in_(digests),
-        )
-        .limit(DRIFT_ROWS)
-    )
-    total: list[int] = []
-    for classes in session.scalars(query):
-        total += [0] * (len(classes) - len(total))
-        for index, number in enumerate(classes):
-            total[index] += number
-    return total

@@ -4,6 +4,11 @@ An e-value is a likelihood ratio against the null hypothesis "the candidate is g
 1 at every moment, and Ville's inequality (J. Ville, 1939; see A. Ramdas et al., "Game-theoretic statistics and safe anytime-valid
 inference", 2023) bounds the chance that it *ever* reaches 1/alpha by alpha. So one may look after every message.
 
+Why counts that come in late, in lumps and out of order do no harm: each e-value below only grows with the candidate's errors. An
+inference that is marked wrong later, or a device whose install has not ended, counts as good until then, so that what is seen
+never exceeds the e-value of the true outcomes, for which Ville's bound holds. `docs/statistics.md` has every formula, its source
+and its operating characteristics.
+
 All functions are pure and work on logarithms; a count is an int, a share lies in 0..1.
 """
 
@@ -92,12 +97,19 @@ def log_ratio(counts: Counts, p0: float, p: float) -> float:
 
 
 def log_alarm(counts: Counts, p0: float) -> float:
-    """Return the alarm's log e-value against "the error share is at most p0"."""
+    """Return the alarm's log e-value against "each inference errs with probability at most p0, whatever came before".
+
+    Under that null the factor of one inference has expectation 1 + (q - p0)(p_j - p0) / (p0 (1 - p0)) <= 1 for its true q <= p0,
+    so that the product is a supermartingale (A. Wald, 1945; H. Robbins, 1970, for the mixture).
+    """
     return log_mixture(counts, p0, alarm_alternatives(p0))
 
 
 def log_promotion(counts: Counts, p0: float) -> float:
-    """Return the mirror test's log e-value against "the error share is at least p0"; promote at E >= 1/beta."""
+    """Return the mirror test's log e-value against "the error share is at least p0"; promote at E >= 1/beta.
+
+    The one figure that falls with the errors: marks that come later than the bake time make it promote too early.
+    """
     return log_mixture(counts, p0, promotion_alternatives(p0))
 
 
@@ -120,6 +132,19 @@ def log_over_starts(log_evidence: Sequence[float], stages: int) -> float:
     return log_sum_exp([math.log(w) + value for w, value in zip(start_weights(stages), reached, strict=True)])
 
 
+def log_over_looks(log_evidence: float, look: int) -> float:
+    """Return a log e-value of the moment, discounted so that the k-th look at its kind spends alpha / (k (k + 1)).
+
+    For e-values that are no process: each look has expectation at most 1 under the null, but what is seen now does not contain
+    what was seen before. The union bound over all looks is alpha * sum 1 / (k (k + 1)) = alpha (C. Bonferroni, 1936).
+
+    Args:
+        log_evidence: log E of this look alone.
+        look: its number, the first is 1.
+    """
+    return log_evidence - math.log(look) - math.log(look + 1)
+
+
 def relative_threshold(candidate_share: _Share, delta: float) -> _Share:
     """Return q = (1+d) r / ((1+d) r + 1 - r): how probably an error is the candidate's, were it (1+d) times as error-prone.
 
@@ -137,6 +162,12 @@ def log_relative_alarm(intervals: Sequence[Interval], delta: float) -> float:
     Given that an error happened, it is the candidate's with probability at most q; X of the N errors are. q follows each
     interval's own exposure, so a growing cohort, or an hour in which everything errs, proves nothing (the product of conditional
     e-values, mixed over j). With one interval this is `log_alarm` with p0 = q. Without concurrent stable it is 0.
+
+    It is an e-value for any error shares, not only small ones: with n inferences of the candidate that err with probability c
+    and m of stable's with s, a = p_j / q and b = (1 - p_j) / (1 - q),
+    log E[LR] = n log(1 + c (a - 1)) + m log(1 + s (b - 1)) <= n c (a - 1) + m s (b - 1) <= 0 for c <= (1 + delta) s, the last
+    step being q's definition. The intervals must be closed: an open one, looked at again while its exposure moves, is not one
+    look.
     """
     rows = [
         (each.candidate.n, each.stable.n, each.candidate.errors, each.stable.errors)
@@ -149,19 +180,6 @@ def log_relative_alarm(intervals: Sequence[Interval], delta: float) -> float:
     q = relative_threshold(candidate_n / (candidate_n + stable_n), delta)
     tells = (q > 0) & (q < 1)
     return _log_mean_exp(_summed_ratios(wrong[tells], stable_errors[tells], q[tells]).tolist())
-
-
-def population_stability(candidate: Sequence[int], stable: Sequence[int]) -> float:
-    """Return the population stability index of two histograms: sum (a - b) ln(a/b) over the cells' shares.
-
-    Source: B. Yurdakul, "Statistical properties of the population stability index", 2018. Half a count is added to each
-    cell, so that an empty one stays finite. Above 0.2 is commonly called drift; it alerts and never rolls back.
-    """
-    cells = max(len(candidate), len(stable))
-    if cells == 0 or not any(candidate) or not any(stable):
-        return 0.0
-    a, b = _shares(candidate, cells), _shares(stable, cells)
-    return math.fsum((x - y) * math.log(x / y) for x, y in zip(a, b, strict=True))
 
 
 def log_sum_exp(values: Sequence[float]) -> float:
@@ -209,9 +227,3 @@ def _summed_ratios(wrong: _Floats, right: _Floats, q: _Floats) -> _Floats:
     null = np.clip(q, _FLOOR, 1 - _FLOOR)[:, None]
     ratios = wrong[:, None] * np.log(other / null) + right[:, None] * np.log((1 - other) / (1 - null))
     return ratios.sum(axis=0)
-
-
-def _shares(histogram: Sequence[int], cells: int) -> list[float]:
-    smoothed = [count + 0.5 for count in histogram] + [0.5] * (cells - len(histogram))
-    total = math.fsum(smoothed)
-    return [count / total for count in smoothed]

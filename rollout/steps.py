@@ -1,14 +1,26 @@
 """What one tick changes of a rollout, profile by profile: decisions made from measured health, as steps to apply."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan
-from modelfleet.rollout import health, tally, totals
-from modelfleet.rollout.decide import Advance, Complete, Decision, Halt, Hold, Pause, RollBack, evidence_of, trip
+from modelfleet.rollout import answers, health, tally, totals
+from modelfleet.rollout.decide import (
+    Advance,
+    Complete,
+    Decision,
+    Halt,
+    Hold,
+    Pause,
+    RollBack,
+    decide,
+    evidence_of,
+    trip,
+    without_differing,
+)
 from modelfleet.rollout.emergency import judge
 from modelfleet.rollout.standing import obstacle
 from modelfleet.rollout.states import LEAVING, ON_TRIAL, RUNNING, VERDICTS, Event, Verdict
@@ -62,12 +74,16 @@ def _trial_step(
     measured = health.measure(session, rollout, row, plan, now, counted)
     if Verdict(row.verdict) in RUNNING:
         decision = judge(plan, row.stage, measured, now, emergency=rollout.emergency)
+        if isinstance(decision, Advance) and not rollout.emergency:
+            answers.look(session, rollout, row, plan)
+            measured = replace(measured, differences=answers.known(row))
+            decision = decide(plan, row.stage, measured, now)
     else:
         decision = trip(plan, measured, evidence_of(plan, measured))  # paused and halted profiles stay under watch
     if not isinstance(decision, RollBack):
         found = obstacle(session, rollout, row, plan, policy, now)
         if found is not None and (Verdict(row.verdict), found.event) in VERDICTS:
-            evidence = {} if decision is None else decision.evidence
+            evidence = {} if decision is None else without_differing(decision.evidence)
             return Step(profile=row.profile, event=found.event, reason=found.reason, evidence=evidence)
     return None if decision is None else step_of(row.profile, decision, plan)
 

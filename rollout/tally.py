@@ -4,10 +4,11 @@ The first goes over the devices that have started, the second over the control a
 Silence is judged by the server's receipt times.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, ScalarSelect, and_, case, false, func, literal, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from modelfleet.agent_client.protocol import DeviceState
@@ -17,7 +18,9 @@ from modelfleet.rollout import population
 from modelfleet.rollout.cohort import count_below
 from modelfleet.rollout.ddi.tables import DdiDevice
 from modelfleet.rollout.decide import DeviceTally
+from modelfleet.rollout.statistics import Counts
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
+from modelfleet.rollout.totals import moment_of
 
 COUNTED_ANEW = 2_000
 """Up to that many devices a cohort is counted at every look; a larger one when its stage begins."""
@@ -49,12 +52,21 @@ class Started:
     failed: int = 0
     silent: int = 0
     blocking: int = 0
+    since: tuple[Counts, ...] = ()
+    """Those that started in each stage or after it, the first stage first, and how many of them failed."""
 
 
 def tally(
     session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime
 ) -> tuple[DeviceTally, int]:
     """Return the tally, and how many started devices have neither ended nor fallen silent."""
+    return tally_with_installs(session, rollout, row, plan, now)[:2]
+
+
+def tally_with_installs(
+    session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime
+) -> tuple[DeviceTally, int, tuple[Counts, ...]]:
+    """Return `tally`'s, and the installs since the start of each stage: devices that started, those of them that failed."""
     started = count_started(session, rollout, row, plan, now)
     stable, stable_silent = count_stable(session, rollout, row, plan, now)
     counted = DeviceTally(
@@ -68,7 +80,7 @@ def tally(
         stable_silent=stable_silent,
         unsigned=count_unsigned(session, rollout, row) if plan.accept_unsigned else 0,
     )
-    return counted, started.blocking
+    return counted, started.blocking, started.since
 
 
 def count_started(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> Started:
@@ -76,21 +88,25 @@ def count_started(session: Session, rollout: Rollout, row: RolloutProfile, plan:
     ended = has_ended(plan, now).label("ended")
     stalled = and_(~has_ended(plan, now), DeviceTrial.started_at < now - _seconds(plan.stall_seconds)).label("stalled")
     silent = is_silent(rollout, DeviceTrial.device, now - _seconds(plan.silent_seconds)).label("silent")
+    starts = [moment_of(baseline) for baseline in row.baselines]
+    later = [(DeviceTrial.started_at >= at, stage) for stage, at in reversed(list(enumerate(starts)))]
+    stage = (case(*later, else_=0) if later else literal(0)).label("stage")
     query = (
-        select(ended, stalled, silent, DeviceTrial.outcome, func.count())
+        select(ended, stalled, silent, DeviceTrial.outcome, stage, func.count())
         .join(Device, Device.id == DeviceTrial.device)
         .outerjoin(DeviceSlot, and_(DeviceSlot.device == DeviceTrial.device, DeviceSlot.slot == rollout.slot))
         .where(DeviceTrial.rollout == rollout.id, population.of_profile(rollout, row.profile))
-        .group_by("ended", "stalled", "silent", DeviceTrial.outcome)
+        .group_by("ended", "stalled", "silent", DeviceTrial.outcome, "stage")
     )
     found = [_Kind(*each) for each in session.execute(query)]
     return Started(
         started=sum(each.devices for each in found),
         ended=sum(each.devices for each in found if each.ended or each.stalled),
         committed=sum(each.devices for each in found if each.outcome == DeviceState.COMMITTED),
-        failed=sum(each.devices for each in found if each.outcome in FAILURES or (each.stalled and not each.silent)),
+        failed=sum(each.devices for each in found if each.failed),
         silent=sum(each.devices for each in found if each.silent),
         blocking=sum(each.devices for each in found if not (each.ended or each.stalled or each.silent)),
+        since=tuple(_installs(found, stage) for stage in range(len(starts))),
     )
 
 
@@ -185,7 +201,17 @@ class _Kind:
     stalled: bool
     silent: bool
     outcome: str | None
+    stage: int
     devices: int
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome in FAILURES or (self.stalled and not self.silent)
+
+
+def _installs(found: Sequence[_Kind], stage: int) -> Counts:
+    since = [each for each in found if each.stage >= stage]
+    return Counts(n=sum(each.devices for each in since), errors=sum(each.devices for each in since if each.failed))
 
 
 def _heard_after(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:

@@ -21,6 +21,8 @@ from modelfleet.rollout.tables import DeviceCounters, HealthSample, Rollout, Rol
 
 CANDIDATE, STABLE = "candidate", "stable"
 SAMPLES_PER_WINDOW = 60
+LONGEST_STRETCH_SECONDS = 30.0
+"""However long the window: the relative alarm looks at closed stretches only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +72,17 @@ def baseline_of(totals: Totals, now: datetime) -> dict[str, Any]:
 
 
 def record_sample(session: Session, row: RolloutProfile, plan: Plan, totals: Totals, now: datetime) -> None:
-    """Keep both arms' totals, at most sixty times in the literal rule's window; the transaction is the caller's."""
+    """Keep both arms' totals, sixty times in the literal rule's window or each half minute; the transaction is the caller's."""
     newest = select(func.max(HealthSample.at)).where(
         HealthSample.rollout == row.rollout, HealthSample.profile == row.profile
     )
     last = session.scalar(newest)
-    if last is not None and (now - last).total_seconds() < plan.literal.window_seconds / SAMPLES_PER_WINDOW:
+    stretch = min(plan.literal.window_seconds / SAMPLES_PER_WINDOW, LONGEST_STRETCH_SECONDS)
+    if last is not None and (now - last).total_seconds() < stretch:
         return
-    for arm, counts in ((CANDIDATE, totals.candidate), (STABLE, totals.stable)):
-        session.merge(
-            HealthSample(rollout=row.rollout, profile=row.profile, arm=arm, at=now, n=counts.n, errors=counts.errors)
-        )
+    for arm, counts, slow in ((CANDIDATE, totals.candidate, totals.slow), (STABLE, totals.stable, 0)):
+        about = {"rollout": row.rollout, "profile": row.profile, "arm": arm, "at": now}
+        session.merge(HealthSample(**about, n=counts.n, errors=counts.errors, slow=slow))
 
 
 def stable_digests(row: RolloutProfile) -> list[str]:
@@ -92,19 +94,34 @@ def stable_digests(row: RolloutProfile) -> list[str]:
 def points_of(session: Session, row: RolloutProfile) -> list[Point]:
     """Return the known totals in order of time: the stages' baselines and the samples since the trial began."""
     points = [Point(at=moment_of(baseline), totals=Totals(**baseline["totals"])) for baseline in row.baselines]
-    columns = (HealthSample.at, HealthSample.arm, HealthSample.n, HealthSample.errors)
+    columns = (HealthSample.at, HealthSample.arm, HealthSample.n, HealthSample.errors, HealthSample.slow)
     query = select(*columns).where(
         HealthSample.rollout == row.rollout, HealthSample.profile == row.profile, HealthSample.at > points[0].at
     )
-    by_time: dict[datetime, dict[str, Counts]] = {}
-    for at, arm, n, errors in session.execute(query):
-        by_time.setdefault(at, {})[arm] = Counts(n=n, errors=errors)
+    by_time: dict[datetime, dict[str, tuple[int, int, int]]] = {}
+    for at, arm, n, errors, slow in session.execute(query):
+        by_time.setdefault(at, {})[arm] = (n, errors, slow)
     for at, arms in by_time.items():
         if len(arms) == 2:
-            mine, others = arms[CANDIDATE], arms[STABLE]
-            totals = Totals(n=mine.n, errors=mine.errors, stable_n=others.n, stable_errors=others.errors)
+            (n, errors, slow), (stable_n, stable_errors, _) = arms[CANDIDATE], arms[STABLE]
+            totals = Totals(n=n, errors=errors, slow=slow, stable_n=stable_n, stable_errors=stable_errors)
             points.append(Point(at=at, totals=totals))
     return sorted(points, key=lambda point: point.at)
+
+
+def counted_since(points: Sequence[Point], since: datetime) -> Totals:
+    """Return what the candidate counted from `since` on, without the stretches in which one of its totals fell.
+
+    A total falls when a device is revoked or moves to another group. The difference of two totals would then keep the errors
+    of the others and lose inferences that made none: a good candidate would look like a bad one.
+    """
+    kept = [point.totals for point in points if point.at >= since]
+    whole = [(a, b) for a, b in pairwise(kept) if b.n >= a.n and b.errors >= a.errors and b.slow >= a.slow]
+    return Totals(
+        n=sum(b.n - a.n for a, b in whole),
+        errors=sum(b.errors - a.errors for a, b in whole),
+        slow=sum(b.slow - a.slow for a, b in whole),
+    )
 
 
 def intervals_since(points: Sequence[Point], since: datetime) -> tuple[Interval, ...]:
@@ -116,10 +133,10 @@ def intervals_since(points: Sequence[Point], since: datetime) -> tuple[Interval,
     )
 
 
-def totals_at(points: Sequence[Point], moment: datetime) -> Totals:
-    """Return the totals at `moment`: the last ones known by then, or the first ones of all."""
+def known_at(points: Sequence[Point], moment: datetime) -> datetime:
+    """Return when the totals of `moment` were taken: the last ones known by then, or the first ones of all."""
     before = [point for point in points if point.at <= moment]
-    return (before[-1] if before else points[0]).totals
+    return (before[-1] if before else points[0]).at
 
 
 def moment_of(baseline: Mapping[str, Any]) -> datetime:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry import audit, catalog
-from modelfleet.rollout import population, totals
+from modelfleet.rollout import answers, population, totals
 from modelfleet.rollout.cohort import plan_cohort
 from modelfleet.rollout.errors import RolloutConflictError, RolloutNotFoundError, StaleRevisionError
 from modelfleet.rollout.states import ROLLOUTS, VERDICTS, Event, State, Verdict, event_between, next_state, summary
@@ -88,6 +88,8 @@ def move(session: Session, rollout: Rollout, row: RolloutProfile, event: Event, 
     if (before, event) != (Verdict.ROLLING_BACK, Event.SUPERSEDE):  # it goes on for the reason that it had
         row.reason, row.evidence = cause.reason, dict(cause.evidence)
     row.ended_at = cause.now if after in _SETTLED else None
+    if after in _SETTLED:
+        answers.forget_baselines(session, row)
     plan = parse_plan(rollout.plan)
     match event:
         case Event.START:
@@ -96,6 +98,8 @@ def move(session: Session, rollout: Rollout, row: RolloutProfile, event: Event, 
             _enter_stage(session, rollout, row, plan, row.stage + 1, cause.now)
         case Event.RESUME_CANARY | Event.RESUME_STAGE | Event.RESUME_SOAK:
             row.hold_started_at = cause.now
+        case Event.PAUSE:
+            answers.ask_person(row, cause.evidence)
         case Event.COMPLETE:
             _make_stable(session, rollout, row, cause.now)
         case Event.ROLL_BACK:
@@ -225,6 +229,7 @@ def _begin_trial(session: Session, rollout: Rollout, row: RolloutProfile, plan: 
     row.baselines = []
     row.control_until = population.control_until(session, rollout, row.profile)
     session.flush()
+    answers.keep_baselines(session, rollout, row)
     _enter_stage(session, rollout, row, plan, 0, now)
 
 

@@ -41,6 +41,22 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("device_counters") as table:
         table.add_column(sa.Column("confidence", sa.JSON(none_as_null=True), nullable=True))
+    with op.batch_alter_table("rollout_profiles") as table:
+        table.add_column(sa.Column("answers", sa.JSON(none_as_null=True), nullable=True))
+    with op.batch_alter_table("health_samples") as table:
+        table.add_column(sa.Column("slow", sa.BigInteger(), nullable=False, server_default="0"))
+    op.create_table(
+        "answer_baselines",
+        sa.Column("rollout", sa.String(length=36), nullable=False),
+        sa.Column("profile", sa.String(length=64), nullable=False),
+        sa.Column("device", sa.String(length=36), nullable=False),
+        sa.Column("activation", sa.BigInteger(), nullable=False, autoincrement=False),
+        sa.Column("classes", sa.JSON(), nullable=False),
+        sa.Column("confidence", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("latency", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name=op.f("fk_answer_baselines_rollout_rollouts")),
+        sa.PrimaryKeyConstraint("rollout", "profile", "device", "activation", name=op.f("pk_answer_baselines")),
+    )
     with op.batch_alter_table("device_trials") as table:
         table.add_column(sa.Column("bench_boot", sa.BigInteger(), nullable=False, server_default="-1"))
         table.add_column(sa.Column("bench_seq", sa.BigInteger(), nullable=False, server_default="-1"))
@@ -54,6 +70,11 @@ def downgrade() -> None:
     with op.batch_alter_table("device_trials") as table:
         table.drop_column("bench_seq")
         table.drop_column("bench_boot")
+    op.drop_table("answer_baselines")
+    with op.batch_alter_table("health_samples") as table:
+        table.drop_column("slow")
+    with op.batch_alter_table("rollout_profiles") as table:
+        table.drop_column("answers")
     with op.batch_alter_table("device_counters") as table:
         table.drop_column("confidence")
     op.drop_table("telemetry_hours")

@@ -12,7 +12,7 @@ def test_default_plan_is_the_requirement():
     plan = parse_plan()
     assert plan.stages == (0.05, 0.25, 0.5, 1.0)
     assert (plan.limits.latency_ms, plan.limits.accuracy, plan.error_threshold) == (100.0, 0.85, 0.01)
-    assert (plan.literal.share, plan.literal.window_seconds, plan.literal.min_inferences) == (0.01, 1800.0, 3000)
+    assert (plan.literal.share, plan.literal.window_seconds, plan.literal.min_inferences) == (0.01, 1800.0, 5000)
     assert (plan.alpha, plan.beta, plan.delta, plan.min_canaries, plan.max_hold_seconds) == (
         0.01,
         0.05,

@@ -87,7 +87,7 @@ def test_an_accuracy_without_labels_or_without_limit_does_not_hold():
         ({"slow_since": (Counts(n=200, errors=60),)}, "slow"),
         ({"devices": DeviceTally(cohort=2, started=2, ended=2, failed=2)}, "install"),
         ({"devices": DeviceTally(cohort=5, started=5, ended=5, committed=5, silent=5, stable=95)}, "silence"),
-        ({"window": Counts(n=3000, errors=31)}, "literal"),
+        ({"window": Counts(n=5000, errors=51)}, "literal"),
         ({"accuracy": AccuracySample(accuracy=0.7, samples=500)}, "accuracy"),
     ],
 )
@@ -111,8 +111,8 @@ def test_worse_than_concurrent_stable_rolls_back_though_below_the_threshold():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"window": Counts(n=2999, errors=2000), "errors_since": (GOOD,)},
-        {"window": Counts(n=3000, errors=30)},
+        {"window": Counts(n=4999, errors=2000), "errors_since": (GOOD,)},
+        {"window": Counts(n=5000, errors=50)},
         {"devices": DeviceTally(cohort=5, started=5, ended=1, failed=1, committed=0)},
         {"devices": DeviceTally(cohort=5, started=5, ended=5, committed=5, silent=5, stable=95, stable_silent=95)},
         {"errors_since": (Counts(n=200, errors=5),)},

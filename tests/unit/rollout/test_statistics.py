@@ -14,7 +14,6 @@ from modelfleet.rollout.statistics import (
     log_promotion,
     log_ratio,
     log_relative_alarm,
-    population_stability,
     promotion_alternatives,
     relative_threshold,
     start_weights,
@@ -206,12 +205,6 @@ def test_without_concurrent_stable_the_relative_alarm_is_silent():
 
 def test_counts_never_go_below_zero_when_a_device_leaves():
     assert Counts(n=5, errors=1) - Counts(n=9, errors=3) == Counts(n=0, errors=0)
-
-
-def test_stability_index_is_zero_for_equal_shares_and_large_for_others():
-    assert population_stability([10, 20, 30], [100, 200, 300]) == pytest.approx(0.0, abs=1e-2)
-    assert population_stability([100, 0, 0], [0, 0, 100]) > 1
-    assert population_stability([], [1]) == population_stability([1], []) == 0.0
 
 
 def test_log_ratio_of_no_data_is_zero():

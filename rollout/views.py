@@ -17,6 +17,7 @@ from modelfleet.rollout.residual import residual_risk
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutApproval, RolloutProfile
 from modelfleet.rollout.tally import FAILURES
+from modelfleet.rollout.traffic import inferences_per_minute
 from modelfleet.rollout.transitions import profiles_of
 
 
@@ -129,7 +130,12 @@ def describe(session: Session, controller: Controller, rollout: Rollout, now: da
             )
             for each in given
         ],
-        not_proved=residual_risk(plan, {each.profile: each.devices.total for each in profiles}),
+        not_proved=residual_risk(
+            plan,
+            {each.profile: each.devices.total for each in profiles},
+            {row.profile: inferences_per_minute(session, rollout.tenant, rollout.slot, row.profile) for row in rows},
+            emergency=rollout.emergency,
+        ),
         profiles=profiles,
     )
 

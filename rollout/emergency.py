@@ -19,6 +19,7 @@ from modelfleet.rollout.decide import (
     evidence_of,
     trip,
 )
+from modelfleet.signer.windows import open_seconds
 
 
 def judge(plan: Plan, stage: int, health: ProfileHealth, now: datetime, *, emergency: bool) -> Decision:
@@ -37,7 +38,7 @@ def _hurry(plan: Plan, stage: int, health: ProfileHealth, now: datetime) -> Deci
     if health.devices.committed >= needed:
         return Advance(stage=stage + 1, evidence=evidence)
     waiting_for = f"waiting for {needed} devices to commit, {health.devices.committed} have"
-    held = (now - health.hold_started_at).total_seconds()
+    held = open_seconds(plan.windows, health.hold_started_at, now)
     if held >= plan.max_hold_seconds:
         return Pause(reason=f"held for {held:.0f} s, still {waiting_for}: a person must decide", evidence=evidence)
     return Hold(waiting_for=waiting_for, evidence=evidence)

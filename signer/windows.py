@@ -75,6 +75,14 @@ def open_seconds(windows: Sequence[Window], since: datetime, until: datetime, zo
     return sum(max(0.0, (min(end, until) - max(begin, since)).total_seconds()) for begin, end in spans)
 
 
+def overlap_seconds(windows: Sequence[Window], hours: Sequence[Window], since: datetime, until: datetime) -> float:
+    """Return for how much of the time between two moments both were open, in seconds."""
+    if not windows:
+        return open_seconds(hours, since, until)
+    spans = openings(windows, since, until)
+    return sum(open_seconds(hours, max(begin, since), min(end, until)) for begin, end in spans)
+
+
 def after_open(
     windows: Sequence[Window], since: datetime, seconds: float, zone: tzinfo | None = None
 ) -> datetime | None:

@@ -31,6 +31,8 @@ from modelfleet.rollout.tick import Ticks
 from modelfleet.signer.keys import Signer
 
 INGEST_WAIT_SECONDS = 0.5
+SHARES = {"report": "ingest", "metrics": "ingest", "status": ""}
+"""Kind of message -> the name under which controllers share it. Presence has no (boot, seq): each follows the broker's order."""
 DISPATCH_SECONDS = 1.0
 """How often it is looked whether the broker lacks documents, where nothing says so."""
 ONLINE, OFFLINE = encode(HostStatus(state="online")), encode(HostStatus(state="offline"))
@@ -83,8 +85,8 @@ class Controller:
             writes_at_once: write reports as they arrive, on a thread; else only in `tick`, where time is simulated.
         """
         self._registry.on_device_changed.append(self.ensure_assignment)
-        for kind in ("report", "metrics", "status"):
-            self._broker.subscribe(f"{TOPIC_ROOT}/{self._registry.tenant}/d/+/{kind}", self.ingest.offer)
+        for kind, share in SHARES.items():
+            self._broker.subscribe(f"{TOPIC_ROOT}/{self._registry.tenant}/d/+/{kind}", self.ingest.offer, share=share)
         self._dispatch.subscribe()
         self._broker.connect(Will(topic=self._host_topic, payload=OFFLINE), self._connected)
         if writes_at_once:

@@ -61,7 +61,8 @@ class Registry:
     none, and no confidential version is taken. `ca` signs device certificates; `replays` remembers the
     device tokens that were used. `audit_log` sequences and signs the audit trail. `accel_prefix` is where a proxy in front serves
     the blobs' folder on this service's word (nginx: X-Accel-Redirect), such as `/_blobs/`; empty: there is none.
-    `ddi_proxy_header` is the header in which a proxy names the client certificate that it has verified; empty: none is believed.
+    `ddi_proxy_header` is the header in which a proxy names the client certificate that it has verified; empty: none is believed;
+    `ddi_poll_seconds` is how often an idle hawkBit client is asked to poll.
     """
 
     tenant: str
@@ -83,6 +84,7 @@ class Registry:
     kek_uri: str = ""
     accel_prefix: str = ""
     ddi_proxy_header: str = ""
+    ddi_poll_seconds: int = 300
     lost_after: timedelta = LOST_AFTER
     replays: ReplayCache = field(default_factory=ReplayCache)
     on_device_changed: list[Callable[[str], None]] = field(default_factory=list[Callable[[str], None]])

@@ -261,6 +261,7 @@ def assemble_registry(
         kek_uri=settings.kek,
         accel_prefix=settings.accel_prefix,
         ddi_proxy_header=settings.ddi_proxy_header,
+        ddi_poll_seconds=settings.ddi_poll_seconds,
         ca=ca,
         replays=replays,
         audit_log=audit_log,

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
         ddi_root: the folder on swupdate's devices below which slots lie.
         ddi_proxy_header: the header in which a proxy, and nobody else, says which client certificate's CN it has verified;
             empty: no such header is believed.
+        ddi_poll_seconds: how often an idle hawkBit client polls; one that has something to do polls every 30 s, if that is less.
         audit_seconds: at most this often a checkpoint is signed, where there are new records.
         webhook_private: whether webhooks may be sent to private and loopback addresses.
         tick_seconds: how often the controller decides.
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     ddi_certificate: Path | None = None
     ddi_root: str = DEFAULT_ROOT
     ddi_proxy_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]{0,64}$")
+    ddi_poll_seconds: int = Field(default=300, ge=1, le=86399)
     audit_seconds: float = Field(default=10.0, gt=0, le=3600)
     webhook_private: bool = False
     tick_seconds: float = Field(default=1.0, gt=0, le=60)

@@ -1,0 +1,35 @@
+"""Very many new rows of one table at once: COPY on PostgreSQL, one INSERT of many rows on SQLite."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import JSON, insert
+from sqlalchemy.orm import Session
+
+from modelfleet.registry.tables import Base
+
+
+def copy_rows(session: Session, kind: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the rows to the session's transaction, as they are: every column without a default of the database's is given.
+
+    Args:
+        rows: column name (as in the database) -> Python value; all with the same columns. JSON columns take JSON values.
+    """
+    if not rows:
+        return
+    table = cast("Any", kind.__table__)
+    if session.get_bind().dialect.name == "postgresql":
+        _copy(session, table, rows)
+    else:
+        session.connection().execute(insert(table), [dict(row) for row in rows])
+
+
+def _copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(rows[0])
+    as_json = {name for name in names if isinstance(table.c[name].type, JSON)}
+    quoted = ", ".join(f'"{name}"' for name in names)
+    connection = cast("Any", session.connection().connection.driver_connection)
+    with connection.cursor() as cursor, cursor.copy(f'COPY "{table.name}" ({quoted}) FROM STDIN') as copy:
+        for row in rows:
+            copy.write_row([json.dumps(row[name]) if name in as_json else row[name] for name in names])

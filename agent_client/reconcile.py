@@ -386,6 +386,8 @@ class SlotWorker:
             self.state.keep(running=self._goal(wanted))
         elif running.rollout and not running.promoted and wanted.reason is Reason.STABLE:
             self.state.keep(running=msgspec.structs.replace(running, promoted=True))
+        elif wanted.reason is Reason.CANDIDATE and running.rollout != wanted.rollout:
+            self.state.join(self._goal(wanted))
         return True
 
     def _drop_what_is_no_longer_wanted(self, wanted: Wanted) -> None:

@@ -142,6 +142,12 @@ class SlotState:
             )
         )
 
+    def join(self, goal: Goal) -> None:
+        """Note that what runs is the candidate of another rollout now, and say so: there is nothing to install to tell it by."""
+        on_trial = self.record.state in (DeviceState.PROBATION, DeviceState.COMMITTED)
+        self.keep(running=goal, **({} if on_trial else {"bench": None, "error": None}))
+        self.say(self.record.state if on_trial else DeviceState.COMMITTED, goal)
+
     def back_off(self) -> None:
         """Wait before the next try, longer after each."""
         delay = full_jitter(

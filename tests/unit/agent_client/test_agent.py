@@ -332,6 +332,18 @@ def test_starts_nobody_new_on_a_halted_candidate_but_keeps_who_has_it(fleet: Fle
     assert device.slot == device.slot | {"state": "COMMITTED", "version": "1.1.0"}
 
 
+def test_says_that_what_runs_is_another_rollouts_candidate_now(fleet: Fleet, device: Device) -> None:
+    release = commit(fleet, device)
+    device.waits_for_report("COMMITTED")
+    fleet.candidates = (fleet.candidate(release, rollout="r2"),)
+    device.told()
+    until = time.monotonic() + 10
+    while device.reports()[-1].rollout != "r2" and time.monotonic() < until:
+        time.sleep(0.02)
+    said = device.reports()[-1]
+    assert (said.state, said.rollout, said.active) == ("COMMITTED", "r2", release.sha256)
+
+
 def test_a_newer_desired_state_stops_a_download(fleet: Fleet, device: Device) -> None:
     commit(fleet, device)
     big = fleet.release("1.1.0", seed=2, padding=4_000_000)

@@ -94,6 +94,7 @@ class ScriptedDevice:
     seq: int = 0
     activation: int = 0
     active: str | None = None
+    trial: str = ""
     state: DeviceState = DeviceState.IDLE
     n: int = 0
     errors: int = 0
@@ -157,6 +158,9 @@ class ScriptedDevice:
             wanted, rollout = candidate.release, candidate.rollout
         if wanted is not None and wanted.sha256 not in (self.active, *self.refused):
             self.install(wanted, rollout)
+        elif wanted is not None and wanted.sha256 == self.active and rollout not in ("", self.trial):
+            self.trial = rollout
+            self.report(DeviceState.COMMITTED, wanted, rollout)
         elif wanted is None and self.active is not None:
             self.leave()
         self.run_inferences()
@@ -174,6 +178,7 @@ class ScriptedDevice:
             )
             return
         self.active, self.activation, self.n, self.errors = release.sha256, self.activation + 1, 0, 0
+        self.trial = rollout
         if going_back:
             self.report(DeviceState.ROLLED_BACK, release, rollout)
             return
@@ -449,9 +454,9 @@ def make_registry(sessions: sessionmaker[Session], ceremony: CeremonyResult, fol
     )
 
 
-@pytest.fixture
-def fleet(tmp_path: Path, ceremony: CeremonyResult) -> Iterator[Fleet]:
-    engine = open_database(f"sqlite:///{tmp_path / 'fleet.sqlite'}")
+def make_fleet(folder: Path, ceremony: CeremonyResult) -> Fleet:
+    """Return a fleet without devices, its database in `folder`, and its controller started."""
+    engine = open_database(f"sqlite:///{folder / 'fleet.sqlite'}")
     event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))  # a test's disk
     Base.metadata.create_all(engine)
     sessions = session_factory(engine)
@@ -459,8 +464,14 @@ def fleet(tmp_path: Path, ceremony: CeremonyResult) -> Iterator[Fleet]:
         session.add(Tenant(name=TENANT, created_at=START))
         session.flush()
         session.add_all(Group(tenant=TENANT, name=name, created_at=START) for name in ("lab", "shop"))
-    made = Fleet(make_registry(sessions, ceremony, tmp_path), ceremony, engine, MemoryBroker())
+    made = Fleet(make_registry(sessions, ceremony, folder), ceremony, engine, MemoryBroker())
     made.start_controller()
+    return made
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, ceremony: CeremonyResult) -> Iterator[Fleet]:
+    made = make_fleet(tmp_path, ceremony)
     yield made
     made.controller.stop()
-    engine.dispose()
+    made.engine.dispose()

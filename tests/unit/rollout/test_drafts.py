@@ -177,6 +177,7 @@ def test_approvals_that_end_while_it_runs_halt_it_until_it_is_approved_anew(read
     with pytest.raises(RolloutConflictError, match="expected approvals"):
         lifecycle.resume(direction, rollout, actor="ada", now=ready.now)
     ready.approve(rollout, "eve")
+    ready.controller.dispatch()
     assert len(ready.wanted(FLOAT).candidates[0].release.approvals) == 2
     lifecycle.resume(direction, rollout, actor="ada", now=ready.now)
     assert ready.run_until(rollout, "COMPLETED") == "COMPLETED"

@@ -53,6 +53,7 @@ class Controller:
     Attributes:
         direction: what `lifecycle`'s functions take.
         ingest: takes device messages; `ingest.dropped` counts what was refused.
+        ticks: decides, where this controller leads.
         leads: whether this one decided in the last tick.
     """
 
@@ -66,7 +67,7 @@ class Controller:
     ) -> None:
         self.direction = Direction(registry=registry, director=director)
         self._leadership = leadership or Alone()
-        self._ticks = Ticks(registry, self.direction, self._leadership)
+        self.ticks = Ticks(registry, self.direction, self._leadership)
         self.leads = False
         self.ingest = Ingest(registry.sessions, registry.tenant)
         self._registry, self._broker, self._clock = registry, broker, clock
@@ -115,7 +116,7 @@ class Controller:
             if not self.leads:
                 return
             try:
-                self._ticks.tick(now)
+                self.ticks.tick(now)
             except NotLeadingError as error:
                 log.warning("another controller leads by now", extra={"error": str(error)})
                 return

@@ -24,7 +24,7 @@ from modelfleet.registry.tables import Device
 from modelfleet.rollout import errors, lifecycle
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.tables import DesiredDocument, Rollout
-from modelfleet.rollout.views import RolloutSummary, RolloutView, describe, summarise
+from modelfleet.rollout.views import RolloutSummary, RolloutView, describe, summarise_many
 from modelfleet.signer.desired import device_scope, group_scope
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
 
@@ -146,7 +146,7 @@ def list_rollouts(request: Request, user: Reader, limit: int = 100) -> Rollouts:
     query = select(Rollout).where(Rollout.tenant == user.tenant).order_by(Rollout.created_at.desc(), Rollout.id)
     with registry_of(request).sessions() as session:
         found = session.scalars(query.limit(max(1, min(limit, 1000))))
-        return Rollouts(rollouts=[summarise(session, rollout) for rollout in found])
+        return Rollouts(rollouts=summarise_many(session, list(found)))
 
 
 @router.get("/rollouts/{rollout_id}", tags=["rollouts"])

@@ -5,6 +5,7 @@ documents; and every transaction that changes something checks first that nobody
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import select
@@ -72,7 +73,7 @@ class Ticks:
         if state in _UNSTARTED:
             lifecycle.tend(self._direction, rollout_id, revision, now)
         elif steps:
-            self._apply(rollout_id, revision, steps, now)
+            self.apply(rollout_id, revision, steps, now)
         else:
             self._ask_again(rollout_id, plan, now)
 
@@ -88,7 +89,8 @@ class Ticks:
                 if asked:
                     log.info("devices asked to report again", extra={"rollout": rollout_id, "devices": asked})
 
-    def _apply(self, rollout_id: str, revision: int, steps: list[Step], now: datetime) -> None:
+    def apply(self, rollout_id: str, revision: int, steps: Sequence[Step], now: datetime) -> None:
+        """Change one rollout by its steps, and write the documents that follow (StaleRevisionError: it has another revision)."""
         desk = self._direction.desk()
         with self._registry.sessions.begin() as session:
             rollout = claim(session, self._registry.tenant, rollout_id, revision)

@@ -1,5 +1,6 @@
 """What the API answers about rollouts: each with its profiles, their verdicts, and the figures that they rest on now."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from statistics import median
 from typing import Any
@@ -103,9 +104,14 @@ class RolloutView(RolloutSummary):
     profiles: list[ProfileView]
 
 
-def summarise(session: Session, rollout: Rollout) -> RolloutSummary:
-    """Return the rollout as lists show it."""
-    return RolloutSummary(**_summary(session, rollout))
+def summarise_many(session: Session, rollouts: Sequence[Rollout]) -> list[RolloutSummary]:
+    """Return the rollouts as lists show them, in their order."""
+    columns = (RolloutProfile.rollout, RolloutProfile.profile, RolloutProfile.verdict)
+    query = select(*columns).where(RolloutProfile.rollout.in_([each.id for each in rollouts]))
+    verdicts: dict[str, dict[str, str]] = {}
+    for name, profile, verdict in session.execute(query.order_by(RolloutProfile.profile)):
+        verdicts.setdefault(name, {})[profile] = verdict
+    return [RolloutSummary(**_summary(each, verdicts.get(each.id, {}))) for each in rollouts]
 
 
 def describe(session: Session, controller: Controller, rollout: Rollout, now: datetime) -> RolloutView:
@@ -115,7 +121,7 @@ def describe(session: Session, controller: Controller, rollout: Rollout, now: da
     profiles = [_profile(session, rollout, row, plan, controller.health_of(session, rollout, row, now)) for row in rows]
     given = session.scalars(select(RolloutApproval).where(RolloutApproval.rollout == rollout.id)).all()
     return RolloutView(
-        **_summary(session, rollout),
+        **_summary(rollout, {row.profile: row.verdict for row in rows}),
         revision=rollout.revision,
         plan=rollout.plan,
         plan_sha256=rollout.plan_sha256,
@@ -140,7 +146,7 @@ def describe(session: Session, controller: Controller, rollout: Rollout, now: da
     )
 
 
-def _summary(session: Session, rollout: Rollout) -> dict[str, Any]:
+def _summary(rollout: Rollout, verdicts: dict[str, str]) -> dict[str, Any]:
     return {
         "id": rollout.id,
         "model": rollout.model,
@@ -156,7 +162,7 @@ def _summary(session: Session, rollout: Rollout) -> dict[str, Any]:
         "created_at": rollout.created_at,
         "started_at": rollout.started_at,
         "ended_at": rollout.ended_at,
-        "verdicts": {row.profile: row.verdict for row in profiles_of(session, rollout)},
+        "verdicts": verdicts,
     }
 
 

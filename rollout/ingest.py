@@ -37,6 +37,7 @@ from modelfleet.rollout.broker import Message
 from modelfleet.rollout.rows import bound, dialect_of, new_rows, table_of
 from modelfleet.rollout.telemetry import Partitions, Place, roll_up
 from modelfleet.rollout.waiting import Waiting
+from modelfleet.rollout.waits import write_waits
 from modelfleet.rollout.write_counters import write_counters
 from modelfleet.rollout.write_reports import Received, Said, write_presence, write_reports
 from modelfleet.signer.dsse import MAX_ENVELOPE_BYTES
@@ -188,7 +189,9 @@ def write(session: Session, received: Sequence[Received], tenant: str) -> Sequen
     write_reports(session, said, tenant, at)
     growths = write_counters(session, [each.content for each in known if isinstance(each.content, Metrics)], at)
     roll_up(session, growths, places, tenant, at)
-    write_presence(session, {each.device: each.content for each in known if isinstance(each.content, Status)}, at)
+    statuses = {each.device: each.content for each in known if isinstance(each.content, Status)}
+    write_presence(session, statuses, at)
+    write_waits(session, statuses, at)
     return known
 
 

@@ -21,6 +21,7 @@ from modelfleet.rollout.decide import DeviceTally
 from modelfleet.rollout.statistics import Counts
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
 from modelfleet.rollout.totals import moment_of
+from modelfleet.rollout.waits import waits
 
 COUNTED_ANEW = 2_000
 """Up to that many devices a cohort is counted at every look; a larger one when its stage begins."""
@@ -86,17 +87,19 @@ def tally_with_installs(
 def count_started(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> Started:
     """Count the devices of the profile that have reported on the rollout."""
     ended = has_ended(plan, now).label("ended")
-    stalled = and_(~has_ended(plan, now), DeviceTrial.started_at < now - _seconds(plan.stall_seconds)).label("stalled")
+    late = DeviceTrial.started_at < now - _seconds(plan.stall_seconds)
+    stalled = and_(~has_ended(plan, now), ~waits(), late).label("stalled")
+    waiting = waits().label("waiting")
     silent = is_silent(rollout, DeviceTrial.device, now - _seconds(plan.silent_seconds)).label("silent")
     starts = [moment_of(baseline) for baseline in row.baselines]
     later = [(DeviceTrial.started_at >= at, stage) for stage, at in reversed(list(enumerate(starts)))]
     stage = (case(*later, else_=0) if later else literal(0)).label("stage")
     query = (
-        select(ended, stalled, silent, DeviceTrial.outcome, stage, func.count())
+        select(ended, stalled, silent, waiting, DeviceTrial.outcome, stage, func.count())
         .join(Device, Device.id == DeviceTrial.device)
         .outerjoin(DeviceSlot, and_(DeviceSlot.device == DeviceTrial.device, DeviceSlot.slot == rollout.slot))
         .where(DeviceTrial.rollout == rollout.id, population.of_profile(rollout, row.profile))
-        .group_by("ended", "stalled", "silent", DeviceTrial.outcome, "stage")
+        .group_by("ended", "stalled", "silent", "waiting", DeviceTrial.outcome, "stage")
     )
     found = [_Kind(*each) for each in session.execute(query)]
     return Started(
@@ -105,7 +108,7 @@ def count_started(session: Session, rollout: Rollout, row: RolloutProfile, plan:
         committed=sum(each.devices for each in found if each.outcome == DeviceState.COMMITTED),
         failed=sum(each.devices for each in found if each.failed),
         silent=sum(each.devices for each in found if each.silent),
-        blocking=sum(each.devices for each in found if not (each.ended or each.stalled or each.silent)),
+        blocking=sum(each.devices for each in found if each.blocks),
         since=tuple(_installs(found, stage) for stage in range(len(starts))),
     )
 
@@ -200,9 +203,14 @@ class _Kind:
     ended: bool
     stalled: bool
     silent: bool
+    waiting: bool
     outcome: str | None
     stage: int
     devices: int
+
+    @property
+    def blocks(self) -> bool:
+        return not (self.ended or self.stalled or self.silent or self.waiting)
 
     @property
     def failed(self) -> bool:

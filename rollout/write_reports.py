@@ -19,11 +19,12 @@ import msgspec
 from sqlalchemy import bindparam, case, delete, exists, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from modelfleet.agent_client.protocol import SIGNED_STATES, Metrics, Report, Status
+from modelfleet.agent_client.protocol import SIGNED_STATES, DeviceState, Metrics, Report, Status
 from modelfleet.registry import audit
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.rows import bound, dialect_of, insert_of, new_rows, table_of
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout
+from modelfleet.rollout.waits import waits
 
 OVERTAKING = timedelta(minutes=1)
 """How much later a report may arrive than one that the device sent after it."""
@@ -232,6 +233,9 @@ def _trial_upsert(dialect: str) -> Any:
     insert, new, old = _upsert(dialect, table_of(DeviceTrial), names, ("started_at", "received_at"))
     newer = _newer(new, old)
     changed = {name: case((newer, new[name]), else_=old[name]) for name in (*TRIAL_WORD, "received_at")}
+    # Who waited for its window or network, and goes on, starts anew: the wait was no stall.
+    goes_on = newer & waits() & (new.state != DeviceState.FAILED.value)
+    changed |= {"started_at": case((goes_on, new.started_at), else_=old.started_at)}
     changed |= _measured(new, old)
     return insert.on_conflict_do_update(
         index_elements=["rollout", "device"], set_=changed, where=newer | _newer(new, old, "bench_", "bench_")

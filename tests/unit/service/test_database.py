@@ -7,7 +7,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import QueuePool, text
 
 import modelfleet.rollout.ddi.tables
-import modelfleet.rollout.tables  # noqa: F401 - registers its tables
+import modelfleet.rollout.tables
+import modelfleet.rollout.waits  # noqa: F401 - registers its tables
 from modelfleet.registry.tables import Base
 from modelfleet.service.database import migrate, open_database, session_factory
 

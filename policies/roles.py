@@ -18,6 +18,8 @@ class Permission(enum.StrEnum):
     GROUPS_READ = "groups.read"
     GROUPS_WRITE = "groups.write"
     CLAIM_TOKENS_WRITE = "claim-tokens.write"
+    JOBS_READ = "jobs.read"
+    JOBS_WRITE = "jobs.write"
     USERS_READ = "users.read"
     USERS_WRITE = "users.write"
     AUDIT_READ = "audit.read"

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from modelfleet.benchmarks.errors import GoldenSetError
 from modelfleet.converters.build import Attestation, BuildRequest, BuildResult, run_build
@@ -209,17 +210,30 @@ def _require_one_model_file(job: Job, result: BuildResult) -> None:
 
 
 def _earlier(registry: Registry, job: Job) -> int | None:
-    """Return the first version below this one that is being built and has nothing released; None: this one may follow."""
-    released = select(Variant.version_id).where(Variant.state == catalog.READY)
     with registry.sessions() as session:
-        return session.scalars(
-            select(Version.id)
-            .where(Version.tenant == registry.tenant, Version.model == job.model)
-            .where(Version.counter < job.counter, Version.state == catalog.BUILDING)
-            .where(Version.id.not_in(released))
-            .order_by(Version.counter)
-            .limit(1)
-        ).one_or_none()
+        found = _before(session, registry.tenant, job.model, job.counter)
+    return None if found is None else found.id
+
+
+def earlier_version(registry: Registry, version_id: int) -> str | None:
+    """Return `model@version` of the version that has to be released before this one, where there is one."""
+    with registry.sessions() as session:
+        version = version_by_id(session, version_id)
+        found = _before(session, registry.tenant, version.model, version.counter)
+    return None if found is None else f"{found.model}@{found.version}"
+
+
+def _before(session: Session, tenant: str, model: str, counter: int) -> Version | None:
+    """Return the first version below `counter` that is being built and has nothing released; None: this one may follow."""
+    released = select(Variant.version_id).where(Variant.state == catalog.READY)
+    return session.scalars(
+        select(Version)
+        .where(Version.tenant == tenant, Version.model == model)
+        .where(Version.counter < counter, Version.state == catalog.BUILDING)
+        .where(Version.id.not_in(released))
+        .order_by(Version.counter)
+        .limit(1)
+    ).one_or_none()
 
 
 def _release(registry: Registry, job: Job, manifest_sha256: str) -> None:

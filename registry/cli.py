@@ -12,6 +12,7 @@ from modelfleet.registry.cli_certificates import ca
 from modelfleet.registry.cli_microcontroller import microcontroller
 from modelfleet.registry.cli_publish import VARIANT_COLUMNS, publish
 from modelfleet.registry.cli_versions import versions
+from modelfleet.registry.cli_workers import status, workers
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import ListByDefault, api_options, show
 from modelfleet.registry.revocation import REASONS
@@ -227,7 +228,8 @@ def new_token(client: ApiClient, as_json: bool, name: str) -> None:
     show(client.post(f"/v1/users/{quote(name, safe='')}/token"), as_json, ("name", "role", "token"))
 
 
+versions.add_command(status)
 COMMANDS: Sequence[click.Command] = (
-    *(publish, versions, variants, devices, groups, tokens, users, audit, ca),
+    *(publish, versions, variants, devices, groups, tokens, users, audit, ca, workers),
     microcontroller,
 )

@@ -19,13 +19,20 @@ def build_progress() -> Generator[Callable[[Mapping[str, Any]], None]]:
         tasks: dict[str, TaskID] = {}
 
         def tell(found: Mapping[str, Any]) -> None:
+            for each in found.get("waiting", ()):
+                if each["profile"] not in tasks:
+                    progress.update(waiting, visible=False)
+                    tasks[each["profile"]] = progress.add_task(each["profile"], total=1)
+                progress.update(tasks[each["profile"]], description=f"{each['profile']}: {each['reason']}")
             for variant in found["variants"]:
                 name, state = variant["profile"], variant["state"]
+                if state == "BUILDING":
+                    state = variant.get("stage") or state
                 if name not in tasks:
                     progress.update(waiting, visible=False)
                     tasks[name] = progress.add_task(name, total=1)
                 style = _STYLE.get(state, "default")
-                done = state != "BUILDING"
+                done = variant["state"] != "BUILDING"
                 progress.update(tasks[name], description=f"{name}: [{style}]{state}[/]", completed=int(done))
 
         yield tell

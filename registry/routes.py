@@ -16,12 +16,14 @@ from modelfleet.registry import (
     routes_people,
     routes_trust,
     routes_versions,
+    routes_workers,
 )
 from modelfleet.registry.auth import registry_of
 
 router = APIRouter()
 for _part in (
     routes_versions,
+    routes_workers,
     routes_images,
     routes_fleet,
     routes_certificates,

@@ -15,7 +15,8 @@ from modelfleet.registry.auth import UserIdentity, registry_of, require
 from modelfleet.registry.publish import publish
 from modelfleet.registry.upload import Upload, receive_upload
 from modelfleet.registry.version_report import report_of
-from modelfleet.registry.views import VariantView, VersionDetail, VersionView
+from modelfleet.registry.views import VariantView, VersionDetail, VersionView, WaitingView
+from modelfleet.registry.waiting import waiting_of
 
 router = APIRouter(prefix="/v1", tags=["versions"])
 
@@ -99,12 +100,15 @@ def list_versions(request: Request, user: Reader, model: str | None = None) -> V
 @router.get("/versions/{model:path}/{version}")
 def show_version(request: Request, user: Reader, model: str, version: str) -> VersionDetail:
     """Show one version with its variants."""
-    with registry_of(request).sessions() as session:
+    registry = registry_of(request)
+    with registry.sessions() as session:
         row = catalog.version_of(session, user.tenant, model, version)
         rows = catalog.variants(session, user.tenant, model=model, version=version)
-        return VersionDetail(
-            **VersionView.model_validate(row).model_dump(), variants=[VariantView.model_validate(item) for item in rows]
-        )
+    return VersionDetail(
+        **VersionView.model_validate(row).model_dump(),
+        variants=[VariantView.model_validate(item) for item in rows],
+        waiting=[WaitingView.model_validate(each) for each in waiting_of(registry, row.id, datetime.now(UTC))],
+    )
 
 
 @router.get("/models/{model:path}/versions/{version}/report", response_class=HTMLResponse)

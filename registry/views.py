@@ -53,15 +53,26 @@ class VariantView(View):
     size_bytes: int | None
     evidence: dict[str, Any] | None
     error: str | None
+    stage: str | None
     created_at: datetime
     ready_at: datetime | None
     released_at: datetime | None
 
 
+class WaitingView(View):
+    """A variant that nobody works on, and why; `kind` is that of the worker that it needs, `offered` whether one lives."""
+
+    profile: str
+    kind: str
+    offered: bool
+    reason: str
+
+
 class VersionDetail(VersionView):
-    """A version with its variants."""
+    """A version with its variants, and with what is not begun."""
 
     variants: list[VariantView]
+    waiting: list[WaitingView]
 
 
 class GroupView(View):

@@ -20,6 +20,7 @@ from modelfleet.rollout.webhooks.routes import router as webhook_router
 from modelfleet.service.compose import Service
 from modelfleet.service.errors import ServiceError
 from modelfleet.service.fleet_metrics import FleetCollector
+from modelfleet.service.job_routes import router as job_router
 from modelfleet.service.metrics import Metrics, TimedRequests
 from modelfleet.service.metrics import router as metrics_router
 
@@ -31,7 +32,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await anyio.to_thread.run_sync(service.start)
         app.state.registry, app.state.controller = service.registry, service.controller
-        app.state.webhook_key = service.webhook_key
+        app.state.webhook_key, app.state.jobs = service.webhook_key, service.jobs
         metrics.watch(FleetCollector(service.registry, service.controller))
         on_ready()
         try:
@@ -50,6 +51,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     app.include_router(keys_router)
     app.include_router(bundle_router)
     app.include_router(webhook_router)
+    app.include_router(job_router)
     app.include_router(metrics_router)
     app.include_router(ddi_fleet_router)
     app.include_router(ddi_router)

@@ -15,9 +15,12 @@ from modelfleet.agent_client.logs import log_to_stderr
 from modelfleet.converters.cli import COMMANDS as CONVERTER_COMMANDS
 from modelfleet.registry.cli import COMMANDS as REGISTRY_COMMANDS
 from modelfleet.rollout.cli import COMMANDS as ROLLOUT_COMMANDS
+from modelfleet.rollout.webhooks.commands import webhooks
 from modelfleet.service.cli_confidential import confidential
 from modelfleet.service.cli_deploy import deploy
+from modelfleet.service.cli_jobs import jobs
 from modelfleet.service.cli_keys import keys, show_made
+from modelfleet.service.cli_worker import worker
 from modelfleet.service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -91,9 +94,17 @@ def init(
 @click.option("--host", help="Address to listen on (MODELFLEET_HOST).")
 @click.option("--port", type=click.IntRange(0, 65535), help="HTTP port, 0 for a free one (MODELFLEET_PORT).")
 @click.option("--mqtt-port", type=click.IntRange(0, 65535), help="Port of the embedded broker (MODELFLEET_MQTT_PORT).")
+@click.option("--name", "executor", help="Its name among several processes on one database (MODELFLEET_EXECUTOR).")
+@click.option(
+    "--only",
+    "roles",
+    multiple=True,
+    type=click.Choice(["api", "controller", "worker"]),
+    help="Do only this; repeat for more (MODELFLEET_ROLES).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line and the log as JSON.")
-def serve(as_json: bool, **given: str | int | Path | None) -> None:
-    """Run API, rollout controller and, unless MODELFLEET_MQTT_URL names one, an embedded MQTT broker.
+def serve(as_json: bool, roles: tuple[str, ...], **given: str | int | Path | None) -> None:
+    """Run API, rollout controller, conversions and, unless MODELFLEET_MQTT_URL names one, an embedded MQTT broker.
 
     Example: modelfleet serve --data ./fleet --tenant acme --port 8080
     """
@@ -104,8 +115,9 @@ def serve(as_json: bool, **given: str | int | Path | None) -> None:
     log_to_stderr(as_json=as_json)
     for noisy in ("amqtt", "transitions", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    named = {name: value for name, value in (*given.items(), ("roles", ",".join(roles) or None)) if value is not None}
     try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
+        settings = Settings(**named)  # pyright: ignore[reportArgumentType]
         run(settings, as_json=as_json)
     except (ServiceError, ValidationError) as error:
         raise click.ClickException(str(error)) from error
@@ -157,7 +169,17 @@ def listen(settings: "Settings") -> socket.socket:
     return listener
 
 
-for _command in (*CONVERTER_COMMANDS, *REGISTRY_COMMANDS, *ROLLOUT_COMMANDS, confidential, deploy, keys):
+for _command in (
+    *CONVERTER_COMMANDS,
+    *REGISTRY_COMMANDS,
+    *ROLLOUT_COMMANDS,
+    confidential,
+    deploy,
+    jobs,
+    keys,
+    webhooks,
+    worker,
+):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -70,12 +70,14 @@ class Service:
         registry: what the HTTP routes and the builds work with.
         controller: the rollout controller; one that only writes, where this process has not that role.
         jobs: the durable builds.
+        kinds: of the builds that this process takes.
         webhook_key: what secrets of webhooks are derived from.
     """
 
     registry: Registry
     controller: Controller
     jobs: Jobs
+    kinds: frozenset[str]
 
     def __init__(self, settings: Settings, public_url: str) -> None:
         self._settings, self._public_url = settings, public_url
@@ -112,7 +114,7 @@ class Service:
             ca, replays = create_ca(settings.ca_folder, settings.tenant, datetime.now(UTC)), ReplayCache()
             audit_log = open_audit_log(settings, sessions)
         profiles = load_profiles()
-        kinds = kinds_of(settings, profiles)
+        kinds = self.kinds = kinds_of(settings, profiles)
         executor = executor_name(settings)
         presence = Presence(settings, sessions, executor, kinds, self._look_after)
         parts.callback(presence.stop)

@@ -22,6 +22,7 @@ from modelfleet.rollout.ddi.choose import (
     CANCELLING,
     OPEN,
     UNFINISHED,
+    Documents,
     Target,
     documents_of,
     is_behind,
@@ -35,7 +36,6 @@ from modelfleet.rollout.ddi.report import report
 from modelfleet.rollout.ddi.tables import DdiAction, DdiDevice, DdiModule
 from modelfleet.signer.errors import SignerError
 
-IDLE_POLL_SECONDS = 300
 BUSY_POLL_SECONDS = 30
 
 log = logging.getLogger(__name__)
@@ -64,19 +64,17 @@ def poll(registry: Registry, device_id: str, now: datetime) -> Poll:
     with registry.sessions.begin() as session:
         row, device = session.get_one(DdiDevice, device_id), session.get_one(Device, device_id)
         note_heard(session, row, now)
-        action, target = _settle(session, row, device, now)
+        documents = documents_of(session, device)
+        action, target = _settle(session, row, device, documents, now)
         wants_attributes, kind, group = row.attributes_at is None, row.artifacts, device.group
-        on_trial = action is not None and action.rollout != ""
         found = (None, False) if action is None else (action.id, action.state == CANCELLING)
     if target is not None:
         found = (_offer(registry, device_id, target, kind, group, now), False)
-        on_trial = target.rollout != ""
-    busy = found[0] is not None or on_trial
     return Poll(
         action=found[0],
         cancel=found[1],
         wants_attributes=wants_attributes,
-        poll_seconds=BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS,
+        poll_seconds=_interval(registry, documents, busy=found[0] is not None),
     )
 
 
@@ -142,11 +140,20 @@ def move(session: Session, action: DdiAction, state: str, reason: str, actor: st
     )
 
 
-def _settle(session: Session, row: DdiDevice, device: Device, now: datetime) -> tuple[DdiAction | None, Target | None]:
+def _interval(registry: Registry, documents: Documents | None, *, busy: bool) -> int:
+    """Return when to poll next, in seconds; while there is a trial, so often that nobody counts as silent in it."""
+    slots = () if documents is None else documents.group.slots.values()
+    beats = [int(candidate.limits.metrics_seconds) for slot in slots for candidate in slot.candidates]
+    most = [registry.ddi_poll_seconds, *([BUSY_POLL_SECONDS] if busy else []), *beats]
+    return max(1, min(most))
+
+
+def _settle(
+    session: Session, row: DdiDevice, device: Device, documents: Documents | None, now: datetime
+) -> tuple[DdiAction | None, Target | None]:
     """Return the unfinished action that stands, or what to offer in place of none."""
     mine = select(DdiAction).where(DdiAction.device == device.id, DdiAction.state.in_(UNFINISHED))
     action = session.scalars(mine.with_for_update()).one_or_none()
-    documents = documents_of(session, device)
     if action is not None and (action.state == CANCELLING or action.keeps or documents is None):
         return action, None
     if documents is None:

@@ -46,7 +46,6 @@ class Target:
     release: Release
     rollout: str
     counts: bool
-    metrics_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,6 @@ def target_of(
         release=wanted.release,
         rollout=wanted.rollout,
         counts=counts,
-        metrics_seconds=wanted.limits.metrics_seconds,
     )
 
 

@@ -9,7 +9,6 @@ import click
 
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import ListByDefault, api_options, show
-from modelfleet.registry.progress import build_progress
 
 COLUMNS = ("executor", "host", "pid", "version", "roles", "kinds", "heard_at", "live")
 STATUS_COLUMNS = ("profile", "state", "detail")
@@ -50,6 +49,8 @@ def status(client: ApiClient, as_json: bool, model: str, version: str, watch: bo
 
     Example: modelfleet versions status digits 1.0.0 --watch
     """
+    from modelfleet.registry.progress import build_progress
+
     path = f"/v1/versions/{quote(model)}/{quote(version, safe='')}"
     found = client.get(path)
     if watch and not as_json:

@@ -26,6 +26,7 @@ from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
 from modelfleet.rollout.broker import ClientCertificate, PahoBroker
 from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.leadership import leadership_of
 from modelfleet.rollout.webhooks.send import Sender
 from modelfleet.rollout.webhooks.sending import Sending
 from modelfleet.rollout.webhooks.signature import WebhookKey
@@ -35,7 +36,7 @@ from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
 from modelfleet.service.jobs import Jobs
 from modelfleet.service.keep_audit import keep_audit, open_audit_log, sign_audit
-from modelfleet.service.no_broker import NoBroker
+from modelfleet.service.no_broker import NeverLeads, NoBroker
 from modelfleet.service.presence import Presence, executor_name
 from modelfleet.service.reaper import Reaper
 from modelfleet.service.settings import Role, Settings
@@ -275,7 +276,13 @@ def assemble_controller(settings: Settings, registry: Registry, address: BrokerA
     """Return the rollout controller, with its own key and its own connection to the broker."""
     director = CurrentSigner(settings.data, "director")
     if Role.CONTROLLER not in settings.role_set:
-        return Controller(registry=registry, broker=NoBroker(), director=director, clock=lambda: datetime.now(UTC))
+        return Controller(
+            registry=registry,
+            broker=NoBroker(),
+            director=director,
+            clock=lambda: datetime.now(UTC),
+            leadership=NeverLeads(),
+        )
     broker = PahoBroker(
         address.url,
         client_id=address.client_id,
@@ -283,7 +290,13 @@ def assemble_controller(settings: Settings, registry: Registry, address: BrokerA
         password=address.password,
         certificate=address.certificate,
     )
-    return Controller(registry=registry, broker=broker, director=director, clock=lambda: datetime.now(UTC))
+    return Controller(
+        registry=registry,
+        broker=broker,
+        director=director,
+        clock=lambda: datetime.now(UTC),
+        leadership=leadership_of(settings.sqlalchemy_url, settings.tenant, settings.executor),
+    )
 
 
 def assemble_sending(settings: Settings, sessions: sessionmaker[Session], key: WebhookKey) -> Sending:
@@ -297,7 +310,8 @@ def tick(registry: Registry, controller: Controller, now: datetime) -> None:
     try:
         controller.tick(now)
     finally:
-        keep_audit(registry, now)
+        if controller.leads:
+            keep_audit(registry, now)
 
 
 def refresh_metadata(registry: Registry) -> None:

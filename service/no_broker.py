@@ -1,8 +1,11 @@
-"""The broker of a process that is no controller: what it would publish stays pending in the database, for a controller."""
+"""What stands for broker and leadership in a process that is no controller; what it would publish stays pending."""
 
 from collections.abc import Callable, Sequence
 
+from sqlalchemy.orm import Session
+
 from modelfleet.rollout.broker import Handler, Will
+from modelfleet.rollout.errors import NotLeadingError
 
 
 class NoBroker:
@@ -29,3 +32,18 @@ class NoBroker:
 
     def close(self) -> None:
         """Do nothing; see `Broker.close`."""
+
+
+class NeverLeads:
+    """Leaves the lead to others."""
+
+    def leads(self) -> bool:
+        """Never; see `Leadership.leads`."""
+        return False
+
+    def fence(self, session: Session) -> None:  # noqa: ARG002
+        """Refuse; see `Leadership.fence`."""
+        raise NotLeadingError("expected a process that is a controller, this one is not")
+
+    def close(self) -> None:
+        """Do nothing; see `Leadership.close`."""

@@ -1,6 +1,7 @@
 """A real service with DDI devices, and swupdate as it is run on a device: one folder for its files, nothing of this machine's."""
 
 import contextlib
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from tests.servers import program
 from tests.unit.registry.samples import golden_of, small_model
 from tests.waiting import until
 
-TENANT, GROUP, PROFILE, SLOT, MODEL = "default", "line-a", "linux-cpu-float", "detector", "ui/shapes"
+TENANT, PROFILE, MODEL = "default", "linux-cpu-float", "ui/shapes"
 CARD = """
 name = "ui/shapes"
 version = "{version}"
@@ -59,7 +60,6 @@ class Hawkbit:
         self.root, self.alice, self.bob, self.ci = (
             ApiClient(self.server.url, self.server.tokens[name]) for name in users
         )
-        self.root.post("/v1/groups", {"name": GROUP})
 
     def publish(self, *versions: str) -> None:
         for number, version in enumerate(versions, start=1):
@@ -68,14 +68,15 @@ class Hawkbit:
             until(lambda version=version: self._is_ready(version), seconds=SECONDS, shown=self.log)
 
     def add_device(self, name: str, **more: str) -> str:
-        """Register a device and return its target token."""
-        asked = {"name": name, "group": GROUP, "profile": PROFILE, **more}
+        """Register a device in a group of its own, whose slot has the same name, and return its target token."""
+        self.root.post("/v1/groups", {"name": name})
+        asked = {"name": name, "group": name, "profile": PROFILE, **more}
         self.root.post("/v1/ddi/devices", asked)
         return str(self.root.post("/v1/ddi/tokens", {"device": name})["token"])
 
-    def launch(self, version: str, **plan: Any) -> str:
-        """Draft, approve and start a rollout; its id."""
-        asked = {"model": MODEL, "version": version, "slot": SLOT, "groups": [GROUP], "plan": PLAN | plan}
+    def launch(self, name: str, version: str, **plan: Any) -> str:
+        """Draft, approve and start a rollout for a device's group; its id."""
+        asked = {"model": MODEL, "version": version, "slot": name, "groups": [name], "plan": PLAN | plan}
         rollout = str(self.alice.post("/v1/rollouts", asked)["id"])
         approval = convert(self.bob.get(f"/v1/rollouts/{rollout}/approval-request"), Approval)
         envelope = sign_approval(approval, load_signer(f"file:{self._key('approver-bob')}"))
@@ -93,6 +94,11 @@ class Hawkbit:
         until(
             lambda: self.state(rollout) == state, seconds=SECONDS, shown=lambda: f"{self.state(rollout)}\n{self.log()}"
         )
+
+    def running(self, name: str) -> str | None:
+        """The version that the slot's `current` link leads to."""
+        manifest = self.folder / "slots" / name / "current" / "manifest.json"
+        return json.loads(manifest.read_text())["version"] if manifest.exists() else None
 
     def actions(self, device: str) -> list[tuple[str, str]]:
         """The device's actions, the oldest first: version and state."""
@@ -130,7 +136,7 @@ class Hawkbit:
 
 
 class Swupdate:
-    """One device with Debian's swupdate. `slots` is the folder that its containers write to (the service's, in this test)."""
+    """One device with Debian's swupdate."""
 
     def __init__(self, folder: Path, hawkbit: Hawkbit, name: str, token: str, certificate: Path | None = None) -> None:
         self.folder, self.hawkbit, self.name, self.token = folder, hawkbit, name, token

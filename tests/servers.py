@@ -7,12 +7,12 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-START_SECONDS = 15.0
+START_SECONDS = 60.0
 
 
 def program(name: str) -> str:
@@ -32,9 +32,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], *, log: Path, ports: Sequence[int]) -> Generator[subprocess.Popen[bytes]]:
-    """Run `command` until the block ends; it begins when every port answers."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+def running(
+    command: Sequence[str], *, log: Path, ports: Sequence[int], environment: Mapping[str, str] | None = None
+) -> Generator[subprocess.Popen[bytes]]:
+    """Run `command`, with `environment` beside what is set, until the block ends; it begins when every port answers."""
+    variables = {**os.environ, **(environment or {})}
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables) as process,
+    ):
         try:
             for port in ports:
                 _await_port(process, port, log)

@@ -5,6 +5,7 @@ Biometrika 26 (1934). The bounds are quantiles of beta distributions; the incomp
 continued fraction (Numerical Recipes, 3rd ed., section 6.4) and inverted by bisection, to about 1e-12.
 """
 
+import functools
 import math
 
 _TINY = 1e-300
@@ -12,6 +13,7 @@ _BISECTIONS = 60
 _MAX_TERMS = 10_000
 
 
+@functools.lru_cache(maxsize=4096)  # a controller asks of the same benchmarks at each tick
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the one-sided lower and the one-sided upper bound of a share, each at `confidence`.
 

@@ -87,6 +87,13 @@ class Line:
         self._say("online")
         self._wake()
 
+    def resumed(self) -> None:
+        """The exchange has a connection again: send again what was not acknowledged on the former one."""
+        if self.connected:
+            self._courier.forget_unacknowledged()
+            self._say("online")
+            self._wake()
+
     def drop(self) -> None:
         """Go offline, as by a network fault: the broker publishes the will."""
         if self.connected:

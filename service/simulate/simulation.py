@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.hardware_profiles.profile import HardwareProfile, load_profiles
 from modelfleet.rollout import lifecycle
 from modelfleet.rollout.broker import MemoryBroker
@@ -60,13 +61,13 @@ class Setup:
     faults: Faults = field(default_factory=Faults)
     plan: Mapping[str, Any] | str | None = None
     seed: int = 1
-    stable: Behaviour = Behaviour()
-    candidate: Behaviour = Behaviour()
-    kind: Kind = Kind(profile="", share=1.0)
+    stable: Behaviour = field(default_factory=Behaviour)
+    candidate: Behaviour = field(default_factory=Behaviour)
+    kind: Kind = field(default_factory=lambda: Kind(profile="", share=1.0))
     size_bytes: int = 20_000_000
     tenant: str = "simulation"
     database_url: str = ""
-    tick_seconds: float = 5.0
+    tick_seconds: float = 10.0
     max_seconds: float = 7 * 86400.0
     settle_seconds: float = 300.0
     began_at: datetime | None = None
@@ -88,6 +89,7 @@ class Simulation:
         self.tenant: SimulatedTenant = make_tenant(folder, setup.database_url, setup.tenant, self.scheduler.clock())
         self._held.callback(self.tenant.close)
         self.ledger = Ledger()
+        self.ledger.states[DeviceState.IDLE] = setup.devices
         self.world = make_world(setup, self.scheduler)
         self.fleet = Fleet(
             self.world, self.ledger, tenant=setup.tenant, group=GROUP, count=setup.devices, seed=setup.seed
@@ -104,6 +106,8 @@ class Simulation:
         direction, now = self.controller.direction, self.scheduler.clock()
         request = RolloutRequest(model=MODEL, version=CANDIDATE, slot=SLOT, groups=(GROUP,), plan=self.setup.plan)
         self.rollout = lifecycle.create(direction, request, author=AUTHOR, now=now)
+        with self.tenant.registry.sessions.begin() as session:  # who is a canary is chance, and belongs to the seed
+            lifecycle.find(session, self.setup.tenant, self.rollout).salt = f"simulation-{self.setup.seed}"
         asked = lifecycle.approval_request(self.tenant.registry, self.rollout, now)
         envelope = sign_approval(asked, load_signer(self.tenant.ceremony.approver_keys[APPROVER]))
         lifecycle.approve(direction, self.rollout, envelope, actor=APPROVER, now=now)

@@ -1,5 +1,6 @@
 """Looks at controller and fleet while time passes: samples for plots, events for the summary, and whether statuses are true."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from modelfleet.service.simulate.fleet import Fleet
 from modelfleet.service.simulate.ledger import GUARDRAILS, Ledger, Sample
 from modelfleet.signer.desired import BUCKETS, Release
 
+FIRST_SAMPLES_SECONDS = 10.0
 SAMPLES = 400
 """At most about twice that many are kept: then every second one goes."""
 
@@ -47,7 +49,7 @@ class Watch:
             release.sha256: version for version, profiles in releases.items() for release in profiles.values()
         }
         self._rollout = ""
-        self._every, self._due = 0.0, 0.0
+        self._every, self._due = FIRST_SAMPLES_SECONDS, 0.0
         self.state = ""
         self.trail: dict[str, list[tuple[float, str, str]]] = {}
 
@@ -71,7 +73,10 @@ class Watch:
 
     def running(self) -> dict[str, int]:
         """Return version -> how many devices run it."""
-        return {self._labels.get(sha256 or "", "none"): count for sha256, count in self.fleet.running().items()}
+        found: Counter[str] = Counter()
+        for sha256, count in self.fleet.running().items():
+            found[self._labels.get(sha256 or "", "none")] += count
+        return dict(found)
 
     def wrong_statuses(self) -> dict[str, int]:
         """Compare what the database says of each device's slot with the device's own truth.
@@ -123,7 +128,7 @@ class Watch:
         )
         if len(self.ledger.samples) >= 2 * SAMPLES:
             self.ledger.samples[:] = self.ledger.samples[::2]
-            self._every = max(2 * self._every, (now - self.ledger.samples[0].seconds) / SAMPLES)
+            self._every *= 2
 
     def _evidence(self, row: RolloutProfile) -> Mapping[str, Any] | None:
         with self._registry.sessions() as session:

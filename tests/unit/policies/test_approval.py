@@ -45,6 +45,7 @@ def test_refuses_the_authors_own_approval():
         ("groups", ("lab",)),
         ("plan_sha256", "c" * 64),
         ("author", "eve"),
+        ("emergency", "recall"),
     ],
 )
 def test_refuses_an_approval_of_something_else_and_says_what(field, value):
@@ -55,6 +56,12 @@ def test_refuses_an_approval_of_something_else_and_says_what(field, value):
 def test_refuses_an_expired_approval():
     with pytest.raises(ApprovalRefusedError, match="valid"):
         require_covers(signed(), EXPECTED, NOW + timedelta(days=1))
+
+
+def test_refuses_an_approval_for_longer_than_half_a_year():
+    require_covers(signed(not_after=NOW + timedelta(days=180)), EXPECTED, NOW)
+    with pytest.raises(ApprovalRefusedError, match="within 180 days"):
+        require_covers(signed(not_after=NOW + timedelta(days=180, seconds=1)), EXPECTED, NOW)
 
 
 def test_refuses_an_approval_that_was_never_valid():

@@ -62,11 +62,18 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule(supersede=st.booleans(), emergency=st.booleans(), bake=st.sampled_from([0, 30]))
     def create(self, supersede: bool, emergency: bool, bake: int) -> None:
-        self.version += 1
-        self.fleet.publish(f"1.{self.version}.0", self.version)
-        more: dict[str, Any] = {"supersede": supersede, "emergency": emergency, "reason": "recall" if emergency else ""}
-        with contextlib.suppress(RolloutError):
-            self.fleet.create(f"1.{self.version}.0", plan={"bake_seconds": bake}, **more)
+        self.draft(supersede, emergency, bake)
+
+    @rule(supersede=st.booleans(), emergency=st.booleans(), bake=st.sampled_from([0, 30]), count=st.integers(0, 3))
+    def launch(self, supersede: bool, emergency: bool, bake: int, count: int) -> None:
+        """What mostly happens: drafted, approved by both, started, and time passes."""
+        rollout = self.draft(supersede, emergency, bake)
+        with contextlib.suppress(RolloutError, PolicyError):
+            for person in ("bob", "eve") if emergency else ("bob",):
+                self.fleet.approve(rollout, person)
+            lifecycle.start(self.direction, rollout, actor="ada", now=self.fleet.now)
+            self.fleet.controller.dispatch()
+        self.fleet.steps(count)
 
     @rule(data=st.data(), person=st.sampled_from(["bob", "eve"]))
     def approve(self, data: st.DataObject, person: str) -> None:
@@ -130,12 +137,21 @@ class Rollouts(RuleBasedStateMachine):
     def direction(self) -> Any:
         return self.fleet.controller.direction
 
+    def draft(self, supersede: bool, emergency: bool, bake: int) -> str:
+        """Draft a rollout of a new version; its id, or nothing where another one is in the way."""
+        self.version += 1
+        self.fleet.publish(f"1.{self.version}.0", self.version)
+        more: dict[str, Any] = {"supersede": supersede, "emergency": emergency, "reason": "recall" if emergency else ""}
+        with contextlib.suppress(RolloutError):
+            return self.fleet.create(f"1.{self.version}.0", plan={"bake_seconds": bake}, **more)
+        return ""
+
     def dare(self, data: st.DataObject, act: Any) -> None:
         """Do something with one of the rollouts; what the table refuses changes nothing."""
         known = self.rollouts()
         if not known:
             return
-        rollout = data.draw(st.sampled_from([each.id for each in known[-4:]]))
+        rollout = data.draw(st.sampled_from([each.id for each in known[-3:]]))
         before = self.fleet.row(rollout).revision
         try:
             act(rollout)

@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from modelfleet.rollout.states import (
     OPEN,
     ROLLOUTS,
     TERMINAL,
+    UNSTARTED,
     VERDICTS,
     Event,
     State,
@@ -71,6 +73,51 @@ def test_an_end_of_a_rollout_frees_its_slot():
 )
 def test_a_rollout_shows_what_its_profiles_amount_to(verdicts, shown):
     assert summary(Verdict(each) for each in verdicts) == shown
+
+
+@pytest.mark.parametrize("ending", [State.CANCELLED, State.SUPERSEDED])
+def test_an_end_is_called_by_its_cause_once_nothing_is_left_to_prove(ending):
+    assert summary([Verdict.ROLLING_BACK, Verdict.ROLLED_BACK], ending) is State.ROLLING_BACK
+    assert summary([Verdict.ROLLBACK_INCOMPLETE], ending) is State.ROLLBACK_INCOMPLETE
+    assert summary([Verdict.ROLLED_BACK, Verdict.ROLLED_BACK], ending) is ending
+    assert summary([Verdict.ROLLED_BACK, Verdict.COMPLETED], ending) is State.COMPLETED
+
+
+@pytest.mark.parametrize("table", [ROLLOUTS, VERDICTS])
+def test_from_every_state_an_end_can_be_reached(table):
+    ends = set(TERMINAL) | {Verdict.ROLLED_BACK, Verdict.CLOSED}
+    reaching, grown = set(ends), True
+    while grown:
+        before = {source for (source, _), after in table.items() if after in reaching} - reaching
+        reaching |= before
+        grown = bool(before)
+    assert {source for source, _ in table} <= reaching
+
+
+@pytest.mark.parametrize("state", sorted(set(State) - TERMINAL - {State.COMPLETED}))
+def test_whatever_is_no_end_can_be_brought_to_one_by_a_person_or_by_proof(state):
+    leaving = {Event.CANCEL, Event.PROVE, Event.VALIDATE, Event.REQUEST_APPROVAL}
+    assert any((state, event) in ROLLOUTS for event in leaving)
+
+
+def documented(heading: str) -> dict:
+    """The transitions that docs/rollout.md tells in the table after `heading`."""
+    text = (Path(__file__).resolve().parents[3] / "docs" / "rollout.md").read_text().split(heading, 1)[1]
+    rows = text.split("|---|---|---|\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    found = {}
+    for row in rows:
+        events, sources, target = (cell.strip() for cell in row.strip("|").split("|"))
+        for event in events.replace("`", "").split(", "):
+            found |= {(source, event): target for source in sources.split(", ")}
+    return found
+
+
+def test_the_docs_tell_every_transition_and_no_other():
+    silent = {Event.RETRY}
+    verdicts = {key: after for key, after in VERDICTS.items() if key[1] not in silent}
+    assert documented("each hardware profile moves by itself") == verdicts
+    before = {key: after for key, after in ROLLOUTS.items() if key[0] in UNSTARTED}
+    assert documented("a rollout moves as a whole") == before
 
 
 def test_a_rollout_can_always_follow_its_profiles():

@@ -381,6 +381,19 @@ def test_a_release_accepted_before_outlives_its_approval_and_nothing_else(keys: 
         check(keys, approvals=(expired,), already_accepted=True, policy=keys.policy(revoked=(release().sha256,)))
 
 
+def test_an_emergency_needs_two_persons_whatever_the_policy_asks_for(keys: Keys) -> None:
+    policy = keys.policy(approvals_required=1)
+    anna = approved_by(keys.anna, emergency="recall")
+    with pytest.raises(ApprovalError, match="by 2 persons, got 1"):
+        check(keys, approvals=(anna,), policy=policy)
+    with pytest.raises(ApprovalError, match="by 2 persons, got 1"):
+        check(keys, approvals=(anna, approved_by(keys.ben, emergency="recall", author="ben")), policy=policy)
+    check(keys, approvals=(anna, approved_by(keys.ben, emergency="recall")), policy=policy)
+    with pytest.raises(ApprovalError, match="by 3 persons"):
+        both = (anna, approved_by(keys.ben, emergency="recall"))
+        check(keys, approvals=both, policy=keys.policy(approvals_required=3))
+
+
 def test_every_refusal_is_untrusted() -> None:
     for kind in (DigestError, ScopeError, RevokedError, ApprovalError, ReplayError, EpochError, MustUnderstandError):
         assert issubclass(kind, UntrustedError)

@@ -1,5 +1,6 @@
 """The command group `modelfleet rollout`; `service` adds `COMMANDS` to `modelfleet`."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ PROFILE_COLUMNS = (
     "devices.failed",
     "devices.returned",
     "devices.total",
+    "devices.waiting",
     "waiting_for",
     "reason",
 )
@@ -182,7 +184,8 @@ def _read_plan(path: Path | None) -> dict[str, Any] | None:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        read = tomllib.loads(path.read_text(encoding="utf-8"))
+        return json.loads(json.dumps(read, default=str))  # moments as text
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         click.echo(f"Error: {path} is not TOML: {error}", err=True)
         raise SystemExit(USAGE) from error

@@ -17,6 +17,7 @@ from modelfleet.rollout.documents import Desk
 from modelfleet.rollout.drafts import RolloutChange, RolloutRequest, change, create
 from modelfleet.rollout.errors import RolloutConflictError, RolloutInputError, TransitionError
 from modelfleet.rollout.standing import obstacle
+from modelfleet.rollout.start_times import require_window
 from modelfleet.rollout.states import ROLLOUTS, UNSTARTED, VERDICTS, Event, State, Verdict, next_state, resume_event
 from modelfleet.rollout.succession import close, take_back, take_over
 from modelfleet.rollout.tables import Rollout, RolloutProfile
@@ -49,6 +50,7 @@ def start(direction: Direction, rollout_id: str, *, actor: str, now: datetime) -
         persons = require_enough(session, rollout, policy, now)
         rows = profiles_of(session, rollout)
         require_still_valid(session, policy, rollout, rows)
+        require_window(parse_plan(rollout.plan), now)
         cause = Cause(actor=actor, now=now, evidence={"approved_by": sorted(persons)})
         changed = take_over(session, rollout, [row.profile for row in rows], cause)
         rollout.started_at = now

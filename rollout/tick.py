@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.context import Registry
-from modelfleet.rollout import lifecycle, recall
+from modelfleet.rollout import lifecycle, recall, schedule
 from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.errors import NotLeadingError, StaleRevisionError
 from modelfleet.rollout.leadership import Leadership
@@ -72,6 +72,7 @@ class Ticks:
             steps = [] if state in _UNSTARTED else steps_of(session, rollout, plan, policy, now)
         if state in _UNSTARTED:
             lifecycle.tend(self._direction, rollout_id, revision, now)
+            schedule.start_if_due(self._direction, rollout_id, plan, now)
         elif steps:
             self.apply(rollout_id, revision, steps, now)
         else:

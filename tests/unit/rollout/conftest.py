@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ class ScriptedDevice:
     rejects: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
     error_share: dict[str, float] = field(default_factory=dict)
+    mix: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    classes: tuple[int, ...] = ()
     floors: Floors = field(default_factory=Floors)
     accuracy: float = 0.97
     sent: list[tuple[str, bytes]] = field(default_factory=list)
@@ -178,6 +181,7 @@ class ScriptedDevice:
             )
             return
         self.active, self.activation, self.n, self.errors = release.sha256, self.activation + 1, 0, 0
+        self.classes = ()
         self.trial = rollout
         if going_back:
             self.report(DeviceState.ROLLED_BACK, release, rollout)
@@ -212,6 +216,8 @@ class ScriptedDevice:
         self.seq += 1
         self.n += self.rate
         self.errors = round(self.n * self.error_share.get(self.active or "", 0.0))
+        more = self.mix.get(self.active or "", ())
+        self.classes = tuple(map(sum, zip_longest(self.classes, more, fillvalue=0)))
         metrics = Metrics(
             device=self.id,
             boot=self.boot,
@@ -221,6 +227,7 @@ class ScriptedDevice:
             sha256=self.active or "0" * 64,
             n=self.n,
             errors=self.errors,
+            classes=self.classes,
         )
         self.say("metrics", encode(metrics))
 

@@ -1,11 +1,12 @@
 """The decision, as tables of plan, health and time."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from modelfleet.policies.plan import parse_plan
+from modelfleet.policies.plan import GUARDRAILS, parse_plan
 from modelfleet.rollout.decide import (
     AccuracySample,
     Advance,
@@ -18,6 +19,7 @@ from modelfleet.rollout.decide import (
     RollBack,
     decide,
 )
+from modelfleet.rollout.drift import Difference
 from modelfleet.rollout.statistics import Counts, Interval
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -121,6 +123,81 @@ def test_worse_than_concurrent_stable_rolls_back_though_below_the_threshold():
 )
 def test_what_lies_within_the_limits_rolls_nothing_back(changes):
     assert not isinstance(decide(PLAN, 0, health(**changes), BAKED), RollBack)
+
+
+def test_failures_that_come_sooner_than_successes_are_no_alarm():
+    """Two of a hundred refuse within a second, the others take minutes: of those that have ended, all failed."""
+    tally = DeviceTally(cohort=100, started=100, ended=2, failed=2)
+    decision = decide(PLAN, 0, health(devices=tally), START)
+    assert isinstance(decision, Hold)
+    assert decision.evidence["install"] < 1
+
+
+def test_installs_that_fail_in_a_late_stage_are_not_hidden_by_the_good_ones_before():
+    tally = DeviceTally(cohort=20_000, started=20_000, ended=10_010, committed=10_000, failed=10, stable=9)
+    since = (Counts(n=20_000, errors=10), Counts(n=12, errors=10))
+    assert not isinstance(decide(PLAN, 1, health(devices=tally), BAKED), RollBack)
+    decision = decide(PLAN, 1, health(devices=tally, installs_since=since), BAKED)
+    assert isinstance(decision, RollBack) and decision.guardrail == "install"
+
+
+def test_the_thousandth_look_at_silence_needs_more_than_the_first():
+    tally = DeviceTally(cohort=4, started=4, ended=4, committed=4, silent=4, stable=96)
+    assert isinstance(decide(PLAN, 0, health(devices=tally), BAKED), RollBack)
+    assert isinstance(decide(PLAN, 0, health(devices=tally, silence_look=1000), BAKED), Advance)
+
+
+def test_a_measured_accuracy_rolls_back_only_beyond_its_share_of_alpha():
+    """0.815 of 500 lies below 0.85 with 95 % confidence, not with 1 - alpha / 6."""
+    likely = health(accuracy=AccuracySample(accuracy=0.815, samples=500))
+    decision = decide(PLAN, 0, likely, BAKED)
+    assert isinstance(decision, Hold) and "accuracy not proved" in decision.waiting_for
+    assert isinstance(decide(PLAN, 0, health(accuracy=AccuracySample(accuracy=0.79, samples=500)), BAKED), RollBack)
+
+
+def differs(value: float = 0.5, p_value: float = 0.001) -> Difference:
+    return Difference(
+        measure="classes",
+        value=value,
+        limit=0.2,
+        quantile=0.1,
+        p_value=p_value,
+        alpha=0.01,
+        candidate_devices=5,
+        stable_devices=95,
+        answers=100,
+    )
+
+
+def test_answers_that_differ_from_stables_pause_and_never_roll_back():
+    decision = decide(PLAN, 0, health(differences=(differs(),)), BAKED)
+    assert isinstance(decision, Pause)
+    assert "classes 0.50, limit 0.2" in decision.reason
+    assert decision.evidence["differing"] == {"classes": 0.5}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"differences": (differs(value=0.19),)},
+        {"differences": (differs(p_value=0.02),)},
+        {"differences": (differs(),), "accepted": {"classes": 0.4}},
+    ],
+)
+def test_small_or_doubtful_or_accepted_differences_advance(changes):
+    assert isinstance(decide(PLAN, 0, health(**changes), BAKED), Advance)
+
+
+def test_a_difference_that_has_grown_since_it_was_accepted_pauses_again():
+    grown = health(differences=(differs(value=0.7),), accepted={"classes": 0.4})
+    assert isinstance(decide(PLAN, 0, grown, BAKED), Pause)
+
+
+def test_alpha_is_split_over_the_guardrails_that_spend_it():
+    evidence = decide(PLAN, 0, health(), BAKED).evidence
+    assert GUARDRAILS == ("errors", "relative", "install", "silence", "slow", "accuracy")
+    assert set(GUARDRAILS) <= set(evidence)
+    assert math.exp(-evidence["alarm_limit"]) * len(GUARDRAILS) == pytest.approx(PLAN.alpha, rel=1e-4)
 
 
 def test_a_plan_for_labelled_traffic_takes_its_own_threshold():

@@ -2,7 +2,10 @@ import math
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modelfleet.policies.plan import parse_plan
 from modelfleet.rollout.statistics import (
@@ -10,6 +13,7 @@ from modelfleet.rollout.statistics import (
     Interval,
     alarm_alternatives,
     log_alarm,
+    log_over_looks,
     log_over_starts,
     log_promotion,
     log_ratio,
@@ -209,3 +213,68 @@ def test_counts_never_go_below_zero_when_a_device_leaves():
 
 def test_log_ratio_of_no_data_is_zero():
     assert log_ratio(Counts(), 0.01, 0.5) == 0.0
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.floats(0.001, 0.7),
+    st.floats(0.0, 1.0),
+    st.sampled_from([0.0, 0.25, 1.0]),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_relative_alarm_is_an_e_value_for_any_error_shares(mine, others, stable_share, part, delta):
+    """Exactly, by enumeration: its expectation is at most 1 wherever the candidate errs at most (1 + delta) times as often."""
+    share = min(1.0, part * (1 + delta) * stable_share)
+    expected = 0.0
+    for wrong in range(mine + 1):
+        for other in range(others + 1):
+            counted = both((mine, wrong), (others, other))
+            weight = binomial(mine, wrong, share) * binomial(others, other, stable_share)
+            expected += weight * math.exp(log_relative_alarm([counted], delta))
+    assert expected <= 1 + 1e-9
+
+
+def binomial(n: int, k: int, p: float) -> float:
+    return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+
+@given(st.integers(1, 60), st.floats(0.0, 0.01), st.sampled_from([0.01, 0.05]))
+@settings(deadline=None, max_examples=60)
+def test_the_alarm_is_an_e_value_for_any_share_up_to_the_threshold(n, share, p0):
+    expected = sum(binomial(n, k, share) * math.exp(log_alarm(Counts(n=n, errors=k), p0)) for k in range(n + 1))
+    assert expected <= 1 + 1e-9
+
+
+@given(st.integers(0, 5000), st.data())
+@settings(deadline=None, max_examples=60)
+def test_an_error_that_is_marked_later_only_ever_raises_the_alarm(n, data):
+    """What has not been marked yet counts as good: the alarm seen never exceeds that of the true outcomes."""
+    errors = data.draw(st.integers(0, max(0, n - 1)))
+    if n:
+        late, true = Counts(n=n, errors=errors), Counts(n=n, errors=errors + 1)
+        assert log_alarm(late, 0.01) < log_alarm(true, 0.01)
+        assert log_promotion(late, 0.01) > log_promotion(true, 0.01)
+
+
+def test_villes_bound_holds_at_the_edge_of_the_null_over_2000_looks():
+    """Both alarms over all starts, at error share p0 and at (1 + delta) times stable's; seeded, so it cannot flake."""
+    random_numbers, runs, looks, per_look = np.random.default_rng(20), 400, 2000, 20
+    errors = random_numbers.binomial(per_look, 0.01, (runs, looks)).cumsum(axis=1)
+    least = [least_that_trips(look * per_look, 0.01, math.log(10)) for look in range(1, looks + 1)]
+    tripped = (errors >= np.array(least)).any(axis=1).mean()
+    assert 0 < tripped <= 0.1
+
+
+def least_that_trips(n: int, p0: float, limit: float) -> int:
+    low, high = 0, n + 1
+    while low < high:
+        middle = (low + high) // 2
+        reached = log_over_starts([log_alarm(Counts(n=n, errors=middle), p0)], 1) >= limit
+        low, high = (low, middle) if reached else (middle + 1, high)
+    return low
+
+
+def test_looks_at_what_is_no_process_spend_alpha_once():
+    assert sum(math.exp(log_over_looks(0.0, look)) for look in range(1, 100_000)) == pytest.approx(1, abs=1e-4)
+    assert log_over_looks(math.log(2), 1) == 0.0

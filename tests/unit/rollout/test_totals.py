@@ -1,0 +1,70 @@
+"""What is counted since a moment survives devices that leave: a good candidate never looks like a bad one for it."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from modelfleet.policies.plan import parse_plan
+from modelfleet.rollout import totals
+from modelfleet.rollout.statistics import log_alarm
+from modelfleet.rollout.tally import FAILURES, count_started
+from modelfleet.rollout.totals import Point, Totals
+from tests.unit.rollout.conftest import START
+from tests.unit.rollout.test_tally import NOW, random_fleet, sessions  # noqa: F401 - a fixture
+
+MINUTE = timedelta(minutes=1)
+
+
+def points(*counted: tuple[int, int, int]) -> list[Point]:
+    return [
+        Point(at=START + MINUTE * place, totals=Totals(n=n, errors=errors, slow=slow))
+        for place, (n, errors, slow) in enumerate(counted)
+    ]
+
+
+def test_what_is_counted_since_a_moment_is_the_difference_of_its_totals():
+    found = totals.counted_since(points((10, 1, 0), (60, 1, 2), (110, 3, 4)), START + MINUTE)
+    assert found == Totals(n=50, errors=2, slow=2)
+
+
+def test_a_device_that_leaves_takes_its_inferences_and_leaves_no_alarm():
+    """10,000 good inferences are revoked; as a difference of totals the 50 errors of 10,000 others would be of 100."""
+    found = totals.counted_since(points((0, 0, 0), (19_900, 48, 0), (10_000, 49, 0), (10_100, 50, 0)), START)
+    assert found.candidate.n == 20_000 and found.errors == 49
+    assert log_alarm(found.candidate, 0.01) < 0
+    assert log_alarm(replace(found.candidate, n=100, errors=50), 0.01) > 100
+
+
+def test_installs_are_counted_by_the_stage_in_which_a_device_started(sessions):  # noqa: F811
+    for seed in range(8):
+        require_installs(sessions, seed)
+
+
+def require_installs(made, seed: int) -> None:
+    known, plan = random_fleet(seed), parse_plan({})
+    starts = [START, NOW - timedelta(seconds=201), NOW - timedelta(seconds=31)]
+    known.row.baselines = [totals.baseline_of(Totals(), at) for at in starts]
+    mine = {device.id for device in known.devices if _belongs(device, known)}
+    begun = [
+        (t.started_at, t.outcome in FAILURES)
+        for t in known.trials
+        if t.rollout == known.rollout.id and t.device in mine
+    ]
+    with made.begin() as session:
+        session.add_all([known.rollout, *known.devices])
+        session.flush()
+        session.add_all([known.row, *known.slots, *known.trials, *known.counters])
+        session.flush()
+        found = count_started(session, known.rollout, known.row, plan, NOW).since
+        session.rollback()
+    expected = [[failed for at, failed in begun if stage == 0 or at >= start] for stage, start in enumerate(starts)]
+    assert [each.n for each in found] == [len(each) for each in expected]
+    assert all(each.errors >= sum(failed) for each, failed in zip(found, expected, strict=True))  # the stalled beside
+
+
+def _belongs(device, known) -> bool:
+    return (
+        device.group in known.rollout.groups
+        and device.profile == known.row.profile
+        and device.revoked_at is None
+        and device.tenant == known.rollout.tenant
+    )

@@ -13,19 +13,16 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import TOPIC_ROOT, HostStatus, encode, host_topic
-from modelfleet.policies.plan import parse_plan
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import health
 from modelfleet.rollout.broker import Broker, Will
 from modelfleet.rollout.decide import Decision
 from modelfleet.rollout.dispatch import Dispatch
-from modelfleet.rollout.emergency import judge
 from modelfleet.rollout.errors import NotLeadingError
 from modelfleet.rollout.ingest import Ingest
 from modelfleet.rollout.leadership import Alone, Leadership
 from modelfleet.rollout.lifecycle import Direction
-from modelfleet.rollout.states import ON_TRIAL, Verdict
+from modelfleet.rollout.readings import decision_of
 from modelfleet.rollout.tables import Rollout, RolloutProfile
 from modelfleet.rollout.tick import Ticks
 from modelfleet.signer.keys import Signer
@@ -54,6 +51,7 @@ class Controller:
         direction: what `lifecycle`'s functions take.
         ingest: takes device messages; `ingest.dropped` counts what was refused.
         ticks: decides, where this controller leads.
+        documents: publishes them.
         leads: whether this one decided in the last tick.
     """
 
@@ -75,7 +73,7 @@ class Controller:
         self._stopping = threading.Event()
         self._ticking = threading.Lock()
         self._writer = threading.Thread(target=self._write_reports, name="ingest", daemon=True)
-        self._dispatch = Dispatch(registry.sessions, broker, registry.tenant, self._leadership)
+        self.documents = Dispatch(registry.sessions, broker, registry.tenant, self._leadership)
         self._to_dispatch = threading.Event()
         self._publisher = threading.Thread(target=self._keep_documents, name="documents", daemon=True)
 
@@ -88,7 +86,7 @@ class Controller:
         self._registry.on_device_changed.append(self.ensure_assignment)
         for kind, share in SHARES.items():
             self._broker.subscribe(f"{TOPIC_ROOT}/{self._registry.tenant}/d/+/{kind}", self.ingest.offer, share=share)
-        self._dispatch.subscribe()
+        self.documents.subscribe()
         self._broker.connect(Will(topic=self._host_topic, payload=OFFLINE), self._connected)
         if writes_at_once:
             self._writer.start()
@@ -129,7 +127,7 @@ class Controller:
 
     def dispatch(self) -> None:
         """Publish the documents that were not published yet."""
-        self._dispatch.run()
+        self.documents.run()
 
     def ensure_assignment(self, device_id: str) -> None:
         """Issue the device's assignment, and its group's document, where they are missing or of another group; publish them."""
@@ -143,15 +141,11 @@ class Controller:
 
     def health_of(self, session: Session, rollout: Rollout, row: RolloutProfile, now: datetime) -> Decision | None:
         """Return what would be decided now of a profile on trial, with its evidence; None for others."""
-        if Verdict(row.verdict) not in ON_TRIAL:
-            return None
-        plan = parse_plan(rollout.plan)
-        measured = health.measure(session, rollout, row, plan, now)
-        return judge(plan, row.stage, measured, now, emergency=rollout.emergency)
+        return decision_of(session, rollout, row, now)
 
     def _connected(self) -> None:
         self._broker.publish(self._host_topic, ONLINE, qos=1, retain=True)
-        self._dispatch.connected()
+        self.documents.connected()
         self._to_dispatch.set()
 
     def _keep_documents(self) -> None:
@@ -162,7 +156,7 @@ class Controller:
             if self._stopping.is_set():
                 return
             try:
-                self._dispatch.run()
+                self.documents.run()
             except Exception:  # the outbox stands in the database, which may be back in a moment
                 log.exception("documents could not be published")
                 self._stopping.wait(DISPATCH_SECONDS)

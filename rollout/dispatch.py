@@ -100,6 +100,12 @@ class Dispatch:
         with self._guard:
             self._mark, self._check_since = None, time.monotonic()
 
+    @property
+    def settled(self) -> bool:
+        """Whether the broker has, since it was last connected, been given what it had lost."""
+        with self._guard:
+            return self._check_since is None
+
     def run(self) -> int:
         """Publish what was not published yet, and what the broker has lost; how many documents went out.
 
@@ -211,7 +217,9 @@ class Dispatch:
         return len(done)
 
     def _tell(self, mark: Mark) -> None:
-        self._broker.publish(self._topic, msgspec.json.encode(mark), qos=1, retain=True)
+        """Have the broker keep the mark, unless it has not been given back yet what it lost: the old mark tells that."""
+        if self.settled:
+            self._broker.publish(self._topic, msgspec.json.encode(mark), qos=1, retain=True)
 
     def _current(self) -> Mark:
         with self._sessions() as session:

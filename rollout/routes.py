@@ -269,7 +269,7 @@ def _view(request: Request, rollout_id: str) -> RolloutView:
     registry = registry_of(request)
     with registry.sessions() as session:
         rollout = lifecycle.find(session, registry.tenant, rollout_id)
-        return describe(session, controller_of(request), rollout, _now())
+        return describe(session, rollout, _now())
 
 
 def _documents(request: Request, identity: DeviceIdentity) -> tuple[tuple[bytes, bytes], dict[str, str]]:

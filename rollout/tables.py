@@ -343,3 +343,19 @@ class Publication(Base):
     tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
     generation: Mapped[str] = mapped_column(String(32))
     batch: Mapped[int] = mapped_column(BigInteger)
+
+
+class ProfileReading(Base):
+    """How a large profile's devices stood when the leader last counted them; see `readings`."""
+
+    __tablename__ = "profile_readings"
+
+    rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(64), primary_key=True)
+    at: Mapped[datetime]
+    counts: Mapped[Json] = mapped_column(JSON)
+    waits: Mapped[Json] = mapped_column(JSON)
+    errors: Mapped[Json] = mapped_column(JSON)
+    median_seconds: Mapped[float | None]
+    waiting_for: Mapped[str | None]
+    evidence: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.context import Registry
-from modelfleet.rollout import lifecycle, recall, schedule
+from modelfleet.rollout import lifecycle, readings, recall, schedule
 from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.errors import NotLeadingError, StaleRevisionError
 from modelfleet.rollout.leadership import Leadership
@@ -75,8 +75,10 @@ class Ticks:
             schedule.start_if_due(self._direction, rollout_id, plan, now)
         elif steps:
             self.apply(rollout_id, revision, steps, now)
+            self._keep_readings(rollout_id, now)
         else:
             self._ask_again(rollout_id, plan, now)
+            self._keep_readings(rollout_id, now)
 
     def _ask_again(self, rollout_id: str, plan: Plan, now: datetime) -> None:
         """Ask devices whose reports got lost where they stand."""
@@ -111,6 +113,13 @@ class Ticks:
                 "rollout moved",
                 extra={"rollout": rollout_id, "profile": step.profile, "event": step.event, "reason": step.reason},
             )
+
+    def _keep_readings(self, rollout_id: str, now: datetime) -> None:
+        """Have people see of a large fleet what was counted a moment ago."""
+        with self._registry.sessions.begin() as session:
+            rollout = lifecycle.find(session, self._registry.tenant, rollout_id)
+            for row in profiles_of(session, rollout):
+                readings.keep(session, rollout, row, now)
 
     def _renew(self, now: datetime) -> None:
         with self._registry.sessions.begin() as session:

@@ -2,22 +2,17 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from statistics import median
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.policies.plan import Plan, parse_plan
-from modelfleet.registry.tables import Device
-from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.decide import Decision, Hold
+from modelfleet.rollout.readings import reading_of
 from modelfleet.rollout.residual import residual_risk
 from modelfleet.rollout.states import Verdict
-from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutApproval, RolloutProfile
-from modelfleet.rollout.tally import FAILURES
+from modelfleet.rollout.tables import Rollout, RolloutApproval, RolloutProfile
 from modelfleet.rollout.traffic import inferences_per_minute
 from modelfleet.rollout.transitions import profiles_of
 
@@ -25,7 +20,8 @@ from modelfleet.rollout.transitions import profiles_of
 class DeviceCounts(BaseModel):
     """How many devices of a profile are where; `total` could take the candidate at 100 %.
 
-    failed: refused it or went back by themselves. returned: went back because the rollout did.
+    failed: refused it or went back by themselves. returned: went back because the rollout did. waiting: online, and waiting for
+    their window or conditions before they start, or between two pieces.
     """
 
     total: int
@@ -33,12 +29,14 @@ class DeviceCounts(BaseModel):
     committed: int
     failed: int
     returned: int
+    waiting: int
 
 
 class ProfileView(BaseModel):
     """One hardware profile of a rollout.
 
-    `share` is the stage's; `waiting_for` says what a running stage lacks; `evidence` are the figures now, or of the last
+    `share` is the stage's; `waiting_for` says what a running stage lacks; `waits` counts devices by what they wait for (window,
+    network, power, battery; one may wait for several); `evidence` are the figures now, or of the last
     decision; `median_seconds` from desired state to committed, over devices; `trial_seconds` from start to end.
     """
 
@@ -52,6 +50,7 @@ class ProfileView(BaseModel):
     counter: int
     previous: dict[str, Any]
     devices: DeviceCounts
+    waits: dict[str, int]
     errors: dict[str, int]
     median_seconds: float | None
     trial_seconds: float | None
@@ -114,11 +113,11 @@ def summarise_many(session: Session, rollouts: Sequence[Rollout]) -> list[Rollou
     return [RolloutSummary(**_summary(each, verdicts.get(each.id, {}))) for each in rollouts]
 
 
-def describe(session: Session, controller: Controller, rollout: Rollout, now: datetime) -> RolloutView:
-    """Return the rollout with its profiles and what would be decided of them now."""
+def describe(session: Session, rollout: Rollout, now: datetime) -> RolloutView:
+    """Return the rollout with its profiles and what would be decided of them now; of a large one, a moment ago."""
     plan = parse_plan(rollout.plan)
     rows = profiles_of(session, rollout)
-    profiles = [_profile(session, rollout, row, plan, controller.health_of(session, rollout, row, now)) for row in rows]
+    profiles = [_profile(session, rollout, row, plan, now) for row in rows]
     given = session.scalars(select(RolloutApproval).where(RolloutApproval.rollout == rollout.id)).all()
     return RolloutView(
         **_summary(rollout, {row.profile: row.verdict for row in rows}),
@@ -166,60 +165,36 @@ def _summary(rollout: Rollout, verdicts: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _profile(
-    session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, decision: Decision | None
-) -> ProfileView:
-    trials = _trials(session, rollout, row)
-    evidence = row.evidence if decision is None else decision.evidence
-    seconds = [trial.seconds for trial in trials if trial.outcome == DeviceState.COMMITTED]
-    failed = [trial for trial in trials if trial.outcome in FAILURES]
-    returned = sum(_after(trial.outcome_at, row.rollback_started_at) for trial in failed)
+def _profile(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> ProfileView:
+    reading = reading_of(session, rollout, row, now)
+    waits = dict(reading.waits)
     return ProfileView(
         profile=row.profile,
         verdict=row.verdict,
         stage=row.stage,
         share=0.0 if row.verdict in (Verdict.PENDING, Verdict.CLOSED) else plan.stages[min(row.stage, plan.last_stage)],
         reason=row.reason,
-        waiting_for=decision.waiting_for if isinstance(decision, Hold) else None,
+        waiting_for=reading.waiting_for,
         sha256=row.release["sha256"],
         counter=row.release["counter"],
         previous={group: release and release["version"] for group, release in row.previous.items()},
         devices=DeviceCounts(
-            total=_population(session, rollout, row),
-            started=len(trials),
-            committed=len(seconds),
-            failed=len(failed) - returned,
-            returned=returned,
+            total=reading.total,
+            started=reading.started,
+            committed=reading.committed,
+            failed=reading.failed,
+            returned=reading.returned,
+            waiting=waits.pop("devices", 0),
         ),
-        errors=_error_kinds(trials),
-        median_seconds=median(seconds) if seconds else None,
+        waits=waits,
+        errors=dict(reading.errors),
+        median_seconds=reading.median_seconds,
         trial_seconds=_seconds_between(row.trial_started_at, row.ended_at),
-        evidence=evidence,
+        evidence=row.evidence if reading.evidence is None else dict(reading.evidence),
         unproven=row.unproven,
         trial_started_at=row.trial_started_at,
         ended_at=row.ended_at,
     )
-
-
-def _trials(session: Session, rollout: Rollout, row: RolloutProfile) -> list[DeviceTrial]:
-    query = select(DeviceTrial).join(Device, Device.id == DeviceTrial.device)
-    return list(session.scalars(query.where(DeviceTrial.rollout == rollout.id, Device.profile == row.profile)))
-
-
-def _population(session: Session, rollout: Rollout, row: RolloutProfile) -> int:
-    query = select(func.count()).select_from(Device)
-    mine = (Device.tenant == rollout.tenant) & Device.group.in_(rollout.groups) & (Device.profile == row.profile)
-    return session.scalar(query.where(mine, Device.revoked_at.is_(None))) or 0
-
-
-def _error_kinds(trials: list[DeviceTrial]) -> dict[str, int]:
-    """Return the classes of the errors that devices gave as their reason, counted."""
-    kinds = [trial.error["kind"] for trial in trials if trial.error is not None]
-    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-
-
-def _after(moment: datetime | None, other: datetime | None) -> bool:
-    return moment is not None and other is not None and moment > other
 
 
 def _seconds_between(start: datetime | None, end: datetime | None) -> float | None:

@@ -17,6 +17,7 @@ from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device, Variant
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.decide import Evidence
+from modelfleet.rollout.readings import reading_of
 from modelfleet.rollout.states import TERMINAL, State
 from modelfleet.rollout.tables import DesiredDocument, Rollout, RolloutProfile
 from modelfleet.rollout.transitions import profiles_of
@@ -102,8 +103,8 @@ class FleetCollector:
         found: list[tuple[Rollout, RolloutProfile, Evidence]] = []
         for rollout in rollouts:
             for row in profiles_of(session, rollout):
-                live = self._controller.health_of(session, rollout, row, now)
-                found.append((rollout, row, row.evidence if live is None else live.evidence))
+                live = reading_of(session, rollout, row, now).evidence
+                found.append((rollout, row, row.evidence if live is None else live))
         return found
 
     def _devices(self, session: Session) -> Metric:

@@ -53,9 +53,24 @@ def upgrade() -> None:
         sa.Column("batch", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", name=op.f("pk_publications")),
     )
+    op.create_table(
+        "profile_readings",
+        sa.Column("rollout", sa.String(length=36), nullable=False),
+        sa.Column("profile", sa.String(length=64), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("counts", sa.JSON(), nullable=False),
+        sa.Column("waits", sa.JSON(), nullable=False),
+        sa.Column("errors", sa.JSON(), nullable=False),
+        sa.Column("median_seconds", sa.Double(), nullable=True),
+        sa.Column("waiting_for", sa.String(), nullable=True),
+        sa.Column("evidence", sa.JSON(none_as_null=True), nullable=True),
+        sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name=op.f("fk_profile_readings_rollout_rollouts")),
+        sa.PrimaryKeyConstraint("rollout", "profile", name=op.f("pk_profile_readings")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("profile_readings")
     op.drop_table("publications")
     for name, table, _columns, _condition in reversed(_INDEXES):
         op.drop_index(name, table)

@@ -9,6 +9,7 @@ from typing import Any, cast
 from modelfleet.registry.context import Registry
 from modelfleet.rollout.ddi.devices import keep_attributes
 from modelfleet.rollout.ddi.errors import FeedbackError
+from modelfleet.rollout.ddi.report import printable
 from modelfleet.rollout.ddi.tables import DdiDevice
 
 MODES = ("merge", "replace", "remove")
@@ -34,7 +35,12 @@ def read_attributes(body: bytes) -> Attributes:
     data, mode = told.get("data"), told.get("mode", "merge")
     if not isinstance(data, dict) or mode not in MODES:
         raise FeedbackError(f"expected `data`, an object, and a `mode` of {', '.join(MODES)}")
-    return Attributes(data=cast("Mapping[str, Any]", data), mode=str(mode))
+    shown = {printable(name): _printable(value) for name, value in cast("Mapping[str, Any]", data).items()}
+    return Attributes(data=shown, mode=str(mode))
+
+
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 def take_attributes(registry: Registry, device_id: str, told: Attributes, now: datetime) -> None:

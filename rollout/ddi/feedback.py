@@ -17,7 +17,7 @@ from modelfleet.registry.context import Registry
 from modelfleet.rollout.ddi.actions import move, own_action
 from modelfleet.rollout.ddi.choose import ABANDONED, CANCELLED, CANCELLING, FAILED, OPEN, SUCCEEDED, UNFINISHED
 from modelfleet.rollout.ddi.errors import ActionGoneError, FeedbackError, TooManyReportsError
-from modelfleet.rollout.ddi.report import report
+from modelfleet.rollout.ddi.report import printable, report
 from modelfleet.rollout.ddi.tables import DdiAction
 
 MAX_BODY_BYTES = 256 * 1024
@@ -177,11 +177,7 @@ def _object(value: Any, what: str) -> Mapping[str, Any]:
 def _lines(details: Any) -> list[str]:
     """Return the details as texts: hawkBit says a list, some clients send one text, or none."""
     if isinstance(details, str):
-        return [_clean(details)]
+        return [printable(details)]
     if not isinstance(details, list):
         return []
-    return [_clean(line) for line in cast("list[Any]", details) if isinstance(line, str)]
-
-
-def _clean(line: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in line)
+    return [printable(line) for line in cast("list[Any]", details) if isinstance(line, str)]

@@ -44,3 +44,8 @@ def report(
         error=ReportedError(kind=kind[:64], message=message[:MESSAGE_CHARACTERS]) if kind else None,
     )
     write_reports(session, [Said(report=said, signed=action.counts)], action.tenant, now)
+
+
+def printable(text: str) -> str:
+    """Return a device's text as it can be stored and shown anywhere: other characters are blanks."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -270,13 +270,14 @@ def candidate_of(rollout: Rollout, row: RolloutProfile) -> Candidate:
         deadline=started + timedelta(seconds=plan.deadline_seconds),
         spread_seconds=plan.spread_seconds,
         limits=plan.limits,
-        **_when(plan),
+        **_when(plan, emergency=rollout.emergency),
     )
 
 
-def _when(plan: Plan) -> When:
+def _when(plan: Plan, *, emergency: bool) -> When:
+    """Return what devices wait for: an emergency waits for no window, but for what keeps a device whole."""
     found: When = {}
-    if plan.windows:
+    if plan.windows and not emergency:
         found["windows"] = plan.windows
     if plan.conditions != ANY_CONDITIONS:
         found["conditions"] = plan.conditions
@@ -289,7 +290,7 @@ def _when_stable(session: Session, stable: SlotStable) -> When:
     row = session.get(RolloutProfile, (stable.rollout, stable.profile))
     if rollout is None or row is None or stable.release is None or row.release["sha256"] != stable.release["sha256"]:
         return {}
-    return _when(parse_plan(rollout.plan))
+    return _when(parse_plan(rollout.plan), emergency=rollout.emergency)
 
 
 def as_release(value: Mapping[str, Any] | None) -> Release | None:

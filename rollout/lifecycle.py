@@ -50,7 +50,8 @@ def start(direction: Direction, rollout_id: str, *, actor: str, now: datetime) -
         persons = require_enough(session, rollout, policy, now)
         rows = profiles_of(session, rollout)
         require_still_valid(session, policy, rollout, rows)
-        require_window(parse_plan(rollout.plan), now)
+        if not rollout.emergency:
+            require_window(parse_plan(rollout.plan), now)
         cause = Cause(actor=actor, now=now, evidence={"approved_by": sorted(persons)})
         changed = take_over(session, rollout, [row.profile for row in rows], cause)
         rollout.started_at = now

@@ -94,6 +94,18 @@ def test_devices_that_refuse_stop_an_emergency_as_well(ready):
     assert ready.profile(rollout, FLOAT).evidence["guardrail"] == "install"
 
 
+def test_an_emergency_waits_for_no_window_of_its_plan(ready):
+    window = {"days": ["mon"], "start": "03:00", "minutes": 60}
+    ordinary = ready.create("1.0.0", plan={"windows": [window]})
+    ready.approve(ordinary)
+    lifecycle.start(ready.controller.direction, ordinary, actor="ada", now=ready.now)
+    ready.controller.dispatch()
+    assert ready.wanted(FLOAT).candidates[0].windows is not msgspec.UNSET
+    rollout = ready.create("1.0.0", emergency=True, reason=REASON, plan={"windows": [window]})
+    launch(ready, rollout)
+    assert ready.wanted(FLOAT).candidates[0].windows is msgspec.UNSET
+
+
 def test_every_record_of_an_emergency_says_so(ready):
     rollout = emergency(ready)
     launch(ready, rollout)

@@ -9,6 +9,7 @@ import logging
 import selectors
 import socket
 import ssl
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
@@ -153,7 +154,7 @@ class Socket:
             if number is not None:
                 self._send(wire.puback(number))
             self._retained[topic] = payload
-            self._exchange.received += 1
+            self._exchange.heard_of(topic, payload)
             for line in list(self._lines.get(topic, ())):
                 line.deliver(topic, payload)
         elif packet.kind in (wire.SUBACK, wire.UNSUBACK):
@@ -231,6 +232,7 @@ class MqttExchange:
 
     Attributes:
         sent, received: messages. broken: how often a connection broke.
+        heard: (topic, document) of a group -> the Unix time at which the latest socket had it.
     """
 
     def __init__(
@@ -252,6 +254,7 @@ class MqttExchange:
         self.scheduler, self.name, self.username, self.password = scheduler, name, username, password
         self.selector = selectors.DefaultSelector()
         self.sent = self.received = self.broken = 0
+        self.heard: dict[tuple[str, bytes], float] = {}
         self._sockets = [Socket(self, number) for number in range(count)]
         self._soon: dict[Socket, list[str]] = {}
         for each in self._sockets:
@@ -308,6 +311,12 @@ class MqttExchange:
         """See `Exchange.publish`."""
         self.sent += 1
         self._of(line).publish(topic, payload, acknowledged, retain)
+
+    def heard_of(self, topic: str, payload: bytes) -> None:
+        """Note that a socket has brought this message."""
+        self.received += 1
+        if "/g/" in topic:
+            self.heard[topic, payload] = time.time()
 
     def subscribe_soon(self, connection: Socket, topic: str) -> None:
         """Subscribe with the next poll: many topics in one packet."""

@@ -1,26 +1,28 @@
-"""One simulation from beginning to end: a tenant, a fleet, a controller, a rollout, and what came of it."""
+"""One simulation from beginning to end: a tenant, a fleet, a controller, a rollout, and what came of it.
+
+`VirtualSimulation` has the controller and the broker in this process, and its own time; `live.LiveSimulation` has neither.
+"""
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from modelfleet.agent_client.protocol import DeviceState
-from modelfleet.hardware_profiles.profile import HardwareProfile, load_profiles
+from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.rollout import lifecycle
 from modelfleet.rollout.broker import MemoryBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.lifecycle import RolloutRequest
-from modelfleet.service.simulate.faults import Faults
 from modelfleet.service.simulate.fleet import Fleet
 from modelfleet.service.simulate.ledger import Ledger
+from modelfleet.service.simulate.line import Exchange
 from modelfleet.service.simulate.memory_exchange import MemoryExchange
 from modelfleet.service.simulate.scheduler import Scheduler
+from modelfleet.service.simulate.setup import Setup, make_world
 from modelfleet.service.simulate.tenant import (
     APPROVER,
     AUTHOR,
@@ -32,7 +34,7 @@ from modelfleet.service.simulate.tenant import (
     register,
 )
 from modelfleet.service.simulate.watching import Watch
-from modelfleet.service.simulate.world import SLOT, Behaviour, Kind, World, facts_for
+from modelfleet.service.simulate.world import SLOT, Behaviour
 from modelfleet.signer.desired import Release
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.sign import sign_approval
@@ -44,89 +46,90 @@ ENDED = frozenset({"COMPLETED", "ROLLED_BACK", "ROLLBACK_INCOMPLETE", "CANCELLED
 WAITING = frozenset({"PAUSED", "HALTED"})
 """States that only a person ends."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What is simulated.
-
-    Attributes:
-        mix: profile -> share of the fleet.
-        plan: of the rollout, as `parse_plan` takes it; None: the default plan.
-        max_seconds: the simulation ends then, whatever the rollout does. settle_seconds: how long it goes on after its end.
-        kinds: overrides of single kinds, by profile.
-    """
-
-    devices: int = 1000
-    mix: Mapping[str, float] = field(default_factory=lambda: {"linux-cpu-int8": 1.0})
-    faults: Faults = field(default_factory=Faults)
-    plan: Mapping[str, Any] | str | None = None
-    seed: int = 1
-    stable: Behaviour = field(default_factory=Behaviour)
-    candidate: Behaviour = field(default_factory=Behaviour)
-    kind: Kind = field(default_factory=lambda: Kind(profile="", share=1.0))
-    size_bytes: int = 20_000_000
-    tenant: str = "simulation"
-    database_url: str = ""
-    tick_seconds: float = 10.0
-    max_seconds: float = 7 * 86400.0
-    settle_seconds: float = 300.0
-    began_at: datetime | None = None
+Progress = Callable[[Watch], None]
 
 
-class Simulation:
-    """A simulation in virtual time; `close` gives everything back.
+class Simulation(ABC):
+    """A fleet and a rollout; `close` gives everything back.
 
     Attributes:
-        fleet, controller, tenant: the real parts.
-        watch: sees what the controller thinks, and fills the ledger.
+        fleet, tenant: the devices, and the server's side.
+        watch: sees what the controller does, and fills the ledger.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    controller: Controller
+    exchange: Exchange
+    watch: Watch
+
+    def __init__(self, setup: Setup, *, real: bool) -> None:
         self.setup = setup
-        self._held = ExitStack()
-        self.scheduler = Scheduler(setup.began_at or datetime.now(UTC))
-        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="modelfleet-simulation-")))
-        self.tenant: SimulatedTenant = make_tenant(folder, setup.database_url, setup.tenant, self.scheduler.clock())
-        self._held.callback(self.tenant.close)
-        self.ledger = Ledger()
-        self.ledger.states[DeviceState.IDLE] = setup.devices
-        self.world = make_world(setup, self.scheduler)
-        self.fleet = Fleet(
-            self.world, self.ledger, tenant=setup.tenant, group=GROUP, count=setup.devices, seed=setup.seed
-        )
-        self.rollout = ""
-        self._prepare()
+        self.held = ExitStack()
+        self.scheduler = Scheduler(setup.began_at or datetime.now(UTC), real=real)
+        self.folder = Path(self.held.enter_context(tempfile.TemporaryDirectory(prefix="modelfleet-simulation-")))
+        try:
+            now = self.scheduler.clock()
+            self.tenant: SimulatedTenant = make_tenant(self.folder, setup.database_url, setup.tenant, now)
+            self.held.callback(self.tenant.close)
+            self.ledger = Ledger()
+            self.ledger.states[DeviceState.IDLE] = setup.devices
+            self.world = make_world(setup, self.scheduler)
+            self.fleet = Fleet(
+                self.world, self.ledger, tenant=setup.tenant, group=GROUP, count=setup.devices, seed=setup.seed
+            )
+            self.releases: dict[str, Mapping[str, Release]] = {}
+            self._publish_stable()
+            register(self.tenant, self.fleet.registrations(), now)
+            self.connect()
+        except BaseException:
+            self.held.close()
+            raise
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Start controller and broker, and make the devices: sets `controller`, `exchange` and `watch`."""
+
+    @abstractmethod
+    def advance(self, seconds: float, progress: Progress = lambda _watch: None) -> None:
+        """Let so much time pass."""
 
     def close(self) -> None:
-        """Stop the controller, and remove what was made."""
-        self._held.close()
+        """Stop everything, and remove what was made."""
+        self.held.close()
 
-    def launch(self) -> str:
-        """Draft, approve and start the rollout of the candidate, as two persons do; returns its id."""
+    def make_devices(self, exchange: Exchange) -> None:
+        """Make the devices, switched off, on that exchange."""
+        self.fleet.make(exchange, self.tenant.shelf, self.releases[STABLE])
+
+    def publish(self, version: str, behaviour: Behaviour) -> None:
+        """Have one more version that can be rolled out, and behaves so."""
+        profiles = [load_profiles()[name] for name in self.setup.mix]
+        now, size = self.scheduler.clock(), self.setup.size_bytes
+        made = publish(self.tenant, version, len(self.releases) + 1, profiles, size_bytes=size, now=now)
+        self.behaves(version, made, behaviour)
+
+    def launch(self, version: str = CANDIDATE, plan: Mapping[str, Any] | str | None = None) -> str:
+        """Draft, approve and start a rollout, as two persons do; returns its id.
+
+        Args:
+            plan: None: the setup's.
+        """
         direction, now = self.controller.direction, self.scheduler.clock()
-        request = RolloutRequest(model=MODEL, version=CANDIDATE, slot=SLOT, groups=(GROUP,), plan=self.setup.plan)
-        self.rollout = lifecycle.create(direction, request, author=AUTHOR, now=now)
+        request = RolloutRequest(
+            model=MODEL, version=version, slot=SLOT, groups=(GROUP,), plan=plan if plan is not None else self.setup.plan
+        )
+        rollout = lifecycle.create(direction, request, author=AUTHOR, now=now)
         with self.tenant.registry.sessions.begin() as session:  # who is a canary is chance, and belongs to the seed
-            lifecycle.find(session, self.setup.tenant, self.rollout).salt = f"simulation-{self.setup.seed}"
-        asked = lifecycle.approval_request(self.tenant.registry, self.rollout, now)
+            lifecycle.find(session, self.setup.tenant, rollout).salt = f"simulation-{self.setup.seed}"
+        asked = lifecycle.approval_request(self.tenant.registry, rollout, now)
         envelope = sign_approval(asked, load_signer(self.tenant.ceremony.approver_keys[APPROVER]))
-        lifecycle.approve(direction, self.rollout, envelope, actor=APPROVER, now=now)
-        lifecycle.start(direction, self.rollout, actor=AUTHOR, now=now)
-        self.controller.dispatch()
-        self.watch.follow(self.rollout)
-        return self.rollout
+        lifecycle.approve(direction, rollout, envelope, actor=APPROVER, now=now)
+        lifecycle.start(direction, rollout, actor=AUTHOR, now=now)
+        self.watch.follow(rollout)
+        return rollout
 
-    def advance(self, seconds: float, progress: Callable[[Watch], None] = lambda _watch: None) -> None:
-        """Let so much time pass, the controller's ticks with it."""
-        ends = self.scheduler.now() + seconds
-        while (now := self.scheduler.now()) < ends:
-            self.scheduler.run_due(min(ends, now + self.setup.tick_seconds))
-            self.controller.tick(self.scheduler.clock())
-            self.watch.look()
-            progress(self.watch)
-
-    def run(self, progress: Callable[[Watch], None] = lambda _watch: None) -> str:
+    def run(self, progress: Progress = lambda _watch: None) -> str:
         """Switch the fleet on, roll out, and go on until the rollout has ended and the fleet has settled; its last state."""
+        self.publish(CANDIDATE, self.setup.candidate)
         self.fleet.switch_on(SWITCH_ON_SECONDS)
         self.advance(2 * SWITCH_ON_SECONDS, progress)
         self.launch()
@@ -135,36 +138,42 @@ class Simulation:
         self.advance(self.setup.settle_seconds, progress)
         return self.watch.state
 
-    def _prepare(self) -> None:
-        setup, tenant, now = self.setup, self.tenant, self.scheduler.clock()
-        profiles = [load_profiles()[name] for name in setup.mix]
-        stable = publish(tenant, STABLE, 1, profiles, size_bytes=setup.size_bytes, now=now)
-        self.releases: Mapping[str, Mapping[str, Release]] = {
-            STABLE: make_stable(tenant, stable, GROUP, now - timedelta(seconds=1)),
-            CANDIDATE: publish(tenant, CANDIDATE, 2, profiles, size_bytes=setup.size_bytes, now=now),
-        }
-        for version, behaviour in ((STABLE, setup.stable), (CANDIDATE, setup.candidate)):
-            for release in self.releases[version].values():
-                self.world.behaviours[release.sha256] = behaviour
-        register(tenant, self.fleet.registrations(), now)
+    def behaves(self, version: str, releases: Mapping[str, Release], behaviour: Behaviour) -> None:
+        """Let these releases behave so on every device."""
+        self.releases[version] = releases
+        for release in releases.values():
+            self.world.behaviours[release.sha256] = behaviour
+
+    def _publish_stable(self) -> None:
+        profiles = [load_profiles()[name] for name in self.setup.mix]
+        now = self.scheduler.clock()
+        made = publish(self.tenant, STABLE, 1, profiles, size_bytes=self.setup.size_bytes, now=now)
+        self.behaves(STABLE, make_stable(self.tenant, made, GROUP, now - timedelta(seconds=1)), self.setup.stable)
+
+
+class VirtualSimulation(Simulation):
+    """Virtual time: hours of it in seconds, with the real controller, database and documents."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup, real=False)
+
+    def connect(self) -> None:
+        """See `Simulation.connect`."""
         hub = MemoryBroker()
-        self.controller = Controller(tenant.registry, hub.client(), tenant.director, self.scheduler.clock)
-        self._held.callback(self.controller.stop)
+        self.controller = Controller(self.tenant.registry, hub.client(), self.tenant.director, self.scheduler.clock)
+        self.held.callback(self.controller.stop)
         self.controller.start(writes_at_once=False)
         self.controller.dispatch()
-        self.exchange = MemoryExchange(hub, setup.tenant)
-        self.fleet.make(self.exchange, tenant.shelf, self.releases[STABLE])
-        self.watch = Watch(self.controller, tenant.registry, self.fleet, self.ledger, self.releases, self.exchange)
+        exchange = MemoryExchange(hub, self.setup.tenant)
+        self.exchange = exchange
+        self.make_devices(exchange)
+        self.watch = Watch(self.controller, self.tenant.registry, self.fleet, self.ledger, self.releases, exchange)
 
-
-def make_world(setup: Setup, scheduler: Scheduler) -> World:
-    """Return the world of a setup."""
-    profiles: dict[str, HardwareProfile] = load_profiles()
-    return World(
-        scheduler=scheduler,
-        kinds={name: replace(setup.kind, profile=name, share=share) for name, share in setup.mix.items()},
-        faults=setup.faults,
-        rng=np.random.default_rng(setup.seed),
-        facts={name: facts_for(profiles[name]) for name in setup.mix},
-        profiles=profiles,
-    )
+    def advance(self, seconds: float, progress: Progress = lambda _watch: None) -> None:
+        """See `Simulation.advance`; the controller ticks as often as the setup says."""
+        ends = self.scheduler.now() + seconds
+        while (now := self.scheduler.now()) < ends:
+            self.scheduler.run_due(min(ends, now + self.setup.tick_seconds))
+            self.controller.tick(self.scheduler.clock())
+            self.watch.look()
+            progress(self.watch)

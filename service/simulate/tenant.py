@@ -13,18 +13,18 @@ from modelfleet.hardware_profiles.profile import HardwareProfile, load_profiles
 from modelfleet.registry import audit
 from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.context import Registry
-from modelfleet.registry.fleet_ca import create_ca
+from modelfleet.registry.fleet_ca import create_ca, load_ca
 from modelfleet.registry.register_many import NewDevice, register_many, require_only_simulated
 from modelfleet.registry.store import FolderStore
 from modelfleet.registry.tables import Tenant, Variant, Version
 from modelfleet.rollout.documents import Desk, as_json
 from modelfleet.rollout.issue_many import issue_many
 from modelfleet.rollout.tables import SlotStable
-from modelfleet.service.database import prepare_database, session_factory
+from modelfleet.service.database import open_database, prepare_database, session_factory
 from modelfleet.service.errors import ServiceError
 from modelfleet.service.simulate.believed import Shelf
 from modelfleet.service.simulate.world import SLOT
-from modelfleet.signer.ceremony import CeremonyResult, create_repository
+from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.desired import Release
 from modelfleet.signer.keys import Signer, generate_key, load_signer
@@ -54,6 +54,7 @@ class SimulatedTenant:
     registry: Registry
     ceremony: CeremonyResult
     engine: Engine
+    database_url: str
     shelf: Shelf
     director: Signer
 
@@ -68,13 +69,25 @@ def make_tenant(folder: Path, database_url: str, name: str, now: datetime) -> Si
     Raises:
         ServiceError: the tenant has devices or versions that no simulation made.
     """
-    ceremony = create_repository(folder, name, bits=1, approvers=[APPROVER], now=datetime.now(UTC))
-    engine = prepare_database(database_url or f"sqlite:///{folder / 'simulated.sqlite'}")
+    create_repository(folder, name, bits=1, approvers=[APPROVER], now=datetime.now(UTC))
+    create_ca(folder / "ca", name, datetime.now(UTC))
+    generate_key(folder / "audit.pem")
+    url = database_url or f"sqlite:///{folder / 'simulated.sqlite'}"
+    engine = prepare_database(url)
+    try:
+        with session_factory(engine).begin() as session:
+            _claim_tenant(session, name, now)
+    finally:
+        engine.dispose()
+    return open_tenant(folder, url, name)
+
+
+def open_tenant(folder: Path, database_url: str, name: str) -> SimulatedTenant:
+    """Return the tenant that `make_tenant` made in the folder."""
+    ceremony, engine = locate(folder, name), open_database(database_url)
     sessions = session_factory(engine)
-    with sessions.begin() as session:
-        _claim_tenant(session, name, now)
     store = FolderStore(folder / "blobs")
-    audit_key = load_signer(generate_key(folder / "audit.pem"))
+    audit_key = load_signer(f"file:{(folder / 'audit.pem').absolute()}")
     registry = Registry(
         tenant=name,
         sessions=sessions,
@@ -88,12 +101,17 @@ def make_tenant(folder: Path, database_url: str, name: str, now: datetime) -> Si
         trust_dir=ceremony.metadata_dir.parent,
         public_url="https://simulated.invalid",
         mqtt_url="",
-        ca=create_ca(folder / "ca", name, datetime.now(UTC)),
+        ca=load_ca(folder / "ca"),
         audit_log=AuditLog(sessions, name, audit_key, folder / "audit.checkpoint"),
     )
-    shelf = Shelf(policy=registry.repository.policy(), store=store, expires=now + 10 * LONG)
+    shelf = Shelf(policy=registry.repository.policy(), store=store, expires=datetime.now(UTC) + 10 * LONG)
     return SimulatedTenant(
-        registry=registry, ceremony=ceremony, engine=engine, shelf=shelf, director=load_signer(ceremony.director_key)
+        registry=registry,
+        ceremony=ceremony,
+        engine=engine,
+        database_url=database_url,
+        shelf=shelf,
+        director=load_signer(ceremony.director_key),
     )
 
 

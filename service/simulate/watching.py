@@ -45,9 +45,7 @@ class Watch:
     ) -> None:
         self._controller, self._registry, self._exchange = controller, registry, exchange
         self.fleet, self.ledger = fleet, ledger
-        self._labels = {
-            release.sha256: version for version, profiles in releases.items() for release in profiles.values()
-        }
+        self._releases = releases
         self._rollout = ""
         self._every, self._due = FIRST_SAMPLES_SECONDS, 0.0
         self.state = ""
@@ -73,9 +71,10 @@ class Watch:
 
     def running(self) -> dict[str, int]:
         """Return version -> how many devices run it."""
+        labels = {release.sha256: version for version, each in self._releases.items() for release in each.values()}
         found: Counter[str] = Counter()
         for sha256, count in self.fleet.running().items():
-            found[self._labels.get(sha256 or "", "none")] += count
+            found[labels.get(sha256 or "", "none")] += count
         return dict(found)
 
     def wrong_statuses(self) -> dict[str, int]:

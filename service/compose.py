@@ -26,6 +26,7 @@ from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
 from modelfleet.rollout.broker import ClientCertificate, PahoBroker
 from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.ddi.devices import forget_absent
 from modelfleet.rollout.leadership import leadership_of
 from modelfleet.rollout.webhooks.send import Sender
 from modelfleet.rollout.webhooks.sending import Sending
@@ -312,6 +313,7 @@ def tick(registry: Registry, controller: Controller, now: datetime) -> None:
     finally:
         if controller.leads:
             keep_audit(registry, now)
+            forget_absent(registry, now)
 
 
 def refresh_metadata(registry: Registry) -> None:

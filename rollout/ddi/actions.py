@@ -33,6 +33,7 @@ from modelfleet.rollout.ddi.devices import note_heard
 from modelfleet.rollout.ddi.errors import ActionGoneError, NoSuchActionError
 from modelfleet.rollout.ddi.modules import module_of
 from modelfleet.rollout.ddi.report import report
+from modelfleet.rollout.ddi.retry import obey
 from modelfleet.rollout.ddi.tables import DdiAction, DdiDevice, DdiModule
 from modelfleet.signer.errors import SignerError
 
@@ -158,6 +159,7 @@ def _settle(
         return action, None
     if documents is None:
         return None, None
+    obey(session, row, documents.assignment, now)
     if action is not None:
         target = target_of(session, row, device, documents, action.slot, now)
         same = target is not None and target.release.sha256 == action.digest

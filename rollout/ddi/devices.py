@@ -8,7 +8,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select, update
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from modelfleet.hardware_profiles.profile import HardwareProfile
 from modelfleet.registry import audit, catalog
+from modelfleet.registry.context import Registry
 from modelfleet.registry.errors import BadInputError, ConflictError, NotFoundError
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.ddi.tables import DdiDevice
@@ -28,6 +29,8 @@ HEARD = timedelta(seconds=10)
 ABSENT = timedelta(minutes=15)
 """After so long without a poll it counts as offline."""
 MAX_ATTRIBUTES, MAX_ATTRIBUTE_CHARACTERS = 64, 512
+LOOK_EVERY = timedelta(minutes=1)
+_absence_looked_for: dict[str, datetime] = {}
 _CONTROLLER_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}")
 
 
@@ -127,6 +130,15 @@ def note_absent(session: Session, tenant: str, now: datetime) -> None:
     polling = select(DdiDevice.device).where(DdiDevice.tenant == tenant, DdiDevice.polled_at < now - ABSENT)
     gone = update(Device).where(Device.online.is_(True), Device.id.in_(polling)).values(online=False)
     session.execute(gone.execution_options(synchronize_session=False))
+
+
+def forget_absent(registry: Registry, now: datetime) -> None:
+    """Do `note_absent`, once a minute however often this is called; a database that fails now is asked again then."""
+    if _absence_looked_for.get(registry.tenant, datetime.min.replace(tzinfo=UTC)) > now - LOOK_EVERY:
+        return
+    _absence_looked_for[registry.tenant] = now
+    with registry.sessions.begin() as session:
+        note_absent(session, registry.tenant, now)
 
 
 def keep_attributes(session: Session, row: DdiDevice, data: Mapping[str, Any], now: datetime, *, merge: bool) -> None:

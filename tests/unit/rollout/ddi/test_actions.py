@@ -8,6 +8,7 @@ from sqlalchemy import select
 from modelfleet.registry.tables import AuditRecord, Device
 from modelfleet.rollout import lifecycle
 from modelfleet.rollout.ddi.devices import note_absent
+from modelfleet.rollout.retries import retry
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial
 from tests.unit.rollout.conftest import FLOAT
 from tests.unit.rollout.ddi.conftest import ACCEPTING, PLAN, SLOT, TENANT, Ddi, Polling
@@ -160,6 +161,18 @@ def test_a_failure_is_kept_by_digest_also_when_the_release_becomes_stable_until_
     assert ddi.http.post("/v1/ddi/devices/cam-1/retry", headers=ddi.admin).json() == {"forgiven": 1}
     again = device.install()
     assert again != action
+
+
+def test_a_retry_of_the_rollout_reaches_it_as_every_device_and_only_for_what_had_failed_by_then(ddi: Ddi) -> None:
+    ddi.publish("1.0.0", 1)
+    device = ddi.device()
+    rollout = ddi.launch("1.0.0")
+    assert device.feedback(device.offered() or 0, "closed", "failure") == 200
+    assert device.offered() is None
+    retry(ddi.fleet.controller.direction, rollout, devices=[device.id], actor="ada", now=datetime.now(UTC))
+    assert device.feedback(device.offered() or 0, "closed", "failure") == 200
+    assert device.offered() is None
+    assert ddi.actions(device) == [("1.0.0", "FAILED")] * 2
 
 
 def test_a_device_that_gives_up_three_times_is_left_alone(ddi: Ddi) -> None:

@@ -14,6 +14,13 @@ from modelfleet.rollout.cli_approve import approve_rollout, withdraw_approval
 from modelfleet.rollout.cli_bundle import bundle
 from modelfleet.rollout.ddi.cli import ddi
 from modelfleet.rollout.cli_devices import list_devices, retry_devices
+from modelfleet.rollout.cli_forecast import (
+    bandwidth_option,
+    device_bandwidth_option,
+    forecast_rollout,
+    show_forecast,
+    speeds,
+)
 from modelfleet.rollout.states import TERMINAL, State
 
 ROLLOUT_COLUMNS = ("id", "model", "version", "slot", "state", "verdicts", "emergency", "author", "created_at")
@@ -59,6 +66,9 @@ def rollout() -> None:
     "--emergency", is_flag=True, help="Skip waits, never guardrails; two persons must approve. Needs --reason."
 )
 @click.option("--reason", default="", help="Why it is an emergency; two persons sign it.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would cost; nothing is stored.")
+@bandwidth_option
+@device_bandwidth_option
 @api_options
 def create_rollout(
     client: ApiClient,
@@ -71,11 +81,17 @@ def create_rollout(
     supersede: bool,
     emergency: bool,
     reason: str,
+    dry_run: bool,
+    bandwidth: float | None,
+    device_bandwidth: float | None,
 ) -> None:
     """Draft a rollout of MODEL VERSION; another person then approves it.
 
-    Example: modelfleet rollout create digits 1.1.0 --slot detector --group line-a --plan careful.toml
-    """
+    \b
+    Examples:
+      modelfleet rollout create digits 1.1.0 --slot detector --group line-a --plan careful.toml
+      modelfleet rollout create digits 1.1.0 --slot detector --group line-a --dry-run --bandwidth 200Mbit/s
+    """  # noqa: D301
     body = {
         "model": model,
         "version": version,
@@ -86,6 +102,11 @@ def create_rollout(
         "emergency": emergency,
         "reason": reason,
     }
+    if dry_run:
+        del body["reason"]
+        found = client.post("/v1/rollouts/forecast", body | speeds(bandwidth, device_bandwidth))
+        show_forecast(found, as_json)
+        return
     made = client.post("/v1/rollouts", body)
     show(made, as_json, ROLLOUT_COLUMNS)
     if not as_json:
@@ -225,4 +246,5 @@ def _tell_skipped(found: dict[str, Any]) -> None:
         click.echo(f"Left out: profile {profile}: {reason}", err=True)
 
 
+rollout.add_command(forecast_rollout)
 COMMANDS: list[click.Command] = [rollout, bundle, ddi]

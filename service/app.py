@@ -15,6 +15,7 @@ from modelfleet.rollout.ddi.routes_fleet import router as ddi_fleet_router
 from modelfleet.rollout.ddi.target import current_target
 from modelfleet.rollout.device_keys import router as keys_router
 from modelfleet.rollout.device_routes import router as rollout_devices_router
+from modelfleet.rollout.forecast_routes import router as forecast_router
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.rollout.webhooks.routes import router as webhook_router
 from modelfleet.service.compose import Service
@@ -48,6 +49,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     app.include_router(registry_router)
     app.include_router(rollout_router)
     app.include_router(rollout_devices_router)
+    app.include_router(forecast_router)
     app.include_router(keys_router)
     app.include_router(bundle_router)
     app.include_router(webhook_router)

@@ -72,6 +72,8 @@ bench: $(STAMP)  ## SUITE=name runs benchmarks/suites/name.py; its last line is 
 	@test -n "$(SUITE)" || { echo "which suite? make bench SUITE=name, one of: $$(ls benchmarks/suites | grep -vE '^(_|test_)' | sed -n 's/\.py$$//p' | tr '\n' ' ')"; exit 2; }
 ifeq ($(SUITE),microcontroller)
 	@tests/install_servers.sh arm-none-eabi-gcc qemu-system-arm valgrind
+else ifeq ($(SUITE),fleet)
+	@tests/install_servers.sh mosquitto initdb
 endif
 	@$(BIN)/python -m benchmarks.suites.$(SUITE) $(ARGS)
 

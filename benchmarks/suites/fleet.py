@@ -2,7 +2,8 @@
 
 1. Planning: with 1,000,000 registered devices, each stage planned and published, one message per group and profile.
 2. Ingest: reports from the broker into the database, beside a bare MQTT -> upsert pipeline, in the same rounds.
-3. The fleet: 100,000 simulated devices, with the agent's own logic and keys, take a version; then a bad one, which is halted and rolled back.
+3. The fleet: 100,000 simulated devices, with the agent's own logic and keys, take a version; then a bad one, which is halted and
+   rolled back.
 
 `ARGS=--quick` runs all of it with a tenth of the devices or less. The limits are the requirements', and the same for both.
 """

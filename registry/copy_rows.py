@@ -1,10 +1,10 @@
-"""Very many new rows of one table at once: COPY on PostgreSQL, one INSERT of many rows on SQLite."""
+"""Very many rows at once: COPY on PostgreSQL, both ways; one INSERT of many new rows on SQLite."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import JSON, insert
+from sqlalchemy import JSON, Select, insert
 from sqlalchemy.orm import Session
 
 from modelfleet.registry.tables import Base
@@ -23,6 +23,16 @@ def copy_rows(session: Session, kind: type[Base], rows: Sequence[Mapping[str, An
         _copy(session, table, rows)
     else:
         session.connection().execute(insert(table), [dict(row) for row in rows])
+
+
+def copy_texts(session: Session, query: Select[str]) -> Iterator[str]:
+    """Yield what the query returns on PostgreSQL, one text column without tabs and backslashes, as it streams in."""
+    connection = session.connection()
+    compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+    driver = cast("Any", connection.connection.driver_connection)
+    with driver.cursor() as cursor, cursor.copy(f"COPY ({compiled.string}) TO STDOUT", compiled.params) as copy:
+        for line in copy:
+            yield from str(line, "utf-8").splitlines()
 
 
 def _copy(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:

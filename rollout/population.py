@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import ColumnElement, func, select, union_all
 from sqlalchemy.orm import Session
 
+from modelfleet.registry.copy_rows import copy_texts
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.tables import Rollout, RolloutProfile
 
@@ -35,8 +36,11 @@ def of_control(rollout: Rollout, row: RolloutProfile) -> ColumnElement[bool]:
 
 def device_ids(session: Session, rollout: Rollout, profile: str) -> Iterator[str]:
     """Yield the ids of a profile's devices in no order, a page of them in memory at a time."""
-    query = select(Device.id).where(of_profile(rollout, profile)).execution_options(yield_per=PAGE)
-    for page in session.scalars(query).partitions():
+    query = select(Device.id).where(of_profile(rollout, profile))
+    if session.get_bind().dialect.name == "postgresql":
+        yield from copy_texts(session, query)
+        return
+    for page in session.scalars(query.execution_options(yield_per=PAGE)).partitions():
         yield from page
 
 

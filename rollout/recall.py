@@ -6,7 +6,7 @@ assignment to measure and report where it stands (request `re-benchmark`); signe
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, exists, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, select
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import DeviceState
@@ -14,8 +14,9 @@ from modelfleet.policies.plan import Plan
 from modelfleet.registry.tables import Device
 from modelfleet.rollout import population, tally
 from modelfleet.rollout.documents import Desk
+from modelfleet.rollout.heard import heard_from
 from modelfleet.rollout.states import ON_TRIAL, Verdict
-from modelfleet.rollout.tables import DesiredDocument, DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
+from modelfleet.rollout.tables import DesiredDocument, DeviceCounters, DeviceTrial, Rollout, RolloutProfile
 from modelfleet.signer.desired import Request, device_scope
 
 LONGEST_WAIT_SECONDS = 60.0
@@ -67,12 +68,8 @@ def _unheard(
         left = tally.unproven(session, rollout, row, plan, now, limit=MAX_LOOKED_AT)
         running = newest_digest(rollout)
         missing = Device.id.in_(left) & (running != row.release["sha256"])
-    there = tally.heard_from(rollout, Device.id, now - timedelta(seconds=plan.silent_seconds))
-    query = (
-        select(Device)
-        .outerjoin(DeviceSlot, and_(DeviceSlot.device == Device.id, DeviceSlot.slot == rollout.slot))
-        .where(population.of_profile(rollout, row.profile), missing, there)
-    )
+    there = heard_from(rollout, Device.id, now - timedelta(seconds=plan.silent_seconds))
+    query = select(Device).where(population.of_profile(rollout, row.profile), missing, there)
     return list(session.scalars(query.order_by(Device.id).limit(MAX_ASKED)))
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, case, false, func, literal, or_, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select
+from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.policies.plan import Plan
@@ -18,9 +18,10 @@ from modelfleet.rollout import population
 from modelfleet.rollout.cohort import count_below
 from modelfleet.rollout.ddi.tables import DdiDevice
 from modelfleet.rollout.decide import DeviceTally
+from modelfleet.rollout.heard import heard_after, heard_from, is_silent, newest_counters
 from modelfleet.rollout.statistics import Counts
-from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
-from modelfleet.rollout.totals import moment_of
+from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout, RolloutProfile
+from modelfleet.rollout.totals import moment_of, stable_digests
 from modelfleet.rollout.waits import waits
 
 COUNTED_ANEW = 2_000
@@ -90,14 +91,15 @@ def count_started(session: Session, rollout: Rollout, row: RolloutProfile, plan:
     late = DeviceTrial.started_at < now - _seconds(plan.stall_seconds)
     stalled = and_(~has_ended(plan, now), ~waits(), late).label("stalled")
     waiting = waits().label("waiting")
-    silent = is_silent(rollout, DeviceTrial.device, now - _seconds(plan.silent_seconds)).label("silent")
+    counted = newest_counters(rollout, [row.release["sha256"]])
+    silent = is_silent(rollout, DeviceTrial.device, now - _seconds(plan.silent_seconds), counted).label("silent")
     starts = [moment_of(baseline) for baseline in row.baselines]
     later = [(DeviceTrial.started_at >= at, stage) for stage, at in reversed(list(enumerate(starts)))]
     stage = (case(*later, else_=0) if later else literal(0)).label("stage")
     query = (
         select(ended, stalled, silent, waiting, DeviceTrial.outcome, stage, func.count())
         .join(Device, Device.id == DeviceTrial.device)
-        .outerjoin(DeviceSlot, and_(DeviceSlot.device == DeviceTrial.device, DeviceSlot.slot == rollout.slot))
+        .outerjoin(counted, counted.c.device == DeviceTrial.device)
         .where(DeviceTrial.rollout == rollout.id, population.of_profile(rollout, row.profile))
         .group_by("ended", "stalled", "silent", "waiting", DeviceTrial.outcome, "stage")
     )
@@ -117,13 +119,14 @@ def count_stable(session: Session, rollout: Rollout, row: RolloutProfile, plan: 
     """Count the control arm's devices that were heard of in the trial's time, and those of them that are silent."""
     assert row.trial_started_at is not None
     silent_after = _seconds(plan.silent_seconds)
-    in_time = _heard_after(rollout, Device.id, row.trial_started_at - silent_after)
-    lately = heard_from(rollout, Device.id, now - silent_after).label("lately")
+    counted = newest_counters(rollout, stable_digests(row), row.control_until)
+    in_time = heard_after(rollout, Device.id, row.trial_started_at - silent_after, counted)
+    lately = heard_from(rollout, Device.id, now - silent_after, counted).label("lately")
     trial = select(DeviceTrial.device).where(DeviceTrial.rollout == rollout.id, DeviceTrial.device == Device.id)
     query = (
         select(lately, func.count())
         .select_from(Device)
-        .outerjoin(DeviceSlot, and_(DeviceSlot.device == Device.id, DeviceSlot.slot == rollout.slot))
+        .outerjoin(counted, counted.c.device == Device.id)
         .where(population.of_control(rollout, row), ~trial.exists(), in_time)
         .group_by("lately")
     )
@@ -163,7 +166,7 @@ def unproven(
     digest, since = row.release["sha256"], now - _seconds(plan.silent_seconds)
     installing = DeviceSlot.state.in_(INSTALLING) & (DeviceSlot.digest == digest)
     on_it = (DeviceSlot.proven == digest) | (DeviceSlot.active == digest) | installing
-    there = or_(Device.online, _heard_after(rollout, Device.id, since))
+    there = or_(Device.online, heard_after(rollout, Device.id, since))
     query = (
         select(Device.id)
         .join(DeviceSlot, and_(DeviceSlot.device == Device.id, DeviceSlot.slot == rollout.slot))
@@ -184,18 +187,6 @@ def has_ended(plan: Plan, now: datetime) -> ColumnElement[bool]:
         and_(DeviceTrial.state == DeviceState.PROBATION.value, over),
         DeviceTrial.state.in_(GAVE_UP),
     )
-
-
-def is_silent(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:
-    """Return whether nothing came since; who never reported counts from its enrolment. Needs its slot joined."""
-    last = func.coalesce(counted_at(rollout, device), DeviceSlot.received_at, Device.enrolled_at)
-    return and_(~func.coalesce(DeviceSlot.received_at >= since, false()), last < since)
-
-
-def counted_at(rollout: Rollout, device: InstrumentedAttribute[str]) -> ScalarSelect[datetime]:
-    """Return when the newest counters of the rollout's slot came, null where none did."""
-    mine = (DeviceCounters.device == device) & (DeviceCounters.slot == rollout.slot)
-    return select(func.max(DeviceCounters.received_at)).where(mine).scalar_subquery()
 
 
 @dataclass(frozen=True)
@@ -220,20 +211,6 @@ class _Kind:
 def _installs(found: Sequence[_Kind], stage: int) -> Counts:
     since = [each for each in found if each.stage >= stage]
     return Counts(n=sum(each.devices for each in since), errors=sum(each.devices for each in since if each.failed))
-
-
-def _heard_after(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:
-    """Return whether a report or counters came after `since`. Needs the device's slot joined."""
-    return func.coalesce(DeviceSlot.received_at > since, false()) | func.coalesce(
-        counted_at(rollout, device) > since, false()
-    )
-
-
-def heard_from(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:
-    """Return whether a report or counters came at `since` or later. Needs the device's slot joined."""
-    return func.coalesce(DeviceSlot.received_at >= since, false()) | func.coalesce(
-        counted_at(rollout, device) >= since, false()
-    )
 
 
 def _seconds(number: float) -> timedelta:

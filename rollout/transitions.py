@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry import audit, catalog
 from modelfleet.rollout import answers, population, totals
-from modelfleet.rollout.cohort import plan_cohort
 from modelfleet.rollout.errors import RolloutConflictError, RolloutNotFoundError, StaleRevisionError
+from modelfleet.rollout.planning import plan_stage
 from modelfleet.rollout.states import ROLLOUTS, VERDICTS, Event, State, Verdict, event_between, next_state, summary
 from modelfleet.rollout.tables import Rollout, RolloutProfile, SlotStable
 from modelfleet.rollout.webhooks.outbox import enqueue
@@ -241,8 +241,7 @@ def _enter_stage(
     if stage > plan.last_stage:
         return
     row.baselines = [*row.baselines, totals.baseline_of(totals.count(session, rollout, row), now)]
-    devices = population.device_ids(session, rollout, row.profile)
-    planned = plan_cohort(rollout.salt, devices, plan.stages[stage], plan.min_canaries, row.below)
+    planned = plan_stage(session, rollout, row, plan, stage)
     row.below, row.cohort = planned.below, planned.devices
 
 

@@ -8,7 +8,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select, update
@@ -29,8 +29,6 @@ HEARD = timedelta(seconds=10)
 ABSENT = timedelta(minutes=15)
 """After so long without a poll it counts as offline."""
 MAX_ATTRIBUTES, MAX_ATTRIBUTE_CHARACTERS = 64, 512
-LOOK_EVERY = timedelta(minutes=1)
-_absence_looked_for: dict[str, datetime] = {}
 _CONTROLLER_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}")
 
 
@@ -125,20 +123,16 @@ def note_heard(session: Session, row: DdiDevice, now: datetime) -> None:
     session.execute(update(DeviceSlot).where(DeviceSlot.device == row.device).values(received_at=now))
 
 
-def note_absent(session: Session, tenant: str, now: datetime) -> None:
-    """Take DDI devices that have not polled for 15 minutes to be offline: they say nothing when they go."""
-    polling = select(DdiDevice.device).where(DdiDevice.tenant == tenant, DdiDevice.polled_at < now - ABSENT)
-    gone = update(Device).where(Device.online.is_(True), Device.id.in_(polling)).values(online=False)
-    session.execute(gone.execution_options(synchronize_session=False))
-
-
 def forget_absent(registry: Registry, now: datetime) -> None:
-    """Do `note_absent`, once a minute however often this is called; a database that fails now is asked again then."""
-    if _absence_looked_for.get(registry.tenant, datetime.min.replace(tzinfo=UTC)) > now - LOOK_EVERY:
-        return
-    _absence_looked_for[registry.tenant] = now
+    """Take DDI devices that have not polled for 15 minutes to be offline: they say nothing when they go."""
+    online = select(Device.id).join(DdiDevice, DdiDevice.device == Device.id).where(Device.online.is_(True))
+    absent = online.where(DdiDevice.tenant == registry.tenant, DdiDevice.polled_at < now - ABSENT)
+    with registry.sessions() as session:
+        if session.scalars(absent.limit(1)).one_or_none() is None:
+            return
     with registry.sessions.begin() as session:
-        note_absent(session, registry.tenant, now)
+        gone = update(Device).where(Device.id.in_(absent)).values(online=False)
+        session.execute(gone.execution_options(synchronize_session=False))
 
 
 def keep_attributes(session: Session, row: DdiDevice, data: Mapping[str, Any], now: datetime, *, merge: bool) -> None:

@@ -7,11 +7,11 @@ from sqlalchemy import select
 
 from modelfleet.registry.tables import AuditRecord, Device
 from modelfleet.rollout import lifecycle
-from modelfleet.rollout.ddi.devices import note_absent
+from modelfleet.rollout.ddi.devices import forget_absent
 from modelfleet.rollout.retries import retry
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial
 from tests.unit.rollout.conftest import FLOAT
-from tests.unit.rollout.ddi.conftest import ACCEPTING, PLAN, SLOT, TENANT, Ddi, Polling
+from tests.unit.rollout.ddi.conftest import ACCEPTING, PLAN, SLOT, Ddi, Polling
 
 
 def slot_of(ddi: Ddi, device: Polling) -> DeviceSlot:
@@ -214,18 +214,18 @@ def test_the_token_of_a_revoked_device_opens_nothing(ddi: Ddi) -> None:
 
 
 def test_polling_is_a_sign_of_life_and_its_absence_the_end_of_one(ddi: Ddi) -> None:
+    def online() -> bool:
+        with ddi.fleet.registry.sessions() as session:
+            return session.get_one(Device, device.id).online
+
     device = ddi.device()
+    assert not online()
     device.links()
-    with ddi.fleet.registry.sessions.begin() as session:
-        row = session.get_one(Device, device.id)
-        assert row.online
-        assert row.last_seen_at is not None
-        note_absent(session, TENANT, ddi.fleet.now + timedelta(minutes=5))
-    with ddi.fleet.registry.sessions.begin() as session:
-        assert session.get_one(Device, device.id).online
-        note_absent(session, TENANT, ddi.fleet.now + timedelta(minutes=20))
-    with ddi.fleet.registry.sessions() as session:
-        assert not session.get_one(Device, device.id).online
+    assert online()
+    forget_absent(ddi.fleet.registry, ddi.fleet.now + timedelta(minutes=5))
+    assert online()
+    forget_absent(ddi.fleet.registry, ddi.fleet.now + timedelta(minutes=20))
+    assert not online()
 
 
 def test_a_trial_asks_its_devices_to_poll_so_often_that_none_is_silent(ddi: Ddi) -> None:

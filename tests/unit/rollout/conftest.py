@@ -39,7 +39,7 @@ from modelfleet.rollout.broker import MemoryBroker, Message
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.lifecycle import RolloutRequest
 from modelfleet.rollout.transitions import profiles_of
-from modelfleet.service.database import open_database, session_factory
+from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.desired import Assignment, GroupDocument, Release, Slot, device_scope, group_scope, takes
@@ -461,11 +461,16 @@ def make_registry(sessions: sessionmaker[Session], ceremony: CeremonyResult, fol
     )
 
 
-def make_fleet(folder: Path, ceremony: CeremonyResult) -> Fleet:
-    """Return a fleet without devices, its database in `folder`, and its controller started."""
-    engine = open_database(f"sqlite:///{folder / 'fleet.sqlite'}")
-    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))  # a test's disk
-    Base.metadata.create_all(engine)
+def make_fleet(folder: Path, ceremony: CeremonyResult, url: str = "") -> Fleet:
+    """Return a fleet without devices, its database in `folder` or at `url`, and its controller started."""
+    engine = open_database(url or f"sqlite:///{folder / 'fleet.sqlite'}")
+    if url:
+        migrate(engine)
+    else:
+        event.listen(
+            engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF")
+        )  # a test's disk
+        Base.metadata.create_all(engine)
     sessions = session_factory(engine)
     with sessions.begin() as session:
         session.add(Tenant(name=TENANT, created_at=START))

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -265,3 +265,91 @@ def test_figures_of_what_is_not_proved(fleet):
     plan = parse_plan()
     assert (canaries(plan, 1000), canaries(plan, 10), canaries(plan, 1)) == (50, 2, 1)
     assert any("of 1000 devices 50 go first" in line for line in residual_risk(plan, {"x": 1000}))
+
+
+def test_an_emergency_by_commands_takes_two_and_says_so_loudly(fleet, modelfleet):
+    made = modelfleet(
+        "create",
+        "digits",
+        "1.0.0",
+        "--slot",
+        "detector",
+        "--group",
+        "lab",
+        "--emergency",
+        "--reason",
+        "it misses people",
+    )
+    assert "two other persons" in made.output
+    listed = json.loads(modelfleet("list", "--json").stdout)[0]
+    assert listed["emergency"] == "it misses people"
+    keys = fleet.ceremony.approver_keys
+    signed = modelfleet("approve", listed["id"], "--key", keys["bob"], "--yes", "--valid-for", "7d", user="bob")
+    assert "EMERGENCY: it misses people" in signed.output
+    assert "AWAITING_APPROVAL" in signed.output
+    assert modelfleet("approve", listed["id"], "--key", keys["eve"], "--yes", user="bob").exit_code == 0
+    shown = json.loads(modelfleet("status", listed["id"], "--json").stdout)
+    assert shown["state"] == "SCHEDULED"
+    bob = next(each for each in shown["approvals"] if each["person"] == "bob")
+    assert datetime.fromisoformat(bob["not_after"]) - datetime.fromisoformat(bob["approved_at"]) < timedelta(days=7)
+    assert "EMERGENCY" in modelfleet("start", listed["id"]).output
+    assert modelfleet("create", "digits", "1.0.0", "--slot", "x", "--group", "lab", "--emergency").exit_code == 1
+
+
+@pytest.mark.parametrize("length", ["0d", "7", "181d", "1y", "-1d"])
+def test_a_validity_that_no_approval_can_have_is_wrong_usage(modelfleet, length):
+    assert modelfleet("approve", "x", "--key", "file:y", "--valid-for", length, user="bob").exit_code == 2
+
+
+def test_a_draft_is_changed_and_an_approval_withdrawn_by_commands(fleet, modelfleet):
+    rollout = json.loads(
+        modelfleet("create", "digits", "1.0.0", "--slot", "detector", "--group", "lab", "--json").stdout
+    )["id"]
+    key = fleet.ceremony.approver_keys["bob"]
+    modelfleet("approve", rollout, "--key", key, "--yes", user="bob")
+    assert modelfleet("withdraw", rollout, "--reason", "stale", user="bob").exit_code == 0
+    assert fleet.state(rollout) == "AWAITING_APPROVAL"
+    modelfleet("approve", rollout, "--key", key, "--yes", user="bob")
+    plan = fleet.registry.work_dir / "other.toml"
+    plan.write_text("stages = [0.5, 1.0]\n")
+    assert "AWAITING_APPROVAL" in modelfleet("change", rollout, "--plan", str(plan)).output
+    assert fleet.row(rollout).plan["stages"] == [0.5, 1.0]
+    assert modelfleet("change", rollout).exit_code == 1
+    assert modelfleet("withdraw", rollout).exit_code == 1
+
+
+def test_devices_are_listed_counted_and_asked_again_by_commands(fleet, modelfleet):
+    rollout = fleet.launch("1.0.0", plan={"stages": [1.0], "bake_seconds": 3600, "alpha": 0.00001})
+    refused = fleet.devices[0]
+    refused.rejects = {fleet.profile(rollout, FLOAT).release["sha256"]}
+    fleet.steps(2)
+    assert json.loads(modelfleet("devices", rollout, "--count", "--json").stdout) == {"committed": 3, "failed": 1}
+    (failed,) = json.loads(modelfleet("devices", rollout, "--state", "failed", "--json", user="vic").stdout)
+    assert (failed["device"], failed["error"]["kind"]) == (refused.id, "ParityError")
+    everybody = json.loads(modelfleet("devices", rollout, "--limit", "9", "--json").stdout)
+    after = json.loads(modelfleet("devices", rollout, "--after", everybody[1]["device"], "--json").stdout)
+    assert after == everybody[2:]
+    assert modelfleet("retry", rollout, "--all-failed", user="vic").exit_code == 1
+    assert "1 devices asked" in modelfleet("retry", rollout, "--all-failed").output
+    assert "has not failed" in modelfleet("retry", rollout, "--device", fleet.devices[1].id).output
+    for arguments in ((), ("--all-failed", "--device", refused.id)):
+        assert modelfleet("retry", rollout, *arguments).exit_code == 2
+
+
+def test_one_profile_is_steered_by_commands(fleet, modelfleet):
+    rollout = fleet.launch("1.0.0", plan={"bake_seconds": 3600})
+    assert modelfleet("halt", rollout, "--profile", FLOAT, "--reason", "line 4").exit_code == 0
+    assert fleet.verdicts(rollout) == {FLOAT: "HALTED"}
+    assert modelfleet("resume", rollout, "--profile", "toaster").exit_code == 1
+    assert modelfleet("cancel", rollout).exit_code == 0
+    assert fleet.state(rollout) == "ROLLING_BACK"
+
+
+def test_a_page_of_devices_names_the_next(fleet, as_):
+    rollout = fleet.launch("1.0.0")
+    first = as_("vic").get(f"/v1/rollouts/{rollout}/devices", params={"limit": 3}).json()
+    assert first["next"] == first["devices"][-1]["device"]
+    last = as_("vic").get(f"/v1/rollouts/{rollout}/devices", params={"limit": 3, "after": first["next"]}).json()
+    assert (len(last["devices"]), last["next"]) == (1, None)
+    for bad in ({"limit": 0}, {"limit": 1001}, {"state": "lost"}):
+        assert as_("vic").get(f"/v1/rollouts/{rollout}/devices", params=bad).status_code == 422

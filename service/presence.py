@@ -77,7 +77,13 @@ class Presence:
             self._held.enter_context(lock)
         except BlockingIOError as error:
             raise NameTakenError(self._who.executor, f"on {self._folder.absolute()}") from error
-        now = datetime.now(UTC)
+        try:
+            self._enter(datetime.now(UTC))
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _enter(self, now: datetime) -> None:
         with self._sessions.begin() as session:
             self._refuse_namesake(session.get(Worker, (self._who.tenant, self._who.executor)), now)
             workers.introduce(session, self._who, now)

@@ -22,6 +22,7 @@ from modelfleet.service.cli_jobs import jobs
 from modelfleet.service.cli_keys import keys, show_made
 from modelfleet.service.cli_worker import worker
 from modelfleet.service.errors import ServiceError
+from modelfleet.service.simulate.cli import simulate
 
 if TYPE_CHECKING:
     from modelfleet.service.settings import Settings
@@ -177,6 +178,7 @@ for _command in (
     deploy,
     jobs,
     keys,
+    simulate,
     webhooks,
     worker,
 ):

@@ -1,11 +1,12 @@
 """A tenant made for a simulation: keys, a database, releases with real manifests and approvals, a controller's registry."""
 
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.version import agent_version
@@ -37,6 +38,7 @@ MODEL = "simulated"
 AUTHOR, APPROVER = "author", "approver"
 ACTOR = "simulator"
 BATCH = 5000
+TEMPORARY = "simulated.sqlite"
 LONG = timedelta(days=90)
 
 
@@ -72,7 +74,7 @@ def make_tenant(folder: Path, database_url: str, name: str, now: datetime) -> Si
     create_repository(folder, name, bits=1, approvers=[APPROVER], now=datetime.now(UTC))
     create_ca(folder / "ca", name, datetime.now(UTC))
     generate_key(folder / "audit.pem")
-    url = database_url or f"sqlite:///{folder / 'simulated.sqlite'}"
+    url = database_url or f"sqlite:///{folder / TEMPORARY}"
     engine = prepare_database(url)
     try:
         with session_factory(engine).begin() as session:
@@ -85,6 +87,8 @@ def make_tenant(folder: Path, database_url: str, name: str, now: datetime) -> Si
 def open_tenant(folder: Path, database_url: str, name: str) -> SimulatedTenant:
     """Return the tenant that `make_tenant` made in the folder."""
     ceremony, engine = locate(folder, name), open_database(database_url)
+    if database_url == f"sqlite:///{folder / TEMPORARY}":  # it does not outlive the simulation
+        event.listen(engine, "connect", _without_syncing)
     sessions = session_factory(engine)
     store = FolderStore(folder / "blobs")
     audit_key = load_signer(f"file:{(folder / 'audit.pem').absolute()}")
@@ -194,6 +198,10 @@ def register(tenant: SimulatedTenant, devices: Sequence[NewDevice], now: datetim
             register_many(session, registry.tenant, some, actor=ACTOR, agent_version=agent_version(), now=now)
             named = [(device.id, device.group, device.profile) for device in some]
             issue_many(session, registry.tenant, tenant.director, epoch, named, now)
+
+
+def _without_syncing(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
 
 
 def _claim_tenant(session: Session, name: str, now: datetime) -> None:

@@ -15,7 +15,7 @@ from modelfleet.service.simulate.fleet import Fleet
 from modelfleet.service.simulate.ledger import GUARDRAILS, Ledger, Sample
 from modelfleet.signer.desired import BUCKETS, Release
 
-FIRST_SAMPLES_SECONDS = 10.0
+FIRST_SAMPLES_SECONDS = 30.0
 SAMPLES = 400
 """At most about twice that many are kept: then every second one goes."""
 
@@ -68,6 +68,16 @@ class Watch:
         if now >= self._due:
             self._sample(now, rows)
             self._due = now + self._every
+
+    @property
+    def now(self) -> float:
+        """The second of the simulation."""
+        return self.fleet.world.scheduler.now()
+
+    @property
+    def messages(self) -> int:
+        """How many messages devices have sent."""
+        return self._exchange.sent
 
     def running(self) -> dict[str, int]:
         """Return version -> how many devices run it."""

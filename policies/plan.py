@@ -56,8 +56,9 @@ class Plan:
     wait for evidence before a person is asked. deadline_seconds: from start; no device starts after it.
     stall_seconds: how long a device may take from its start to its end. rollback_seconds: how long devices have to
     prove that they are back. confidence: of the accuracy bound, one-sided. start_at: when it starts by itself, once
-    approved. windows: when devices may start (none: always); while none is open anywhere, bake, hold and soak stand
-    still. conditions: what must hold on a device until it has the files. advance_within: when the next stage may begin.
+    approved. start_after: the rollout that must have completed before it starts by itself. windows: when devices may start
+    (none: always); while none is open anywhere, bake, hold and soak stand still. conditions: what must hold on a device until
+    it has the files. advance_within: when the next stage may begin.
     accept_unsigned: whether hawkBit clients, which sign no report and count nothing, try the candidate and their word counts.
     """
 
@@ -84,6 +85,7 @@ class Plan:
     literal: LiteralRule = LiteralRule()
     limits: Limits = field(default_factory=lambda: Limits(accuracy=0.85))
     start_at: datetime | None = None
+    start_after: str = ""
     windows: tuple[Window, ...] = ()
     conditions: Conditions = ANY_CONDITIONS
     advance_within: tuple[Window, ...] = ()
@@ -314,6 +316,7 @@ _READERS: Mapping[str, _Reader] = {
     "literal": _literal,
     "limits": _limits,
     "start_at": read_moment,
+    "start_after": _text,
     "windows": read_windows,
     "conditions": read_conditions,
     "advance_within": read_hours,

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from modelfleet.policies.plan import Plan, parse_plan, plan_as_dict, plan_sha256
 from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.errors import RolloutInputError
-from modelfleet.rollout.start_times import require_time
+from modelfleet.rollout.start_times import require_former, require_time
 from modelfleet.rollout.states import Event, State, Verdict
 from modelfleet.rollout.succession import require_room
 from modelfleet.rollout.tables import Rollout, RolloutApproval, RolloutProfile
@@ -67,6 +67,7 @@ def create(direction: Direction, request: RolloutRequest, *, author: str, now: d
     _require_reason(request)
     require_time(plan, now + START_WITHIN)
     with registry.sessions.begin() as session:
+        require_former(session, registry.tenant, plan)
         groups = require_groups(session, registry.tenant, request.slot, request.groups)
         offered = offer(session, registry.tenant, policy, request.model, request.version, request.slot, groups)
         rollout = _draft(registry.tenant, request, groups, plan, author, now)
@@ -111,6 +112,7 @@ def _rewrite(session: Session, rollout: Rollout, changes: RolloutChange, policy:
     rollout.plan, rollout.plan_sha256 = plan_as_dict(plan), plan_sha256(plan)
     rollout.author, rollout.approved_at, rollout.approve_by = cause.actor, None, cause.now + START_WITHIN
     require_time(plan, rollout.approve_by)
+    require_former(session, rollout.tenant, plan, rollout.id)
     session.flush()
     found = offer(session, rollout.tenant, policy, rollout.model, rollout.version, rollout.slot, rollout.groups)
     require_room(session, rollout, sorted(found.releases), cause)

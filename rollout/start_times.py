@@ -1,10 +1,13 @@
-"""Whether a plan's times can be kept: it starts before it would expire, and a window opens before its deadline."""
+"""Whether a plan's times can be kept: it starts before it would expire, after a rollout that there is, and within a window."""
 
 from datetime import datetime
+
+from sqlalchemy.orm import Session
 
 from modelfleet.policies.conditions import first_start
 from modelfleet.policies.plan import Plan
 from modelfleet.rollout.errors import RolloutInputError
+from modelfleet.rollout.tables import Rollout
 
 
 def require_time(plan: Plan, approve_by: datetime) -> None:
@@ -20,4 +23,15 @@ def require_window(plan: Plan, now: datetime) -> None:
     if plan.windows and first_start(plan.windows, now, plan.deadline_seconds) is None:
         raise RolloutInputError(
             f"no maintenance window opens within the plan's deadline of {plan.deadline_seconds:.0f} s from now: start it later"
+        )
+
+
+def require_former(session: Session, tenant: str, plan: Plan, but: str = "") -> None:
+    """Return if the rollout that this one waits for is there, and is not itself (RolloutInputError: it is not)."""
+    if not plan.start_after:
+        return
+    former = session.get(Rollout, plan.start_after)
+    if former is None or former.tenant != tenant or former.id == but:
+        raise RolloutInputError(
+            f"expected start_after to name another rollout, got {plan.start_after[:64]!r}: see `modelfleet rollout list`"
         )

@@ -12,7 +12,7 @@ from modelfleet.rollout.errors import RolloutInputError
 from modelfleet.signer.desired import CONDITIONS, WINDOWS, GroupDocument, group_scope
 from modelfleet.signer.verify import Floors, accept_document
 from modelfleet.signer.windows import Conditions, Window
-from tests.unit.rollout.conftest import FLOAT, START, STEP, TENANT, Fleet, trust_policy
+from tests.unit.rollout.conftest import FLOAT, INT8, START, STEP, TENANT, Fleet, digest_of, trust_policy
 
 # START is a Sunday, 12:00 UTC.
 SOON: dict[str, Any] = {"days": ["sun"], "start": "12:05", "minutes": 120, "zone": "UTC"}
@@ -69,7 +69,7 @@ def test_what_keeps_a_rollout_from_starting_by_itself_is_told(lab: Fleet) -> Non
         session.execute(update(Version).values(state="FAILED"))
     ticks(lab, 90)
     assert lab.state(waiting) == "SCHEDULED"
-    assert "could not start at 2026-03-01 12:01 UTC" in lab.row(waiting).reason
+    assert "could not start by itself" in lab.row(waiting).reason
     revision = lab.row(waiting).revision
     ticks(lab, 60)
     assert lab.row(waiting).revision == revision  # told once
@@ -152,3 +152,56 @@ def test_what_a_rollback_restores_waits_for_nothing(lab: Fleet) -> None:
     slot = lab.wanted(FLOAT)
     assert slot.stable is not None and slot.stable.version == "1.0.0"
     assert not slot.windows and document(lab).must_understand == ()
+
+
+def two_groups(fleet: Fleet) -> tuple[str, str]:
+    """A rollout of the lab, and one of the shop that follows it; both approved."""
+    fleet.enrol(FLOAT, 2, group="shop")
+    first = fleet.create("1.0.0")
+    second = fleet.create("1.0.0", groups=("shop",), plan={"start_after": first})
+    fleet.approve(first)
+    fleet.approve(second)
+    return first, second
+
+
+def test_a_rollout_of_another_group_starts_once_the_former_has_completed(lab: Fleet) -> None:
+    first, second = two_groups(lab)
+    lab.steps(2)
+    assert lab.state(second) == "SCHEDULED"
+    lifecycle.start(lab.controller.direction, first, actor="ada", now=lab.now)
+    lab.controller.dispatch()
+    lab.run_until(first, "COMPLETED")
+    lab.run_until(second, "CANARY", limit=2)
+    lab.run_until(second, "COMPLETED")
+    assert lab.stable(FLOAT, "shop") == "1.0.0"
+
+
+def test_a_rollout_does_not_follow_one_that_went_back(lab: Fleet) -> None:
+    first, second = two_groups(lab)
+    lifecycle.start(lab.controller.direction, first, actor="ada", now=lab.now)
+    lab.controller.dispatch()
+    lab.run_until(first, "STAGE")
+    lifecycle.rollback(lab.controller.direction, first, actor="ada", now=lab.now)
+    lab.controller.dispatch()
+    lab.run_until(first, "ROLLED_BACK")
+    lab.steps(2)
+    assert lab.state(second) == "SCHEDULED"
+    assert f"rollout {first}, which it follows, is ROLLED_BACK" in lab.row(second).reason
+
+
+def test_a_rollout_does_not_follow_one_that_completed_on_some_profiles_only(lab: Fleet) -> None:
+    for device in lab.enrol(INT8, 4):
+        device.rejects.add(digest_of("1.0.0", INT8))
+    first, second = two_groups(lab)
+    lifecycle.start(lab.controller.direction, first, actor="ada", now=lab.now)
+    lab.controller.dispatch()
+    lab.run_until(first, "COMPLETED")
+    lab.steps(2)
+    assert lab.verdicts(first) == {FLOAT: "COMPLETED", INT8: "ROLLED_BACK"}
+    assert lab.state(second) == "SCHEDULED"
+    assert f"{INT8} is ROLLED_BACK in rollout {first}" in lab.row(second).reason
+
+
+def test_a_rollout_that_follows_none_that_there_is_is_refused(lab: Fleet) -> None:
+    with pytest.raises(RolloutInputError, match="start_after to name another rollout"):
+        lab.create("1.0.0", plan={"start_after": "nobody"})

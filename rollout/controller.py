@@ -7,6 +7,7 @@ the database. Nothing that matters is kept in memory.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from modelfleet.agent_client.protocol import TOPIC_ROOT, HostStatus, encode, host_topic
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.broker import Broker, Will
+from modelfleet.rollout.broker import Broker, Message, Will
 from modelfleet.rollout.decide import Decision
 from modelfleet.rollout.dispatch import Dispatch
 from modelfleet.rollout.errors import NotLeadingError
@@ -30,6 +31,8 @@ from modelfleet.signer.keys import Signer
 INGEST_WAIT_SECONDS = 0.5
 SHARES = {"report": "ingest", "metrics": "ingest", "status": ""}
 """Kind of message -> the name under which controllers share it. Presence has no (boot, seq): each follows the broker's order."""
+WAKE_SECONDS = 2.0
+"""How soon after reports arrived it is decided, however seldom `tick` is called."""
 DISPATCH_SECONDS = 1.0
 """How often it is looked whether the broker lacks documents, where nothing says so."""
 ONLINE, OFFLINE = encode(HostStatus(state="online")), encode(HostStatus(state="offline"))
@@ -76,28 +79,35 @@ class Controller:
         self.documents = Dispatch(registry.sessions, broker, registry.tenant, self._leadership)
         self._to_dispatch = threading.Event()
         self._publisher = threading.Thread(target=self._keep_documents, name="documents", daemon=True)
+        self._evidence, self._ticked_at = threading.Event(), float("-inf")
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
 
-    def start(self, *, writes_at_once: bool = True) -> None:
-        """Connect, subscribe, say that a controller is there, and publish every document again.
+    def start(self, *, writes_at_once: bool = True, wakes: bool = False) -> None:
+        """Connect, subscribe, say that a controller is there, and publish what the broker lacks.
 
         Args:
             writes_at_once: write reports as they arrive, on a thread; else only in `tick`, where time is simulated.
+            wakes: tick soon after reports arrived, not only when `tick` is called.
         """
         self._registry.on_device_changed.append(self.ensure_assignment)
         for kind, share in SHARES.items():
             self._broker.subscribe(f"{TOPIC_ROOT}/{self._registry.tenant}/d/+/{kind}", self.ingest.offer, share=share)
         self.documents.subscribe()
+        self._broker.subscribe(self._host_topic, self._host_said)
         self._broker.connect(Will(topic=self._host_topic, payload=OFFLINE), self._connected)
         if writes_at_once:
             self._writer.start()
             self._publisher.start()
+        if wakes:
+            self._watcher.start()
 
     def stop(self) -> None:
         """Write what has arrived, say goodbye, disconnect."""
         self._stopping.set()
         self.ingest.arrived.set()
         self._to_dispatch.set()
-        for thread in (self._writer, self._publisher):
+        self._evidence.set()
+        for thread in (self._writer, self._publisher, self._watcher):
             if thread.is_alive():
                 thread.join(10)
         if self.ensure_assignment in self._registry.on_device_changed:
@@ -109,6 +119,7 @@ class Controller:
     def tick(self, now: datetime) -> None:
         """Bring every rollout as far as the evidence allows; safe to repeat, to interrupt, and beside another controller's."""
         with self._ticking:
+            self._ticked_at = time.monotonic()
             self.ingest.flush(now)
             self.leads = self._leadership.leads()
             if not self.leads:
@@ -148,6 +159,25 @@ class Controller:
         self.documents.connected()
         self._to_dispatch.set()
 
+    def _host_said(self, message: Message) -> None:
+        """Say that a controller is there, where another one's end has told devices that none is."""
+        message.acknowledge()
+        if message.payload == OFFLINE and not self._stopping.is_set():
+            self._broker.publish(self._host_topic, ONLINE, qos=1, retain=True)
+
+    def _watch(self) -> None:
+        """Tick where reports came and no tick has been for a moment; a slow tick is followed by a pause of its length."""
+        while not self._stopping.is_set():
+            self._evidence.wait()
+            began = time.monotonic()
+            if began - self._ticked_at >= WAKE_SECONDS and not self._stopping.is_set():
+                self._evidence.clear()
+                try:
+                    self.tick(self._clock())
+                except Exception:  # the next one tries again
+                    log.exception("a tick failed")
+            self._stopping.wait(max(WAKE_SECONDS / 4, time.monotonic() - began))
+
     def _keep_documents(self) -> None:
         """Publish what the broker lacks, however long that takes, beside the ticks."""
         while not self._stopping.is_set():
@@ -166,7 +196,8 @@ class Controller:
         while not self._stopping.is_set():
             self.ingest.arrived.wait(INGEST_WAIT_SECONDS)
             try:
-                self.ingest.flush(self._clock())
+                if self.ingest.flush(self._clock()):
+                    self._evidence.set()
             except Exception:  # the batch is kept; the database may be back in a moment
                 log.exception("reports could not be written")
                 self._stopping.wait(INGEST_WAIT_SECONDS)

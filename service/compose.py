@@ -21,10 +21,10 @@ from modelfleet.registry.context import Registry
 from modelfleet.registry.fleet_ca import FleetCa, create_ca
 from modelfleet.registry.leftovers import remove_leftovers
 from modelfleet.registry.replay import ReplayCache
-from modelfleet.registry.service_certificates import controller_name
+from modelfleet.registry.service_certificates import ONLY_EXECUTOR, controller_name
 from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
-from modelfleet.rollout.broker import ClientCertificate, PahoBroker
+from modelfleet.rollout.broker import ClientCertificate, MqttVersion, PahoBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.ddi.devices import forget_absent
 from modelfleet.rollout.leadership import leadership_of
@@ -63,6 +63,7 @@ class BrokerAddress:
     username: str = ""
     password: str = ""
     certificate: ClientCertificate | None = None
+    version: MqttVersion = MqttVersion.V311
 
 
 class Service:
@@ -156,7 +157,7 @@ class Service:
         refresh_at_start(self.registry)
         parts.callback(lambda: sign_audit(self.registry, datetime.now(UTC)))
         parts.callback(self.controller.stop)
-        self.controller.start()
+        self.controller.start(wakes=True)
         sending = assemble_sending(self._settings, sessions, self.webhook_key)
         parts.callback(sending.stop)
         sending.start()
@@ -182,11 +183,17 @@ class Service:
             return BrokerAddress(url=settings.mqtt_url)
         self._renewals.append(lambda now: controller_certificate(settings, ca, now))
         certificate = controller_certificate(settings, ca, datetime.now(UTC))
+        version = MqttVersion(settings.mqtt_version)
         if settings.mqtt_url.startswith("mqtts:"):
-            return BrokerAddress(url=settings.mqtt_url, client_id=controller_name(ca.tenant), certificate=certificate)
+            name = controller_name(ca.tenant, settings.executor)
+            return BrokerAddress(url=settings.mqtt_url, client_id=name, certificate=certificate, version=version)
         if settings.mqtt_url:
             return BrokerAddress(
-                url=settings.mqtt_url, username=settings.mqtt_username, password=settings.mqtt_password
+                url=settings.mqtt_url,
+                client_id=CONTROLLER if settings.executor == ONLY_EXECUTOR else f"{CONTROLLER}@{settings.executor}",
+                username=settings.mqtt_username,
+                password=settings.mqtt_password,
+                version=version,
             )
         tls = EmbeddedTls(settings, ca, sessions, self._public_url) if settings.mqtt_tls else None
         if tls is not None:
@@ -290,6 +297,7 @@ def assemble_controller(settings: Settings, registry: Registry, address: BrokerA
         username=address.username,
         password=address.password,
         certificate=address.certificate,
+        version=address.version,
     )
     return Controller(
         registry=registry,

@@ -17,6 +17,8 @@ from modelfleet.signer.files import write_durably
 from modelfleet.signer.names import sha256_of
 
 RENEW_AFTER_SHARE = 2 / 3
+ONLY_EXECUTOR = "modelfleet"
+"""Name of the process where there is one."""
 LONGEST_NAME = 64
 """X.509's limit of a common name."""
 
@@ -29,15 +31,24 @@ class KeptCertificate:
     key: Path
 
 
-def controller_name(tenant: str) -> str:
-    """Return the tenant's controller's common name, which is its client id: broker-wide unique, and no device's."""
-    name = f"controller.{tenant}"
-    return name if len(name) <= LONGEST_NAME else f"controller.{sha256_of(tenant.encode())[:32]}"
+def controller_name(tenant: str, executor: str = ONLY_EXECUTOR) -> str:
+    """Return a controller's common name, which is its client id: broker-wide unique, and no device's.
+
+    Args:
+        executor: the process' name among those of the tenant that run at once (`Settings.executor`).
+    """
+    name = f"controller.{tenant}" if executor == ONLY_EXECUTOR else f"controller.{tenant}@{executor}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    told = tenant if executor == ONLY_EXECUTOR else f"{tenant}@{executor}"
+    return f"controller.{sha256_of(told.encode())[:32]}"
 
 
-def keep_controller(ca: FleetCa, folder: Path, now: datetime) -> KeptCertificate:
+def keep_controller(ca: FleetCa, folder: Path, now: datetime, executor: str = ONLY_EXECUTOR) -> KeptCertificate:
     """Return the rollout controller's certificate in `folder`, made or renewed where it is time."""
-    return _keep(ca, folder, "controller", lambda key: ca.client_certificate(controller_name(ca.tenant), key, now), now)
+    stem = "controller" if executor == ONLY_EXECUTOR else f"controller@{executor}"
+    name = controller_name(ca.tenant, executor)
+    return _keep(ca, folder, stem, lambda key: ca.client_certificate(name, key, now), now)
 
 
 def keep_server(ca: FleetCa, folder: Path, names: Sequence[str], now: datetime) -> KeptCertificate:

@@ -30,6 +30,8 @@ KEEPALIVE_SECONDS = 30
 WINDOW = 4000
 """Messages that the broker may have sent and we not acknowledged: several batches, so that writing and receiving overlap."""
 SESSION_SECONDS = 14 * 24 * 3600
+SHARED_SESSION_SECONDS = 15 * 60
+"""mosquitto gives shared messages to absent sessions too: one of several must not keep its part from the others for long."""
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 5.0
 ACKNOWLEDGED_SECONDS = 20.0
@@ -236,11 +238,13 @@ class PahoBroker:
 
     Args:
         url: `mqtt://host:port`, or `mqtts://` for TLS.
-        client_id: broker-wide unique; the broker keeps this client's session for `SESSION_SECONDS`.
+        client_id: broker-wide unique; the broker keeps this client's session.
         username: as the broker's access rules know it; empty: anonymous.
         password: belongs to `username`.
         certificate: whom to believe and what to show in TLS; None: the system's roots, and nothing.
         version: MQTT 5 or 3.1.1; a broker that lacks it refuses the connection, and says so in the log.
+        one_of_several: others share its subscriptions (MQTT 5): it gives its part back when it closes, and its session ends
+            `SHARED_SESSION_SECONDS` after it has vanished.
         window: how many messages of QoS 1 the broker may send unacknowledged (MQTT 5; by 3.1.1 its own setting holds).
 
     Raises:
@@ -256,13 +260,14 @@ class PahoBroker:
         certificate: ClientCertificate | None = None,
         *,
         version: MqttVersion = MqttVersion.V311,
+        one_of_several: bool = False,
         window: int = WINDOW,
     ) -> None:
         found = urlsplit(url)
         if found.scheme not in ("mqtt", "mqtts") or not found.hostname:
             raise BrokerError(f"expected mqtt://host:port or mqtts://host:port, got {url!r}")
         self._host, self._port = found.hostname, found.port or (8883 if found.scheme == "mqtts" else 1883)
-        self._version, self._window = version, window
+        self._version, self._window, self._one_of_several = version, window, one_of_several
         self._client = _client(client_id, version)
         if username:
             self._client.username_pw_set(username, password)
@@ -288,7 +293,9 @@ class PahoBroker:
                 self._port,
                 keepalive=KEEPALIVE_SECONDS,
                 clean_start=False,
-                properties=_connect_properties(self._window),
+                properties=_connect_properties(
+                    self._window, SHARED_SESSION_SECONDS if self._one_of_several else SESSION_SECONDS
+                ),
             )
         else:
             self._client.connect_async(self._host, self._port, keepalive=KEEPALIVE_SECONDS)
@@ -317,6 +324,9 @@ class PahoBroker:
 
     def close(self) -> None:
         """Disconnect and end paho's thread; see `Broker.close`."""
+        shared = [asked for asked, _, _ in self._subscriptions if asked.startswith("$share/")]
+        if shared and self._one_of_several and self._client.is_connected():
+            self._client.unsubscribe(shared)
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -413,10 +423,10 @@ def _client(client_id: str, version: MqttVersion) -> BatchingClient:
     return BatchingClient(CallbackAPIVersion.VERSION2, client_id, clean_session=False)
 
 
-def _connect_properties(window: int) -> Properties:
+def _connect_properties(window: int, session_seconds: int) -> Properties:
     found: Any = Properties(PacketTypes.CONNECT)
     found.ReceiveMaximum = window
-    found.SessionExpiryInterval = SESSION_SECONDS
+    found.SessionExpiryInterval = session_seconds
     return found
 
 

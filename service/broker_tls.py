@@ -53,7 +53,9 @@ class EmbeddedTls:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=ca.pem)
         self.broker = BrokerTls(
-            context=context, accepts=_accepts(sessions, ca.tenant), controller=controller_name(ca.tenant)
+            context=context,
+            accepts=_accepts(sessions, ca.tenant),
+            controller=controller_name(ca.tenant, settings.executor),
         )
         self.refresh(datetime.now(UTC))
 
@@ -74,7 +76,7 @@ def controller_certificate(settings: Settings, ca: FleetCa, now: datetime) -> Cl
     believed = settings.mqtt_ca or settings.ca_folder / CERTIFICATE_FILE
     if settings.mqtt_cert is not None and settings.mqtt_key is not None:
         return ClientCertificate(ca=believed, certificate=settings.mqtt_cert, key=settings.mqtt_key)
-    kept = keep_controller(ca, issued_folder(settings), now)
+    kept = keep_controller(ca, issued_folder(settings), now, settings.executor)
     return ClientCertificate(ca=believed, certificate=kept.certificate, key=kept.key)
 
 

@@ -47,9 +47,23 @@ def deploy() -> None:
     show_default=True,
     help="Where mosquitto keeps its database.",
 )
+@click.option(
+    "--executor",
+    "executors",
+    multiple=True,
+    default=("modelfleet",),
+    show_default=True,
+    help="MODELFLEET_EXECUTOR of a process that runs a controller; repeat for more.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def mosquitto(
-    tenants: tuple[str, ...], names: tuple[str, ...], out: Path, place: Path | None, state: Path, as_json: bool
+    tenants: tuple[str, ...],
+    names: tuple[str, ...],
+    out: Path,
+    place: Path | None,
+    state: Path,
+    executors: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Write mosquitto.conf, and per tenant access rules, CA, revocation list and the broker's certificate.
 
@@ -68,6 +82,7 @@ def mosquitto(
             place=place or out.absolute(),
             state=state.absolute(),
             now=datetime.now(UTC),
+            executors=executors,
         )
     except (ServiceError, RegistryError) as error:
         raise click.ClickException(str(error)) from error

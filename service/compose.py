@@ -298,6 +298,7 @@ def assemble_controller(settings: Settings, registry: Registry, address: BrokerA
         password=address.password,
         certificate=address.certificate,
         version=address.version,
+        one_of_several=settings.executor != ONLY_EXECUTOR,
     )
     return Controller(
         registry=registry,

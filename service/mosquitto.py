@@ -14,7 +14,7 @@ from pathlib import Path
 from modelfleet.agent_client.protocol import TOPIC_ROOT, host_topic
 from modelfleet.registry.certificates import RevocationList
 from modelfleet.registry.fleet_ca import load_ca
-from modelfleet.registry.service_certificates import controller_name, keep_server
+from modelfleet.registry.service_certificates import ONLY_EXECUTOR, controller_name, keep_server
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.service.errors import SettingsError
 from modelfleet.service.settings import Settings
@@ -33,7 +33,7 @@ sys_interval 0
 
 # mosquitto's defaults drop an acknowledged burst.
 max_queued_messages 0
-max_inflight_messages 1000
+max_inflight_messages 4000
 set_tcp_nodelay true
 
 max_packet_size {max_packet}
@@ -69,7 +69,9 @@ pattern write {root}/{tenant}/d/%u/status
 # Every device of the tenant reads its group documents: which group a device is in, the broker does not know.
 pattern read {root}/{tenant}/g/+/+/desired
 pattern read {host}
+"""
 
+_CONTROLLER = """
 user {controller}
 topic readwrite {root}/{tenant}/#
 """
@@ -102,9 +104,12 @@ def configuration(listeners: Sequence[TenantListener], *, place: Path, state: Pa
     )
 
 
-def access_rules(tenant: str) -> str:
-    """Return a tenant's access rules: mosquitto's acl_file."""
-    return _ACL.format(root=TOPIC_ROOT, tenant=tenant, host=host_topic(tenant), controller=controller_name(tenant))
+def access_rules(tenant: str, executors: Sequence[str] = (ONLY_EXECUTOR,)) -> str:
+    """Return a tenant's access rules, mosquitto's acl_file, with a controller for each of its `executors`."""
+    names = [controller_name(tenant, executor) for executor in executors]
+    return _ACL.format(root=TOPIC_ROOT, tenant=tenant, host=host_topic(tenant)) + "".join(
+        _CONTROLLER.format(root=TOPIC_ROOT, tenant=tenant, controller=name) for name in names
+    )
 
 
 def write_configuration(
@@ -115,12 +120,14 @@ def write_configuration(
     place: Path,
     state: Path,
     now: datetime,
+    executors: Sequence[str] = (ONLY_EXECUTOR,),
 ) -> list[Path]:
     """Write everything that one mosquitto needs into `out`, and return the files.
 
     Args:
         names: host names and addresses by which devices reach the broker.
         place: where the files will lie on the broker's machine.
+        executors: names of the processes that run a controller of each tenant (`MODELFLEET_EXECUTOR`).
 
     Raises:
         SettingsError: a tenant or port is named twice. FleetCaError: a data folder has no CA of that tenant.
@@ -139,7 +146,7 @@ def write_configuration(
         finally:
             engine.dispose()
         files[folder / "ca.pem"] = ca.pem.encode()
-        files[folder / "acl"] = access_rules(each.tenant).encode()
+        files[folder / "acl"] = access_rules(each.tenant, executors).encode()
         keep_server(ca, folder, names, now)
     for path, data in files.items():
         write_durably(path, data)

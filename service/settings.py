@@ -6,7 +6,7 @@ The data folder's layout is made by `modelfleet init` (`signer.ceremony` says wh
 import enum
 import re
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -49,6 +49,7 @@ class Settings(BaseSettings):
         mqtt_tls: whether the embedded broker speaks TLS and asks devices for their certificates (`mqtts://`).
         mqtt_ca, mqtt_cert, mqtt_key: PEM files for `mqtts://`: whom to believe (default: the fleet's CA), and what the
             controller shows (default: a certificate that it gets itself from the fleet's CA).
+        mqtt_version: what an external broker speaks: `5` (shared subscriptions, a window), or `3.1.1` where it knows no other.
         mqtt_username, mqtt_password: the controller's account at an external broker of `mqtt://`.
         s3_bucket: artifacts in S3 in place of the folder `data/blobs`.
         accel_prefix: where nginx in front serves that folder on the service's word (`/_blobs/`, X-Accel-Redirect); empty: the
@@ -63,6 +64,8 @@ class Settings(BaseSettings):
         ddi_poll_seconds: how often an idle hawkBit client polls; one that has something to do polls every 30 s, if that is less.
         audit_seconds: at most this often a checkpoint is signed, where there are new records.
         webhook_private: whether webhooks may be sent to private and loopback addresses.
+        telemetry_days: how long the hours' roll-ups are kept.
+        trial_days: how long devices' trials and samples of a rollout, and counters of its activations, are kept after its end.
         tick_seconds: how often the controller decides.
         build_workers: how many variants this process converts at once, and of each kind any one process.
         lost_after_seconds: a process that was not heard for this long counts as lost, and its work is taken over.
@@ -86,6 +89,7 @@ class Settings(BaseSettings):
     mqtt_ca: Path | None = None
     mqtt_cert: Path | None = None
     mqtt_key: Path | None = None
+    mqtt_version: Literal["5", "3.1.1"] = "5"
     mqtt_username: str = ""
     mqtt_password: str = ""
     s3_bucket: str = ""
@@ -100,6 +104,8 @@ class Settings(BaseSettings):
     ddi_poll_seconds: int = Field(default=300, ge=1, le=86399)
     audit_seconds: float = Field(default=10.0, gt=0, le=3600)
     webhook_private: bool = False
+    telemetry_days: int = Field(default=400, ge=1, le=10_000)
+    trial_days: int = Field(default=90, ge=1, le=10_000)
     tick_seconds: float = Field(default=1.0, gt=0, le=60)
     build_workers: int = Field(default=2, ge=1, le=64)
     lost_after_seconds: float = Field(default=30.0, ge=1, le=3600)

@@ -187,7 +187,7 @@ def _ours(port: int, url: str, name: str, ready: Any, done: Any, stop: Any) -> N
 
     engine = create_engine(url)
     ingest = Ingest(session_factory(engine), TENANT)
-    broker = PahoBroker(f"mqtt://127.0.0.1:{port}", name, version=MqttVersion.V5)
+    broker = PahoBroker(f"mqtt://127.0.0.1:{port}", name, version=MqttVersion.V5, one_of_several=True)
     broker.subscribe(REPORTS, ingest.offer, share="ingest")
     broker.connect(on_connected=lambda: Thread(target=_later, args=(ready,)).start())
     while not stop.is_set():

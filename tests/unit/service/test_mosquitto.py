@@ -56,3 +56,9 @@ def test_another_tenants_folder_is_refused(tmp_path: Path) -> None:
         assert done.exit_code == 1
         assert "expected" in done.output
         assert not (tmp_path / "out").exists()
+
+
+def test_several_controllers_of_a_tenant_are_let_in_by_name() -> None:
+    rules = access_rules("acme", ["modelfleet", "east-2"])
+    assert rules.startswith(access_rules("acme"))
+    assert rules.endswith("\nuser controller.acme@east-2\ntopic readwrite mf/v1/acme/#\n")

@@ -10,6 +10,8 @@ from modelfleet.registry import build, catalog, workers
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Variant, Version
 
+NO_CONTROLLER = "waits for a controller: no live process is one"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
@@ -29,10 +31,11 @@ def waiting_of(registry: Registry, version_id: int, now: datetime) -> Sequence[W
             return []
         rows = session.scalars(select(Variant).where(Variant.version_id == version_id)).all()
         offered = workers.kinds_offered(session, registry.tenant, now, registry.lost_after)
+        led = workers.any_controller(session, registry.tenant, now, registry.lost_after)
     states = {row.profile: row for row in rows}
     found: list[Waiting] = []
     for profile, kind in build.variant_kinds(registry, version_id):
-        reason = _reason(registry, states.get(profile), kind, offered)
+        reason = _reason(registry, states.get(profile), kind, offered) if led else NO_CONTROLLER
         if reason:
             found.append(Waiting(profile=profile, kind=kind, offered=kind in offered, reason=reason))
     return found

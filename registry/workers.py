@@ -69,6 +69,11 @@ def kinds_offered(session: Session, tenant: str, now: datetime, lost_after: time
     return frozenset(kind for row in workers(session, tenant) if is_live(row, now, lost_after) for kind in row.kinds)
 
 
+def any_controller(session: Session, tenant: str, now: datetime, lost_after: timedelta = LOST_AFTER) -> bool:
+    """Whether some live process is a controller: what hands builds out, and releases what was converted."""
+    return any("controller" in row.roles for row in workers(session, tenant) if is_live(row, now, lost_after))
+
+
 def forget(session: Session, tenant: str, executor: str, beats: int) -> bool:
     """Remove a lost process, unless its pulse has moved since (compare-and-set); whether it was removed."""
     done = session.execute(

@@ -1,5 +1,6 @@
 """A small fleet whose devices poll: the real controller, the real signer behind its socket, real manifests and statements."""
 
+import contextlib
 import json
 import tempfile
 import threading
@@ -226,6 +227,13 @@ class Ddi:
 
 @pytest.fixture
 def ddi(fleet: Fleet, tmp_path: Path) -> Iterator[Ddi]:
+    with polling(fleet, tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def polling(fleet: Fleet, tmp_path: Path) -> Iterator[Ddi]:
+    """Give the fleet a signer that has a key for containers, and an app with the DDI's routes."""
     fleet.now = datetime.now(UTC)
     key = load_signer(generate_key(tmp_path / "swu.pem"))
     certificate = tmp_path / "swu.crt.pem"
@@ -249,9 +257,11 @@ def ddi(fleet: Fleet, tmp_path: Path) -> Iterator[Ddi]:
         app.include_router(router)
         app.state.registry = replace(fleet.registry, signer=SignerClient(Path(short) / "s"))
         http = TestClient(app, base_url=fleet.registry.public_url)
-        yield Ddi(fleet, app, http, signer, certificate.read_bytes(), {"Authorization": f"Bearer {token}"})
-        server.shutdown()
-        thread.join(10)
+        try:
+            yield Ddi(fleet, app, http, signer, certificate.read_bytes(), {"Authorization": f"Bearer {token}"})
+        finally:
+            server.shutdown()
+            thread.join(10)
 
 
 def _copied_state(fleet: Fleet, folder: Path) -> Path:

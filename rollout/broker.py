@@ -281,6 +281,11 @@ class PahoBroker:
         self._on_connected: Callable[[], None] = lambda: None
         self._attempt = 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now; see `Broker.connected`."""
+        return self._client.is_connected()
+
     def connect(self, will: Will | None = None, on_connected: Callable[[], None] = lambda: None) -> None:
         """Start connecting in the background; see `Broker.connect`."""
         self._on_connected = on_connected

@@ -1,4 +1,6 @@
-"""Where each device of a rollout stands, a page at a time: one statement, ordered by device id, whatever the fleet's size.
+"""Where each device of a rollout stands, a page at a time, ordered by device id, at the same cost whatever the fleet's size.
+
+A page looks at `SCANNED` devices at the most, so one of a rare standing may be short, or empty, and yet name the next.
 
 What a device is told and what it has proved are two things: `back` and `committed` rest on its own signature, `not-proved` is
 whoever has not signed yet that it left a candidate that was taken back, with the moment since when it is offline.
@@ -19,8 +21,11 @@ from modelfleet.rollout import population
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout, RolloutProfile
 from modelfleet.rollout.tally import FAILURES, GAVE_UP, INSTALLING
+from modelfleet.rollout.transitions import profiles_of
 
 MAX_PAGE = 1000
+SCANNED = 10_000
+"""How many devices one page looks at."""
 
 
 class Standing(enum.StrEnum):
@@ -62,60 +67,93 @@ class DevicePosition:
     offline_since: datetime | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DevicePage:
+    """Some devices by id; `after` is where the next page begins, None: there is none."""
+
+    devices: list[DevicePosition]
+    after: str | None
+
+
 def device_page(
     session: Session,
     rollout: Rollout,
     *,
     standings: Sequence[Standing] = (),
     profile: str | None = None,
-    only: Sequence[str] | None = None,
     after: str = "",
     limit: int = 100,
-) -> list[DevicePosition]:
-    """Return up to `limit` devices whose id is above `after`, by id; the last one's id is the next page's `after`.
+) -> DevicePage:
+    """Return up to `limit` devices whose id is above `after`, by id.
 
     Args:
         session: reads only.
         rollout: which one.
         standings: only these; none: all.
         profile: only this one.
-        only: these devices alone.
-        after: the id that the page before ended with.
+        after: what the page before ended with.
         limit: 1000 at most.
     """
-    query = _positions(rollout).where(Device.id > after)
+    most, last = max(1, min(limit, MAX_PAGE)), _last_scanned(session, rollout, after)
+    digest = _digest(session, rollout)
+    query = _positions(rollout, digest).where(Device.id > after)
+    if last is not None:
+        query = query.where(Device.id <= last)
     if profile is not None:
         query = query.where(Device.profile == profile)
     if standings:
-        query = query.where(_standing().in_([each.value for each in standings]))
-    if only is not None:
-        query = query.where(Device.id.in_(only))
-    page = session.execute(query.order_by(Device.id).limit(max(1, min(limit, MAX_PAGE))))
-    return [DevicePosition(**row) for row in page.mappings()]
+        query = query.where(_standing(digest).in_([each.value for each in standings]))
+    devices = _read(session, query.order_by(Device.id).limit(most))
+    return DevicePage(devices=devices, after=devices[-1].device if len(devices) == most else last)
+
+
+def devices_named(session: Session, rollout: Rollout, names: Sequence[str]) -> list[DevicePosition]:
+    """Return these devices, those of them that are in the rollout, by id."""
+    query = _positions(rollout, _digest(session, rollout)).where(Device.id.in_(names))
+    return _read(session, query.order_by(Device.id))
 
 
 def to_retry(session: Session, rollout: Rollout, most: int, limit: int) -> list[DevicePosition]:
     """Return up to `limit` devices that failed, were asked to try again fewer than `most` times, and have answered since."""
+    digest = _digest(session, rollout)
     answered = or_(DeviceTrial.retried_at.is_(None), DeviceTrial.received_at > DeviceTrial.retried_at)
-    failed = _standing().in_([each.value for each in RETRYABLE])
-    query = _positions(rollout).where(failed, DeviceTrial.retries < most, answered)
-    return [DevicePosition(**row) for row in session.execute(query.order_by(Device.id).limit(limit)).mappings()]
+    # What the standing follows from, said once more without a case: the database sorts most devices out by it.
+    maybe = or_(DeviceTrial.outcome.in_(FAILURES), DeviceTrial.state.in_((DeviceState.FAILED.value, *GAVE_UP)))
+    failed = _standing(digest).in_([each.value for each in RETRYABLE])
+    query = _positions(rollout, digest).where(maybe, DeviceTrial.retries < most, answered, failed)
+    return _read(session, query.order_by(Device.id).limit(limit))
 
 
 def count_standings(session: Session, rollout: Rollout) -> dict[str, int]:
     """Return standing -> how many devices; it goes over all of them, so nothing that is asked often should."""
-    standing = _standing().label("standing")
+    standing = _standing(_digest(session, rollout)).label("standing")
     query = _joined(rollout, select(standing, func.count())).group_by(standing)
     return {row[0]: row[1] for row in session.execute(query)}
 
 
-def _positions(rollout: Rollout) -> Select[*tuple[Any, ...]]:
+def _read(session: Session, query: Select[*tuple[Any, ...]]) -> list[DevicePosition]:
+    return [DevicePosition(**row) for row in session.execute(query).mappings()]
+
+
+def _last_scanned(session: Session, rollout: Rollout, after: str) -> str | None:
+    """Return the id that a page looks up to, or None where it looks at all that is left."""
+    some = select(Device.id).where(Device.tenant == rollout.tenant, Device.id > after).order_by(Device.id)
+    return session.scalar(some.offset(SCANNED - 1).limit(1))
+
+
+def _digest(session: Session, rollout: Rollout) -> ColumnElement[str]:
+    """Return the candidate's manifest digest on the device's profile, as SQL that reads no JSON a device."""
+    found = {row.profile: row.release["sha256"] for row in profiles_of(session, rollout)}
+    return case(*((Device.profile == profile, literal(digest)) for profile, digest in found.items()), else_=literal(""))
+
+
+def _positions(rollout: Rollout, digest: ColumnElement[str]) -> Select[*tuple[Any, ...]]:
     heard = func.coalesce(DeviceSlot.received_at, DeviceTrial.received_at, Device.last_seen_at)
     columns = (
         Device.id.label("device"),
         Device.group.label("group"),
         Device.profile.label("profile"),
-        _standing().label("standing"),
+        _standing(digest).label("standing"),
         func.coalesce(DeviceTrial.state, DeviceSlot.state).label("state"),
         DeviceTrial.error.label("error"),
         func.coalesce(DeviceTrial.retries, 0).label("retries"),
@@ -138,9 +176,8 @@ def _joined(rollout: Rollout, query: Select[*tuple[Any, ...]]) -> Select[*tuple[
     )
 
 
-def _standing() -> ColumnElement[str]:
-    """Return where a device stands, as SQL: the first that holds."""
-    digest = RolloutProfile.release["sha256"].as_string()
+def _standing(digest: ColumnElement[str]) -> ColumnElement[str]:
+    """Return where a device stands, as SQL: the first that holds; `digest` is the candidate's on its profile."""
     runs = or_(DeviceSlot.proven == digest, DeviceSlot.active == digest)
     busy = and_(DeviceSlot.digest == digest, DeviceSlot.state.in_(INSTALLING))
     gone_back = (Verdict.ROLLING_BACK.value, Verdict.ROLLED_BACK.value, Verdict.ROLLBACK_INCOMPLETE.value)

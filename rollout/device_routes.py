@@ -37,7 +37,10 @@ class DeviceView(BaseModel):
 
 
 class DevicePage(BaseModel):
-    """A page of devices by id; `next` is what to give as `after` for the one that follows, null on the last."""
+    """A page of devices by id; `next` is what to give as `after` for the one that follows, null on the last.
+
+    One of a rare standing may be short, or empty, and yet not be the last.
+    """
 
     devices: list[DeviceView]
     next: str | None
@@ -80,8 +83,7 @@ def list_devices(
     with registry_of(request).sessions() as session:
         rollout = find(session, user.tenant, rollout_id)
         found = device_page(session, rollout, standings=state, profile=profile, after=after, limit=limit)
-    devices = [DeviceView(**vars(each)) for each in found]
-    return DevicePage(devices=devices, next=devices[-1].device if len(devices) == limit else None)
+    return DevicePage(devices=[DeviceView(**vars(each)) for each in found.devices], next=found.after)
 
 
 @router.get("/{rollout_id}/devices/count")

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.device_list import RETRYABLE, DevicePosition, device_page, to_retry
+from modelfleet.rollout.device_list import RETRYABLE, DevicePosition, devices_named, to_retry
 from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.errors import RolloutInputError, TransitionError
 from modelfleet.rollout.states import VERDICTS, Event, Verdict
@@ -71,7 +71,7 @@ def retry(
 
 def _named(session: Session, rollout: Rollout, devices: Sequence[str]) -> list[DevicePosition]:
     wanted = sorted(set(devices))
-    found = device_page(session, rollout, only=wanted, limit=MAX_ASKED)
+    found = devices_named(session, rollout, wanted)
     unknown = sorted(set(wanted) - {each.device for each in found})
     if unknown:
         raise RolloutInputError(

@@ -38,7 +38,7 @@ def on_trial(fleet):
 
 def page(fleet, *standings: Standing, **more) -> list[DevicePosition]:
     with fleet.registry.sessions() as session:
-        return device_page(session, fleet.row(fleet.trial), standings=standings, **more)
+        return device_page(session, fleet.row(fleet.trial), standings=standings, **more).devices
 
 
 def ids(found) -> list[str]:
@@ -94,6 +94,18 @@ def test_pages_follow_each_other_without_a_gap_and_a_filter_holds_on_each(on_tri
         == ids(page(on_trial, Standing.COMMITTED))[2:]
     )
     assert page(on_trial, profile=INT8) == []
+
+
+def test_a_page_looks_at_so_many_devices_and_goes_on_from_there(on_trial, monkeypatch):
+    from modelfleet.rollout import device_list
+
+    monkeypatch.setattr(device_list, "SCANNED", 3)
+    seen, after, pages = [], "", 0
+    with on_trial.registry.sessions() as session:
+        while after is not None:
+            found = device_page(session, on_trial.row(on_trial.trial), standings=[Standing.FAILED], after=after)
+            seen, after, pages = seen + ids(found.devices), found.after, pages + 1
+    assert (seen, pages) == ([on_trial.reached[0].id], 3)
 
 
 def test_after_a_rollback_who_has_proved_it_is_told_from_who_has_not_and_since_when_it_is_away(on_trial):

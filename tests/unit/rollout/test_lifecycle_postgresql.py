@@ -33,7 +33,7 @@ def test_a_running_rollout_is_listed_retried_superseded_and_cancelled(fleet: Fle
     fleet.steps(3)
     with fleet.registry.sessions() as session:
         assert count_standings(session, fleet.row(first)) == {"failed": 1, "committed": 2}
-        (failed,) = device_page(session, fleet.row(first), standings=[Standing.FAILED])
+        (failed,) = device_page(session, fleet.row(first), standings=[Standing.FAILED]).devices
         assert inferences_per_minute(session, "acme", "detector", FLOAT) is None
     assert (failed.device, failed.error) == (fleet.devices[0].id, {"kind": "ParityError", "message": "outputs differ"})
     assert retry(fleet.controller.direction, first, actor="ada", now=fleet.now).asked == (failed.device,)

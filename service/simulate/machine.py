@@ -79,7 +79,7 @@ class Machine:
             self._park(until)
             if network and not self.online:
                 raise TransferError("the network is gone")
-            if scheduler.now() < until:  # woken: the agent looks between two pieces
+            if look is not None and scheduler.now() < until:  # woken: the agent looks between two pieces
                 glance = min(glance, scheduler.now() + GLANCE_SECONDS)
 
     def act(self, seconds: float, look: Callable[[], None] | None = None, *, network: bool = False) -> None:

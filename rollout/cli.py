@@ -12,7 +12,6 @@ from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import REFUSED, USAGE, api_options, show
 from modelfleet.rollout.cli_approve import approve_rollout, withdraw_approval
 from modelfleet.rollout.cli_bundle import bundle
-from modelfleet.rollout.ddi.cli import ddi
 from modelfleet.rollout.cli_devices import list_devices, retry_devices
 from modelfleet.rollout.cli_forecast import (
     bandwidth_option,
@@ -21,6 +20,8 @@ from modelfleet.rollout.cli_forecast import (
     show_forecast,
     speeds,
 )
+from modelfleet.rollout.cli_usage import usage
+from modelfleet.rollout.ddi.cli import ddi
 from modelfleet.rollout.states import TERMINAL, State
 
 ROLLOUT_COLUMNS = ("id", "model", "version", "slot", "state", "verdicts", "emergency", "author", "created_at")
@@ -247,4 +248,4 @@ def _tell_skipped(found: dict[str, Any]) -> None:
 
 
 rollout.add_command(forecast_rollout)
-COMMANDS: list[click.Command] = [rollout, bundle, ddi]
+COMMANDS: list[click.Command] = [rollout, bundle, ddi, usage]

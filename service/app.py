@@ -17,6 +17,7 @@ from modelfleet.rollout.device_keys import router as keys_router
 from modelfleet.rollout.device_routes import router as rollout_devices_router
 from modelfleet.rollout.forecast_routes import router as forecast_router
 from modelfleet.rollout.routes import router as rollout_router
+from modelfleet.rollout.usage_routes import router as usage_router
 from modelfleet.rollout.webhooks.routes import router as webhook_router
 from modelfleet.service.compose import Service
 from modelfleet.service.errors import ServiceError
@@ -50,6 +51,7 @@ def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) ->
     app.include_router(rollout_router)
     app.include_router(rollout_devices_router)
     app.include_router(forecast_router)
+    app.include_router(usage_router)
     app.include_router(keys_router)
     app.include_router(bundle_router)
     app.include_router(webhook_router)

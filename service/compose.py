@@ -24,6 +24,7 @@ from modelfleet.registry.replay import ReplayCache
 from modelfleet.registry.service_certificates import ONLY_EXECUTOR, controller_name
 from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
+from modelfleet.rollout import keep
 from modelfleet.rollout.broker import ClientCertificate, MqttVersion, PahoBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.ddi.devices import forget_absent
@@ -181,6 +182,7 @@ class Service:
         settings = self._settings
         if Role.CONTROLLER not in settings.role_set:
             return BrokerAddress(url=settings.mqtt_url)
+        self._renewals.append(lambda now: self._keep_history(sessions, now))
         self._renewals.append(lambda now: controller_certificate(settings, ca, now))
         certificate = controller_certificate(settings, ca, datetime.now(UTC))
         version = MqttVersion(settings.mqtt_version)
@@ -215,6 +217,17 @@ class Service:
         return BrokerAddress(
             url=broker.url, username=CONTROLLER, password=broker.controller_password, certificate=certificate
         )
+
+    def _keep_history(self, sessions: sessionmaker[Session], now: datetime) -> None:
+        settings = self._settings
+        gone = keep.keep(
+            sessions,
+            settings.tenant,
+            now,
+            telemetry_days=settings.telemetry_days,
+            trial_days=settings.trial_days,
+        )
+        log.info("history kept", extra={"removed": dict(gone)})
 
     def _refresh(self) -> None:
         try:

@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)\s*(.{0,60})", re.DOTALL)
-MEASURED = {"device_counters", "device_trials", "device_slots", "health_samples", "workers"}
+MEASURED = {"device_counters", "device_trials", "device_slots", "health_samples", "telemetry_hours", "workers"}
 """What devices measure and say along the way; what they sign at the end is a record."""
 LOG = {"audit_heads", "audit_tiles", "audit_checkpoints", "alembic_version"}
 BOOKKEEPING = (
     ("devices", "SET online="),  # presence
-    ("devices", "SET agent_version=?, online="),
+    ("devices", "SET agent_version="),
     ("desired_documents", "SET published_seq="),  # what the broker was handed; the issue is a record
     ("audit_records", "SET log_index="),
     ("variants", "SET stage=?"),  # how far a build is; that it was built is a record

@@ -9,7 +9,7 @@ import io
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,13 @@ from sqlalchemy.orm import Session
 
 from modelfleet.registry import audit
 from modelfleet.registry.context import Registry
-from modelfleet.registry.errors import ConflictError, NotFoundError
+from modelfleet.registry.errors import ConflictError, NotFoundError, RegistryError
 from modelfleet.registry.tables import Variant, Version
 from modelfleet.rollout.ddi.container import CHUNK_BYTES, Member, write_archive
 from modelfleet.rollout.ddi.devices import SWU
 from modelfleet.rollout.ddi.tables import DdiModule
 from modelfleet.signer.desired import Release
+from modelfleet.signer.errors import SignerError
 from modelfleet.signer.manifest import Manifest, parse_manifest
 from modelfleet.signer.swu import (
     DESCRIPTION_NAME,
@@ -35,8 +36,12 @@ from modelfleet.signer.swu import (
 )
 from modelfleet.signer.wire import SwuReply
 
+REFUSED_FOR = timedelta(minutes=1)
+"""What could not be made is tried again after this long, however many devices ask for it meanwhile."""
 _making = threading.Lock()
 """One container at a time: as many devices as poll at once wait for the one that they all need."""
+_refused: dict[tuple[str, str, str, str], tuple[datetime, Exception]] = {}
+"""(tenant, manifest, slot, kind) -> when it could not be made, and why; only used with the lock held."""
 
 
 def module_of(registry: Registry, release: Release, *, slot: str, kind: str, group: str, now: datetime) -> int:
@@ -60,8 +65,21 @@ def module_of(registry: Registry, release: Release, *, slot: str, kind: str, gro
         if known is not None:
             return known
         assert variant is not None
-        artifacts = _artifacts(registry, release, variant, slot=slot, kind=kind, group=group)
+        place = (registry.tenant, release.sha256, slot, kind)
+        _require_not_refused(place, now)
+        try:
+            artifacts = _artifacts(registry, release, variant, slot=slot, kind=kind, group=group)
+        except (RegistryError, SignerError) as error:
+            _refused[place] = now, error
+            raise
         return _keep(registry, release, artifacts, slot=slot, kind=kind, now=now)
+
+
+def _require_not_refused(place: tuple[str, str, str, str], now: datetime) -> None:
+    for known in [each for each, (since, _) in _refused.items() if now - since >= REFUSED_FOR]:
+        del _refused[known]
+    if place in _refused:
+        raise _refused[place][1]
 
 
 def _artifacts(

@@ -1,16 +1,22 @@
 """What a polling device is asked to install: the same desired state as everybody's, an action at a time."""
 
+import logging
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from securesystemslib.signer import CryptoSigner
 from sqlalchemy import select
 
+from modelfleet.agent_client.protocol import DeviceState, Report, device_topic, encode
 from modelfleet.registry.tables import AuditRecord, Device
 from modelfleet.rollout import lifecycle
+from modelfleet.rollout.ddi.actions import poll
 from modelfleet.rollout.ddi.devices import forget_absent
 from modelfleet.rollout.retries import retry
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial
-from tests.unit.rollout.conftest import FLOAT
+from modelfleet.signer.sign import sign_report
+from tests.unit.rollout.conftest import FLOAT, TENANT
 from tests.unit.rollout.ddi.conftest import ACCEPTING, PLAN, SLOT, Ddi, Polling
 
 
@@ -250,6 +256,30 @@ def test_every_move_is_in_the_audit_trail_as_unsigned(ddi: Ddi) -> None:
             (f"device:{device.id}", "SUCCEEDED"),
         ]
         assert all(row.detail["id"] == action and row.detail["signed"] is False for row in moves)
+
+
+def test_what_the_signer_refuses_is_not_offered_and_it_is_asked_once_however_many_poll(
+    ddi: Ddi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "swu.crt.pem").rename(tmp_path / "elsewhere")
+    ddi.publish("1.0.0", 1)
+    devices = [ddi.device(f"cam-{number}", artifacts="swu") for number in range(3)]
+    ddi.launch("1.0.0")
+    with caplog.at_level(logging.WARNING):
+        assert [device.offered() for device in devices] == [None] * 3
+    assert "ddi keys init" in caplog.records[-1].__dict__["error"]
+    (tmp_path / "elsewhere").rename(tmp_path / "swu.crt.pem")
+    assert devices[0].offered() is None
+    later = ddi.fleet.now + timedelta(minutes=2)
+    assert poll(ddi.app.state.registry, devices[0].id, later).action is not None
+
+
+def test_what_comes_over_mqtt_in_the_name_of_a_device_without_a_key_is_dropped(ddi: Ddi) -> None:
+    device = ddi.device()
+    said = Report(device=device.id, boot=9, seq=9, slot=SLOT, state=DeviceState.COMMITTED, digest="1" * 64)
+    letters = [encode(said), sign_report(encode(said), CryptoSigner.generate_ecdsa())]
+    topic = device_topic(TENANT, device.id, "report")
+    assert ddi.fleet.controller.ingest.accept([(topic, letter) for letter in letters], ddi.fleet.now) == 0
 
 
 @pytest.mark.parametrize("artifacts", ["files", "swu"])

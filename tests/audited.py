@@ -15,6 +15,7 @@ BOOKKEEPING = (
     ("devices", "SET online="),  # presence
     ("devices", "SET agent_version="),
     ("desired_documents", "SET published_seq="),  # what the broker was handed; the issue is a record
+    ("rollout_profiles", "SET answers="),  # what a stage's look has measured; what follows from it is a record
     ("audit_records", "SET log_index="),
     ("variants", "SET stage=?"),  # how far a build is; that it was built is a record
 )

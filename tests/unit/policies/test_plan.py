@@ -62,6 +62,7 @@ def test_literal_rule_follows_the_plans_own_threshold():
         ({"beta": 1}, "beta"),
         ({"min_canaries": 0}, "min_canaries"),
         ({"min_canaries": 1.5}, "min_canaries"),
+        ({"accept_unsigned": 1}, "accept_unsigned"),
         ({"limits": {"latency_ms": -1}}, "limits"),
         ({"limits": {"colour": 1}}, "limits.colour"),
         ({"limits": 5}, "limits"),

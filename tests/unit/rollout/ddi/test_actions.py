@@ -96,6 +96,22 @@ def test_a_halt_starts_nobody_and_stops_who_has_begun(ddi: Ddi) -> None:
     assert done.offered() is None  # who has activated stays
 
 
+def test_a_newer_release_is_offered_once_the_older_one_that_was_begun_is_cancelled(ddi: Ddi) -> None:
+    ddi.publish("1.0.0", 1)
+    ddi.publish("1.1.0", 2)
+    device = ddi.device()
+    ddi.launch("1.0.0")
+    action = device.offered() or 0
+    device.fetch(action)
+    ddi.fleet.launch("1.1.0", plan=ACCEPTING, supersede=True)
+    links = device.links()
+    assert "deploymentBase" not in links
+    assert links["cancelAction"].endswith(f"/cancelAction/{action}")
+    assert device.feedback(action, "closed", "success", kind="cancelAction") == 200
+    assert device.install() > action
+    assert ddi.actions(device) == [("1.0.0", "CANCELLED"), ("1.1.0", "SUCCEEDED")]
+
+
 def test_a_rollback_sends_the_former_release_as_a_new_action_and_is_proved(ddi: Ddi) -> None:
     first, second = ddi.publish("1.0.0", 1), ddi.publish("1.1.0", 2)
     device = ddi.device()

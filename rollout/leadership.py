@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 15.0
 BEATS_PER_LEASE = 5
 CONNECT_SECONDS = 5
-STATEMENT_SECONDS = 5
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,9 @@ class PostgresLeadership:
     """
 
     def __init__(self, url: str, tenant: str, holder: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
-        self._conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        address = make_url(url)  # as text, libpq would not read what SQLAlchemy writes for a space
+        self._address: dict[str, Any] = address.translate_connect_args(username="user", database="dbname")
+        self._address |= address.query
         self._tenant, self._holder, self._lease_seconds = tenant, holder, lease_seconds
         self._key = int.from_bytes(hashlib.sha256(f"modelfleet leader\0{tenant}".encode()).digest()[:8], signed=True)
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
@@ -117,7 +118,7 @@ class PostgresLeadership:
                 self._connection.close()
             self._connection = self._term = None
         if self._beating is not None:
-            self._beating.join(STATEMENT_SECONDS)
+            self._beating.join(self._lease_seconds)
 
     def _connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
         """Connect so that either side notices within the lease that the other is gone."""
@@ -125,7 +126,7 @@ class PostgresLeadership:
 
         milliseconds, idle = int(self._lease_seconds * 1000), max(1, int(self._lease_seconds / 3))
         connection = psycopg.connect(
-            self._conninfo,
+            **self._address,
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
             keepalives=1,
@@ -136,7 +137,7 @@ class PostgresLeadership:
             application_name=f"modelfleet leader {self._tenant} {self._holder}"[:63],
         )
         for name, value in (
-            ("statement_timeout", STATEMENT_SECONDS * 1000),
+            ("statement_timeout", milliseconds // 3),
             ("idle_session_timeout", milliseconds),
             ("tcp_keepalives_idle", idle),
             ("tcp_keepalives_interval", 1),
@@ -158,8 +159,8 @@ class PostgresLeadership:
         log.info("leads", extra={"tenant": self._tenant, "holder": self._holder, "term": self._term})
 
     def _lose(self, error: Exception) -> None:
-        if self._term is not None:
-            log.warning("leads no longer", extra={"tenant": self._tenant, "term": self._term, "error": str(error)})
+        what = "cannot stand for leader" if self._term is None else "leads no longer"
+        log.warning(what, extra={"tenant": self._tenant, "term": self._term, "error": str(error)})
         if self._connection is not None:
             self._connection.close()
         self._connection = self._term = None

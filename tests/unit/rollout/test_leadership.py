@@ -72,7 +72,7 @@ def test_a_leader_whose_session_ended_decides_nothing_once_another_leads(
 def test_the_next_leader_waits_for_the_decision_that_a_former_one_is_about_to_commit(
     postgresql: str, sessions: sessionmaker[Session]
 ) -> None:
-    first, second = (PostgresLeadership(postgresql, "acme", name) for name in ("a", "b"))
+    first, second = (PostgresLeadership(postgresql, "acme", name, lease_seconds=1.5) for name in ("a", "b"))
     assert first.leads()
     with sessions.begin() as session:
         first.fence(session)
@@ -97,6 +97,13 @@ def test_a_leader_that_does_nothing_keeps_its_lease_and_one_that_is_stopped_lose
     assert (idle.leads(), rival.leads()) == (True, False)
     for each in (idle, stopped, heir, rival):
         each.close()
+
+
+@pytest.mark.usefixtures("sessions")
+def test_options_in_the_urls_query_reach_the_server(postgresql: str) -> None:
+    only = PostgresLeadership(f"{postgresql}?options=-c%20geqo%3Doff%20-c%20jit%3Doff", "acme", "a")
+    assert only.leads()
+    only.close()
 
 
 def test_without_a_database_nobody_leads() -> None:

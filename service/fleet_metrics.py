@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from modelfleet.policies.plan import parse_plan
+from modelfleet.policies.plan import GUARDRAILS, parse_plan
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device, Variant
 from modelfleet.rollout.controller import Controller
@@ -24,7 +24,8 @@ from modelfleet.rollout.transitions import profiles_of
 
 FRESH_SECONDS = 5.0
 SHOWN_AFTER_END = timedelta(days=1)
-GUARDRAILS = ("errors", "slow", "relative", "install", "silence")
+E_VALUES = tuple(name for name in GUARDRAILS if name != "accuracy")
+"""The guardrails that are judged by an e-value; accuracy is a bound."""
 
 
 class FleetCollector:
@@ -157,7 +158,7 @@ def _profiles(shown: Sequence[tuple[Rollout, RolloutProfile, Evidence]]) -> Iter
         share.add_metric(about, plan.stages[min(row.stage, plan.last_stage)] if row.trial_started_at else 0.0)
         for where, number in figures.get("devices", {}).items():
             devices.add_metric((*about, where), number)
-        for guardrail in GUARDRAILS:
+        for guardrail in E_VALUES:
             if guardrail in figures:
                 evidence.add_metric((*about, guardrail), figures[guardrail])
         if "alarm_limit" in figures:

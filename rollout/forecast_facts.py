@@ -47,7 +47,7 @@ def gather(
         releases: profile -> release as documents name it.
         rows: profile -> where a trial stands that has begun.
     """
-    reach, groups = _reach(session, target, releases, now), _groups(session, target, releases)
+    reach, groups = _reach(session, target, releases, now)
     running = _running(session, target, releases)
     files = _files(session, target.tenant, releases, running)
     found: list[ProfileFacts] = []
@@ -62,7 +62,7 @@ def gather(
             ProfileFacts(
                 profile=profile,
                 reach=reach.get(profile, Reach()),
-                groups=groups[profile],
+                groups=groups.get(profile, {}),
                 variant_bytes=sum(wanted.values()),
                 bytes_to_transfer=sum(each[digest] * number for digest, number in running[profile].items()),
                 largest_transfer_bytes=max(each.values(), default=0),
@@ -103,25 +103,27 @@ def _of(target: Target, releases: Mapping[str, Any]) -> Any:
     return mine & Device.profile.in_(sorted(releases))
 
 
-def _reach(session: Session, target: Target, releases: Mapping[str, Any], now: datetime) -> dict[str, Reach]:
+def _reach(
+    session: Session, target: Target, releases: Mapping[str, Any], now: datetime
+) -> tuple[dict[str, Reach], dict[str, dict[str, int]]]:
+    """Return each profile's reach, and its devices by group."""
     online = func.count().filter(Device.online.is_(true()))
     within = [
         func.count().filter(or_(Device.online.is_(true()), Device.last_seen_at >= now - span)) for span in (DAY, WEEK)
     ]
-    query = select(Device.profile, func.count(), online, *within).where(_of(target, releases)).group_by(Device.profile)
-    rows: Sequence[Any] = session.execute(query).all()
+    query = select(Device.profile, Device.group, func.count(), online, *within).where(_of(target, releases))
+    rows: Sequence[Any] = session.execute(query.group_by(Device.profile, Device.group)).all()
+    groups: dict[str, dict[str, int]] = defaultdict(dict)
+    for profile, group, devices, *_ in rows:
+        groups[profile][group] = devices
+    sums = {
+        profile: [sum(each) for each in zip(*(row[2:] for row in rows if row[0] == profile), strict=True)]
+        for profile in groups
+    }
     return {
         profile: Reach(devices=devices, online=there, within_1_day=day, within_7_days=week)
-        for profile, devices, there, day, week in rows
-    }
-
-
-def _groups(session: Session, target: Target, releases: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    query = select(Device.profile, Device.group, func.count()).where(_of(target, releases))
-    for profile, group, number in session.execute(query.group_by(Device.profile, Device.group)):
-        found[profile][group] = number
-    return found
+        for profile, (devices, there, day, week) in sums.items()
+    }, groups
 
 
 def _running(session: Session, target: Target, releases: Mapping[str, Any]) -> dict[str, dict[str | None, int]]:

@@ -8,7 +8,15 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)\s*(.{0,60})", re.DOTALL)
-MEASURED = {"device_counters", "device_trials", "device_slots", "health_samples", "telemetry_hours", "workers"}
+MEASURED = {
+    "device_counters",
+    "device_trials",
+    "device_slots",
+    "device_waits",
+    "health_samples",
+    "telemetry_hours",
+    "workers",
+}
 """What devices measure and say along the way; what they sign at the end is a record."""
 LOG = {"audit_heads", "audit_tiles", "audit_checkpoints", "alembic_version"}
 BOOKKEEPING = (

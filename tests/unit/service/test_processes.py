@@ -94,6 +94,7 @@ def test_on_postgresql_the_jobs_share_the_registrys_database_and_tenants_share_n
 def jobs(fleet: Fleet) -> Iterator[Jobs]:
     """A controller's queue on a real DBOS, and no worker."""
     settings = Settings(data=fleet.folder, tenant="acme", roles="controller", tick_seconds=0.1)
+    Presence(settings, fleet.sessions, "modelfleet", frozenset()).start()
     made = Jobs(settings, "modelfleet", all_kinds={"hw-cpu"})
     registry = fleet.registry
     made.start(
@@ -121,6 +122,8 @@ def published(fleet: Fleet, jobs: Jobs) -> int:
 
 def test_a_build_without_a_worker_says_so_and_can_be_hurried_and_given_up(fleet: Fleet, jobs: Jobs) -> None:
     version_id = published(fleet, jobs)
+    with fleet.sessions.begin() as session:
+        session.execute(update(Worker).values(heard_at=datetime.now(UTC)))
     (waiting,) = waiting_of(fleet.registry, version_id, datetime.now(UTC))
     assert (waiting.kind, waiting.offered) == ("hw-cpu", False)
     assert "no live one" in waiting.reason

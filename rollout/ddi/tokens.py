@@ -73,14 +73,11 @@ def revoke_token(session: Session, tenant: str, token_id: str, *, actor: str, no
     Args:
         token_id: the first 16 digits of its SHA-256, as it is listed.
     """
-    starts = DdiToken.sha256.startswith(token_id, autoescape=True)
-    found = list(session.scalars(select(DdiToken).where(DdiToken.tenant == tenant, starts).limit(2)))
-    if len(token_id) < ID_CHARACTERS or len(found) != 1:
-        raise NotFoundError(f"no DDI token {token_id[:80]!r}: `modelfleet ddi token list` shows them")
-    if found[0].revoked_at is None:
-        found[0].revoked_at = now
-        _audit(session, found[0], "ddi-token.revoke", actor, now)
-    return found[0]
+    row = _find(session, tenant, token_id)
+    if row.revoked_at is None:
+        row.revoked_at = now
+        _audit(session, row, "ddi-token.revoke", actor, now)
+    return row
 
 
 def rotate_token(
@@ -91,11 +88,7 @@ def rotate_token(
     Raises:
         NotFoundError: there is no such token. BadInputError: it was revoked.
     """
-    starts = DdiToken.sha256.startswith(token_id, autoescape=True)
-    found = list(session.scalars(select(DdiToken).where(DdiToken.tenant == tenant, starts).limit(2)))
-    if len(token_id) < ID_CHARACTERS or len(found) != 1:
-        raise NotFoundError(f"no DDI token {token_id[:80]!r}: `modelfleet ddi token list` shows them")
-    former = found[0]
+    former = _find(session, tenant, token_id)
     if former.revoked_at is not None:
         raise BadInputError(f"DDI token {token_id[:ID_CHARACTERS]} was revoked: make a new one with `ddi token create`")
     former.expires_at = min(now + grace, former.expires_at or now + grace)
@@ -114,6 +107,14 @@ def holds(session: Session, device: Device, scheme: str, token: str, now: dateti
     if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
         return False
     return row.device == device.id if scheme == TARGET else row.group is not None and row.group == device.group
+
+
+def _find(session: Session, tenant: str, token_id: str) -> DdiToken:
+    starts = DdiToken.sha256.startswith(token_id, autoescape=True)
+    found = list(session.scalars(select(DdiToken).where(DdiToken.tenant == tenant, starts).limit(2)))
+    if len(token_id) < ID_CHARACTERS or len(found) != 1:
+        raise NotFoundError(f"no DDI token {token_id[:80]!r}: `modelfleet ddi token list` shows them")
+    return found[0]
 
 
 def _audit(session: Session, row: DdiToken, action: str, actor: str, now: datetime) -> None:

@@ -74,6 +74,9 @@ class Hawkbit:
         self.root.post("/v1/ddi/devices", asked)
         return str(self.root.post("/v1/ddi/tokens", {"device": name})["token"])
 
+    def gateway_token(self, group: str) -> str:
+        return str(self.root.post("/v1/ddi/tokens", {"group": group})["token"])
+
     def launch(self, name: str, version: str, **plan: Any) -> str:
         """Draft, approve and start a rollout for a device's group; its id."""
         asked = {"model": MODEL, "version": version, "slot": name, "groups": [name], "plan": PLAN | plan}
@@ -138,8 +141,17 @@ class Hawkbit:
 class Swupdate:
     """One device with Debian's swupdate."""
 
-    def __init__(self, folder: Path, hawkbit: Hawkbit, name: str, token: str, certificate: Path | None = None) -> None:
-        self.folder, self.hawkbit, self.name, self.token = folder, hawkbit, name, token
+    def __init__(
+        self,
+        folder: Path,
+        hawkbit: Hawkbit,
+        name: str,
+        token: str,
+        *,
+        certificate: Path | None = None,
+        flag: str = "-k",
+    ) -> None:
+        self.folder, self.hawkbit, self.name, self.token = folder, hawkbit, name, f"{flag} {token}"
         self.certificate = certificate or hawkbit.certificate
         self.log = folder / "swupdate.log"
         (folder / "tmp").mkdir(parents=True)
@@ -147,7 +159,7 @@ class Swupdate:
     @contextlib.contextmanager
     def running(self, *more: str) -> Iterator[None]:
         """Run swupdate until the block ends; `more` are suricatta's arguments, such as `-c 2`."""
-        suricatta = f"-t {TENANT} -u {self.hawkbit.server.url} -i {self.name} -k {self.token} -p 1 {' '.join(more)}"
+        suricatta = f"-t {TENANT} -u {self.hawkbit.server.url} -i {self.name} {self.token} -p 1 {' '.join(more)}"
         command = [
             program("swupdate"),
             "-v",

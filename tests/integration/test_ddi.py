@@ -70,7 +70,9 @@ def test_swupdate_refuses_another_keys_signature_and_is_not_asked_again_until_a_
     stranger = load_signer(generate_key(tmp_path / "stranger.pem"))
     other = tmp_path / "stranger.crt"
     other.write_bytes(self_signed(stranger, "stranger", datetime.now(UTC)))
-    device = Swupdate(tmp_path, hawkbit, "cam-2", hawkbit.add_device("cam-2"), certificate=other)
+    hawkbit.add_device("cam-2")
+    token = hawkbit.gateway_token("cam-2")
+    device = Swupdate(tmp_path, hawkbit, "cam-2", token, certificate=other, flag="-g")
     hawkbit.launch("cam-2", "1.0.0", soak_seconds=3600)
     with device.running():
         hawkbit.action_comes_to("cam-2", ("1.0.0", "FAILED"))

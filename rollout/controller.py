@@ -137,8 +137,8 @@ class Controller:
         return self._broker.connected
 
     def dispatch(self) -> None:
-        """Publish the documents that were not published yet."""
-        self.documents.run()
+        """Publish the documents that were not published yet; what the broker has lost is the publishing thread's work."""
+        self.documents.run(restores=not self._publisher.is_alive())
 
     def ensure_assignment(self, device_id: str) -> None:
         """Issue the device's assignment, and its group's document, where they are missing or of another group; publish them."""

@@ -106,26 +106,27 @@ class Dispatch:
         with self._guard:
             return self._check_since is None
 
-    def run(self) -> int:
+    def run(self, *, restores: bool = True) -> int:
         """Publish what was not published yet, and what the broker has lost; how many documents went out.
 
-        Returns at once where another thread is at it, which then looks once more.
+        Returns at once where another thread is at it, which then looks once more. What was lost may be a million documents:
+        who must not wait for that leaves it to another run (`restores`).
         """
         self._wanted.set()
         sent = 0
         while self._wanted.is_set() and self._running.acquire(blocking=False):
             try:
                 self._wanted.clear()
-                sent += self._run()
+                sent += self._run(restores=restores)
             finally:
                 self._running.release()
         return sent
 
-    def _run(self) -> int:
-        sent = self._publish_pending()
-        if self._leadership.leads():
-            sent += self._restore() + self._correct() + self._publish_pending()
-        return sent
+    def _run(self, *, restores: bool) -> int:
+        if not self._leadership.leads():
+            return self._publish_pending()
+        restored = self._restore() if restores else 0
+        return restored + self._correct() + self._publish_pending()
 
     def _publish_pending(self) -> int:
         sent = self._publish_doubtful()

@@ -24,6 +24,7 @@ from modelfleet.agent_client.model import open_model
 from modelfleet.agent_client.storage import locked
 from modelfleet.signer.desired import Release
 from modelfleet.signer.errors import ExpiredError, FormatError, ReplayError, ScopeError
+from modelfleet.signer.windows import DAYS, Conditions, Window
 from tests.unit.agent_client.bundles import archive_of, make_bundle
 from tests.unit.agent_client.fleet import QUICK, SLOT, Device, Fleet, make_device, now, unsigned
 
@@ -71,6 +72,17 @@ def test_a_device_without_a_network_takes_a_model_from_a_bundle(
     model = open_model(SLOT, root=offline.root)
     assert model.version == "1.0.0"
     model.close()
+
+
+def test_a_bundle_waits_for_no_window_as_somebody_stands_by(fleet: Fleet, offline: Device, tmp_path: Path) -> None:
+    opens = now() + timedelta(days=2)
+    night = Window(days=(DAYS[opens.weekday()],), start=f"{opens:%H:%M}", minutes=60, zone="UTC")
+    (offline.root / "conditions.json").write_text('{"battery": 0.0, "external_power": false}')
+    conditions = Conditions(power="external", battery_at_least=1.0)
+    release = fleet.release("1.0.0")
+    fleet.candidates = (fleet.candidate(release, windows=(night,), conditions=conditions),)
+    outcome = apply(offline, make_bundle(fleet, tmp_path / "bundle", [offline.id], named(fleet)))
+    assert outcome.ok and outcome.slots[0].version == "1.0.0"
 
 
 def test_terminal_reports_wait_signed_in_the_outbox(fleet: Fleet, offline: Device, tmp_path: Path) -> None:

@@ -3,17 +3,28 @@
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
 from modelfleet.agent_client.identity import identity_path
 from modelfleet.agent_client.link import full_jitter
-from modelfleet.agent_client.protocol import HostStatus, device_topic, encode, group_desired_topic, host_topic
+from modelfleet.agent_client.protocol import (
+    HostStatus,
+    Waiting,
+    device_topic,
+    encode,
+    group_desired_topic,
+    host_topic,
+    parse_status,
+)
 from modelfleet.rollout.broker import Message, PahoBroker
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.signer.sign import sign_assignment, sign_group
-from tests.unit.agent_client.fleet import GROUP, PROFILE, TENANT, Device, Fleet, make_device
+from modelfleet.signer.windows import DAYS, Window
+from tests.unit.agent_client.fleet import GROUP, PROFILE, SLOT, TENANT, Device, Fleet, make_device
 from tests.waiting import until
 
 
@@ -122,6 +133,22 @@ def test_polls_while_the_broker_is_away(fleet: Fleet, line: Line, connected: Dev
     }
     connected.waits_for("COMMITTED", "1.0.0")
     assert connected.waits_for_report("COMMITTED").version == "1.0.0"
+
+
+def test_says_with_its_presence_what_an_update_waits_for(fleet: Fleet, line: Line, connected: Device) -> None:
+    opens = datetime.now(UTC) + timedelta(days=2)
+    night = Window(days=(DAYS[opens.weekday()],), start=f"{opens:%H:%M}", minutes=60, zone="UTC")
+    fleet.candidates = (fleet.candidate(fleet.release("1.0.0"), rollout="r-1", windows=(night,)),)
+    until(lambda: len(line.payloads("status")) == 1)
+    line.tell(connected)
+    said = Waiting(slot=SLOT, rollout="r-1", reasons=("window",))
+    until(lambda: parse_status(line.payloads("status")[-1]).waiting == (said,))
+    assert line.payloads("report") == []
+    fleet.candidates = ()
+    line.tell(connected)
+    until(lambda: parse_status(line.payloads("status")[-1]).waiting is UNSET)
+    assert parse_status(line.payloads("status")[-1]).state == "online"
+    assert len(line.payloads("status")) == 3  # here, waits, waits no more
 
 
 def test_waits_between_tries_are_random_and_bounded() -> None:

@@ -25,6 +25,11 @@ BOOKKEEPING = (
     ("desired_documents", "SET published_seq="),  # what the broker was handed; the issue is a record
     ("rollout_profiles", "SET answers="),  # what a stage's look has measured; what follows from it is a record
     ("audit_records", "SET log_index="),
+    ("ddi_devices", "SET polled_at="),  # presence; what it says of itself is a record
+    ("ddi_devices", "SET seq="),
+    ("ddi_actions", "SET seen_at="),  # how far it is on its way; each change of an action's state is a record
+    ("ddi_actions", "SET fetched_at="),
+    ("ddi_actions", "SET reports="),
     ("variants", "SET stage=?"),  # how far a build is; that it was built is a record
 )
 

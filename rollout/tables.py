@@ -246,6 +246,7 @@ class TelemetryHour(Base):
     """
 
     __tablename__ = "telemetry_hours"
+    __table_args__ = ({"postgresql_partition_by": "RANGE (hour)"},)
 
     tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
     model: Mapped[str] = mapped_column(String(256), primary_key=True)

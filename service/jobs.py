@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from dbos import DBOS, DBOSConfig, WorkflowStatus
 
+from modelfleet.hardware_profiles.profile import ANY_MACHINE
 from modelfleet.service.settings import Role, Settings
 from modelfleet.service.workflows import (
     APPLICATION_VERSION,
@@ -28,7 +29,8 @@ from modelfleet.service.workflows import (
 
 VERSIONS_AT_ONCE = 200
 """A version only waits for its variants; one that waits for an earlier version holds its place."""
-POLL_SECONDS = 0.2
+POLL_SECONDS, IDLE_POLL_SECONDS = 0.2, 1.0
+"""How often a queue is looked at: those that a demo waits for, and the others."""
 STOP_SECONDS = 3
 OPEN = ("PENDING", "ENQUEUED", "DELAYED")
 
@@ -76,9 +78,9 @@ class Jobs:
         DBOS.launch()
         _register(BUILD_QUEUE, VERSIONS_AT_ONCE)
         for kind in self._all_kinds:
-            _register(kind, settings.build_workers)
+            _register(kind, settings.build_workers, POLL_SECONDS if kind == ANY_MACHINE else IDLE_POLL_SECONDS)
         if Role.CONTROLLER in settings.role_set:
-            _register(clock_queue(self._executor), 1)
+            _register(clock_queue(self._executor), 1, IDLE_POLL_SECONDS)
             self.ensure_clock()
 
     def stop(self) -> None:
@@ -141,9 +143,9 @@ class Jobs:
         return [*served, *self._kinds]
 
 
-def _register(name: str, at_once: int) -> None:
+def _register(name: str, at_once: int, poll_seconds: float = POLL_SECONDS) -> None:
     DBOS.register_queue(
-        name, worker_concurrency=at_once, polling_interval_sec=POLL_SECONDS, on_conflict="always_update"
+        name, worker_concurrency=at_once, polling_interval_sec=poll_seconds, on_conflict="always_update"
     )
 
 

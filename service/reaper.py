@@ -95,7 +95,7 @@ class Reaper:
         others = set(self._entered().values()) - {version("modelfleet")}
         for version_id in self._unfinished():
             found = DBOS.list_workflows(workflow_ids=[build_id(version_id)], load_input=False, load_output=False)
-            if _is_stranded(found, now, other_programs=bool(others)):
+            if is_stranded(found, now, other_programs=bool(others)):
                 log.info("a build is begun anew", extra={"version": version_id})
                 self._jobs.restart(version_id)
 
@@ -113,7 +113,14 @@ class Reaper:
             DBOS.delete_queue(clock_queue(executor))
 
 
-def _is_stranded(found: Sequence[WorkflowStatus], now: datetime, *, other_programs: bool) -> bool:
+def is_stranded(found: Sequence[WorkflowStatus], now: datetime, *, other_programs: bool) -> bool:
+    """Whether a version that is to be built has nobody who builds it.
+
+    Args:
+        found: its workflow, or none.
+        now: the time.
+        other_programs: whether a process of another version of this program is entered, which may run older workflows.
+    """
     if not found:
         return True
     status = found[0]

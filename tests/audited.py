@@ -24,6 +24,8 @@ BOOKKEEPING = (
     ("devices", "SET agent_version="),
     ("desired_documents", "SET published_seq="),  # what the broker was handed; the issue is a record
     ("rollout_profiles", "SET answers="),  # what a stage's look has measured; what follows from it is a record
+    ("publications", "SET batch="),  # in which order documents leave; their issue is a record
+    ("publications", "(tenant, generation, batch)"),
     ("audit_records", "SET log_index="),
     ("ddi_devices", "SET polled_at="),  # presence; what it says of itself is a record
     ("ddi_devices", "SET seq="),

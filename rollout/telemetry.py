@@ -1,7 +1,7 @@
 """The fleet's history: what was counted per (tenant, model, version, profile, group, hour), added up as counters come in.
 
 `roll_up` runs in the transaction that writes the counters, so that each inference is added once, whatever is repeated or killed.
-The hour is that of receipt. Partitions exist on PostgreSQL alone, in a schema of their own; `docs/scale.md` tells more.
+The hour is that of receipt. Partitions exist on PostgreSQL alone, in a schema of their own; `docs/ingest.md` tells more.
 """
 
 import threading

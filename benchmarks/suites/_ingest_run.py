@@ -49,6 +49,10 @@ class IngestFigures:
     bare_per_second: float
     one_process_per_second: float
     two_processes_per_second: float
+    bare_cpu_us: float
+    """CPU time of the subscribing processes per message, in microseconds: what a busy machine distorts less than rates."""
+    one_process_cpu_us: float
+    two_processes_cpu_us: float
     lost: int
     """Devices without their terminal state, and messages never acknowledged, over all rounds of ours."""
     bytes_per_device: float
@@ -70,6 +74,7 @@ def ingest_rows(
         say: told each round's rates.
     """
     rates: dict[str, list[float]] = {"bare": [], "one": [], "two": []}
+    costs: dict[str, list[float]] = {side: [] for side in rates}
     lost = 0
     with _servers() as (broker, server):
         senders = make_senders(devices)
@@ -83,14 +88,18 @@ def ingest_rows(
                 _forget(url)
                 target, where = (_bare, bare_url) if side == "bare" else (_ours, url)
                 names = [f"{side}-{number}-{each}" for each in range(processes)]
-                seconds, left = _drain(target, broker, where, names, traffic)
+                seconds, left, spent = _drain(target, broker, where, names, traffic)
                 missing = left + (
                     _missing(url, senders, number) if side != "bare" else _missing_bare(bare_url, devices, number)
                 )
                 lost += missing
                 if number:
                     rates[side].append(len(traffic) / seconds)
-                    say(f"round {number}, {side:>4}: {len(traffic) / seconds:8.0f} messages/s, lost {missing}")
+                    costs[side].append(1e6 * spent / len(traffic))
+                    say(
+                        f"round {number}, {side:>4}: {len(traffic) / seconds:8.0f} messages/s,"
+                        f" {costs[side][-1]:.0f} µs CPU a message, lost {missing}"
+                    )
         figure = device_bytes(url)
     return IngestFigures(
         devices=devices,
@@ -99,6 +108,9 @@ def ingest_rows(
         bare_per_second=statistics.median(rates["bare"]),
         one_process_per_second=statistics.median(rates["one"]),
         two_processes_per_second=statistics.median(rates["two"]),
+        bare_cpu_us=statistics.median(costs["bare"]),
+        one_process_cpu_us=statistics.median(costs["one"]),
+        two_processes_cpu_us=statistics.median(costs["two"]),
         lost=lost,
         bytes_per_device=figure,
     )
@@ -148,13 +160,13 @@ def _servers() -> Iterator[tuple[int, PostgreSql]]:
 
 def _drain(
     side: Callable[..., None], port: int, url: str, names: list[str], traffic: list[tuple[str, bytes]]
-) -> tuple[float, int]:
-    """Return the seconds from the first publication until everything is committed, and how many messages never were."""
+) -> tuple[float, int, float]:
+    """Return the seconds from the first publication to the last commit, how many messages never were, CPU seconds."""
     context = multiprocessing.get_context("spawn")
-    done, stop = context.Value("q", 0), context.Event()
+    done, spent, stop = context.Value("q", 0), context.Value("d", 0.0), context.Event()
     ready = [context.Event() for _ in names]
     workers = [
-        context.Process(target=side, args=(port, url, name, event, done, stop), daemon=True)
+        context.Process(target=side, args=(port, url, name, event, done, spent, stop), daemon=True)
         for name, event in zip(names, ready, strict=True)
     ]
     for worker in workers:
@@ -172,14 +184,14 @@ def _drain(
     stop.set()
     for worker in [*workers, publisher]:
         worker.join(30)
-    return seconds, len(traffic) - done.value
+    return seconds, len(traffic) - done.value, spent.value
 
 
 def _alive(worker: Any) -> bool:
     return worker.is_alive()
 
 
-def _ours(port: int, url: str, name: str, ready: Any, done: Any, stop: Any) -> None:
+def _ours(port: int, url: str, name: str, ready: Any, done: Any, spent: Any, stop: Any) -> None:
     from sqlalchemy import create_engine
 
     from modelfleet.rollout.broker import MqttVersion, PahoBroker
@@ -190,11 +202,15 @@ def _ours(port: int, url: str, name: str, ready: Any, done: Any, stop: Any) -> N
     broker = PahoBroker(f"mqtt://127.0.0.1:{port}", name, version=MqttVersion.V5, one_of_several=True)
     broker.subscribe(REPORTS, ingest.offer, share="ingest")
     broker.connect(on_connected=lambda: Thread(target=_later, args=(ready,)).start())
+    ready.wait()
+    began = time.process_time()
     while not stop.is_set():
         if ingest.arrived.wait(0.05):
             taken = ingest.flush(datetime.now(UTC))
             with done.get_lock():
                 done.value += taken
+    with spent.get_lock():
+        spent.value += time.process_time() - began
     time.sleep(0.2)  # the last acknowledgements
     broker.close()
     engine.dispose()
@@ -205,7 +221,7 @@ def _later(ready: Any) -> None:
     ready.set()
 
 
-def _bare(port: int, url: str, name: str, ready: Any, done: Any, stop: Any) -> None:
+def _bare(port: int, url: str, name: str, ready: Any, done: Any, spent: Any, stop: Any) -> None:
     import paho.mqtt.client as paho
     from paho.mqtt.enums import CallbackAPIVersion
     from paho.mqtt.packettypes import PacketTypes
@@ -219,6 +235,7 @@ def _bare(port: int, url: str, name: str, ready: Any, done: Any, stop: Any) -> N
     properties: Any = Properties(PacketTypes.CONNECT)
     properties.ReceiveMaximum = WINDOW
     client.connect("127.0.0.1", port, properties=properties)
+    began = time.process_time()
     with psycopg.connect(_plain(url)) as database:
         while not stop.is_set():
             before = len(waiting)
@@ -237,6 +254,8 @@ def _bare(port: int, url: str, name: str, ready: Any, done: Any, stop: Any) -> N
             with done.get_lock():
                 done.value += len(waiting)
             waiting.clear()
+    with spent.get_lock():
+        spent.value += time.process_time() - began
     client.disconnect()
 
 

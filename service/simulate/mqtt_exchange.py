@@ -153,7 +153,8 @@ class Socket:
             topic, payload, number = wire.published(packet)
             if number is not None:
                 self._send(wire.puback(number))
-            self._retained[topic] = payload
+            if "/d/" not in topic:  # what only one device listens to comes again with its subscription
+                self._retained[topic] = payload
             self._exchange.heard_of(topic, payload)
             for line in list(self._lines.get(topic, ())):
                 line.deliver(topic, payload)

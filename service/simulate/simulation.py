@@ -159,7 +159,7 @@ class VirtualSimulation(Simulation):
 
     def connect(self) -> None:
         """See `Simulation.connect`."""
-        hub = MemoryBroker()
+        hub = self.hub = MemoryBroker()
         self.controller = Controller(self.tenant.registry, hub.client(), self.tenant.director, self.scheduler.clock)
         self.held.callback(self.controller.stop)
         self.controller.start(writes_at_once=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from packaging.specifiers import SpecifierSet
 
 from modelfleet.hardware_profiles.facts import DeviceFacts
 from modelfleet.hardware_profiles.profile import HardwareProfile
@@ -93,5 +94,11 @@ def facts_for(profile: HardwareProfile) -> DeviceFacts:
         cores=max(requires.cores, 1),
         board=requires.board,
         gpu=requires.gpu,
-        runtimes={profile.runtime.value: "99.0"},
+        runtimes={profile.runtime.value: _version(requires.runtime_version)},
     )
+
+
+def _version(wanted: str) -> str:
+    """Return a version that the specifier admits: the one that it pins, or a very new one."""
+    pinned = [each.version.removesuffix(".*") for each in SpecifierSet(wanted) if each.operator == "=="]
+    return pinned[0] if pinned else "99.0"

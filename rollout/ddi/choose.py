@@ -93,7 +93,9 @@ def target_of(
         now=now,
     )
     wanted = _allowed(session, row, wanted, installed, under_way, now)
-    if wanted is None or wanted.keep or wanted.release is None or wanted.expires <= now:
+    if wanted is None or wanted.keep or wanted.release is None:
+        return None
+    if wanted.expires <= now and not _goes_on(wanted.release, installed, under_way):
         return None
     if wanted.release.sha256 == active and (under_way is None or under_way.digest != active):
         return None
@@ -174,6 +176,12 @@ def _meanwhile(
     if wanted.meanwhile is None:
         return None
     return _allowed(session, row, wanted.meanwhile, installed, under_way, now)
+
+
+def _goes_on(release: Release, installed: DdiAction | None, under_way: DdiAction | None) -> bool:
+    """Whether it has begun, or leads back: what has expired forbids to start, and nothing else (DESIGN section 5, rule 7)."""
+    begun = under_way is not None and under_way.digest == release.sha256
+    return begun or (installed is not None and installed.counter > release.counter)
 
 
 def _accepts_unsigned(session: Session, rollout: str) -> bool:

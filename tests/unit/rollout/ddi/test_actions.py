@@ -290,6 +290,19 @@ def test_what_the_signer_refuses_is_not_offered_and_it_is_asked_once_however_man
     assert poll(ddi.app.state.registry, devices[0].id, later).action is not None
 
 
+def test_documents_that_have_expired_start_nothing_and_stop_nothing(ddi: Ddi) -> None:
+    ddi.publish("1.0.0", 1)
+    begun, idle = ddi.device("begun"), ddi.device("idle")
+    ddi.launch("1.0.0", ACCEPTING | {"deadline_seconds": 30 * 86400})
+    action = begun.offered() or 0
+    begun.fetch(action)
+    late = ddi.fleet.now + timedelta(days=6, hours=23), ddi.fleet.now + timedelta(days=8)
+    assert [poll(ddi.app.state.registry, begun.id, now).cancel for now in late] == [False, False]
+    assert poll(ddi.app.state.registry, begun.id, late[1]).action == action
+    assert poll(ddi.app.state.registry, idle.id, late[1]).action is None
+    assert poll(ddi.app.state.registry, idle.id, late[0]).action is not None
+
+
 def test_what_comes_over_mqtt_in_the_name_of_a_device_without_a_key_is_dropped(ddi: Ddi) -> None:
     device = ddi.device()
     said = Report(device=device.id, boot=9, seq=9, slot=SLOT, state=DeviceState.COMMITTED, digest="1" * 64)

@@ -93,7 +93,7 @@ def verify_by_one(data: bytes, payload_type: str, keyid: str, public: ec.Ellipti
         FormatError, UnknownKeyError, SignatureError: as `verify_envelope`.
     """
     envelope = _parse(data, payload_type, MAX_ENVELOPE_BYTES)
-    if not envelope.signatures:
+    if len(envelope.signatures) == 0:
         raise SignatureError(f"expected {payload_type} signed by the key {keyid[:12]}, got no signature")
     signature = envelope.signatures.get(keyid)
     if signature is None:

@@ -3,11 +3,11 @@
 Every query names its tenant. Functions take a session and never commit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from modelfleet.registry import audit
@@ -138,10 +138,12 @@ def unfinished_versions(session: Session, tenant: str) -> Sequence[int]:
     return session.scalars(query.order_by(Version.id)).all()
 
 
-def devices(session: Session, tenant: str, *, group: str | None = None, profile: str | None = None) -> Sequence[Device]:
-    """Return the tenant's devices that are not revoked, by group and id."""
+def devices(
+    session: Session, tenant: str, *, limit: int, group: str | None = None, profile: str | None = None
+) -> Sequence[Device]:
+    """Return the tenant's devices that are not revoked, by group and id, at most `limit`."""
     query = select(Device).where(*_of_fleet(tenant, group, profile))
-    return session.scalars(query.order_by(Device.group, Device.id)).all()
+    return session.scalars(query.order_by(Device.group, Device.id).limit(limit)).all()
 
 
 def device_page(
@@ -171,8 +173,20 @@ def _of_fleet(tenant: str, group: str | None, profile: str | None) -> list[Colum
 
 def enrolled_profiles(session: Session, tenant: str) -> list[str]:
     """Return the names of the profiles that enrolled devices have, sorted."""
-    query = select(Device.profile).where(Device.tenant == tenant, Device.revoked_at.is_(None))
-    return sorted(session.scalars(query.distinct()))
+    return profiles_in(session, tenant, [group.name for group in groups(session, tenant)])
+
+
+def profiles_in(session: Session, tenant: str, names: Sequence[str]) -> list[str]:
+    """Return the profiles that these groups' devices have, sorted: one step in the index for each, not one for each device."""
+    return sorted({profile for name in names for profile in _profiles_of(session, tenant, name)})
+
+
+def _profiles_of(session: Session, tenant: str, group: str) -> Iterator[str]:
+    wanted = (Device.tenant == tenant) & (Device.group == group) & Device.revoked_at.is_(None)
+    found = session.scalar(select(func.min(Device.profile)).where(wanted))
+    while found is not None:
+        yield found
+        found = session.scalar(select(func.min(Device.profile)).where(wanted, Device.profile > found))
 
 
 def groups(session: Session, tenant: str) -> Sequence[Group]:

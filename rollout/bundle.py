@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from modelfleet.policies.offline import require_devices, require_validity
+from modelfleet.policies.offline import MAX_DEVICES, require_devices, require_validity
 from modelfleet.registry import audit, catalog
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
@@ -124,7 +124,7 @@ def _devices(session: Session, tenant: str, request: BundleRequest) -> Sequence[
         raise RolloutInputError("expected either devices or a group to make a bundle for")
     if request.group is not None:
         catalog.require_group(session, tenant, request.group)
-        found = catalog.devices(session, tenant, group=request.group)
+        found = catalog.devices(session, tenant, group=request.group, limit=MAX_DEVICES + 1)
         if not found:
             raise RolloutInputError(f"group {request.group} has no devices: enrol them first")
     else:

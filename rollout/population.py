@@ -4,7 +4,7 @@ A stage's health is judged against devices that stay on the release before: the 
 to `CONTROL_DEVICES`, and beyond that the first ones by id when the trial began; ids are random, so they are a fair sample.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sqlalchemy import ColumnElement, func, select, union_all
 from sqlalchemy.orm import Session
@@ -64,16 +64,3 @@ def control_until(session: Session, rollout: Rollout, profile: str) -> str | Non
     """Return the id up to which a profile's devices are its control arm; None: all of them are."""
     first = first_ids(session, rollout, profile, CONTROL_DEVICES + 1)
     return first[CONTROL_DEVICES - 1] if len(first) > CONTROL_DEVICES else None
-
-
-def profiles_in(session: Session, tenant: str, groups: Sequence[str]) -> list[str]:
-    """Return the profiles that the groups' devices have, sorted: one step in the index for each, not one for each device."""
-    return sorted({profile for group in groups for profile in _profiles_of(session, tenant, group)})
-
-
-def _profiles_of(session: Session, tenant: str, group: str) -> Iterator[str]:
-    wanted = (Device.tenant == tenant) & (Device.group == group) & Device.revoked_at.is_(None)
-    found = session.scalar(select(func.min(Device.profile)).where(wanted))
-    while found is not None:
-        yield found
-        found = session.scalar(select(func.min(Device.profile)).where(wanted, Device.profile > found))

@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session
 
 from modelfleet.registry import catalog
 from modelfleet.registry.errors import ConflictError, NotFoundError
-from modelfleet.rollout import population
 from modelfleet.rollout.errors import RolloutInputError
 from modelfleet.rollout.tables import Rollout, RolloutProfile, SlotStable
 from modelfleet.signer.errors import UntrustedError
@@ -56,7 +55,7 @@ def offer(
         NotFoundError: no such version. RolloutInputError: it is not READY, or there is nothing to roll out.
     """
     _require_ready(session, tenant, model, version)
-    profiles = population.profiles_in(session, tenant, groups)
+    profiles = catalog.profiles_in(session, tenant, groups)
     if not profiles:
         raise RolloutInputError(f"no device is enrolled in {', '.join(groups)}: enrol devices first")
     releases: dict[str, dict[str, Any]] = {}

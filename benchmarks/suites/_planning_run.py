@@ -365,9 +365,7 @@ def read_api(it: Bench, rollout: str) -> dict[str, float]:
 
     def get() -> None:
         with it.sessions() as session:
-            describe(
-                session, it.controller, lifecycle.find(session, TENANT, rollout), datetime.now(UTC)
-            ).model_dump_json()
+            describe(session, lifecycle.find(session, TENANT, rollout), datetime.now(UTC)).model_dump_json()
 
     def listed() -> None:
         with it.sessions() as session:

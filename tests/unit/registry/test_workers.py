@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from modelfleet.registry import workers
+from modelfleet.registry.cli_workers import status_rows
 from modelfleet.registry.workers import Introduction, Pulses
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -43,3 +44,20 @@ def test_a_kind_is_offered_while_a_process_that_takes_it_lives(fleet) -> None:
         assert workers.kinds_offered(session, "acme", NOW + timedelta(seconds=29)) == {"hw-cpu", "hw-mlx"}
         assert workers.kinds_offered(session, "acme", NOW + timedelta(seconds=30)) == frozenset()
         assert workers.kinds_offered(session, "beta", NOW) == frozenset()
+
+
+def test_a_status_names_what_is_not_begun_what_is_done_and_why_it_failed() -> None:
+    found = {
+        "variants": [
+            {"profile": "b", "state": "BUILDING", "stage": "prove int8", "error": None},
+            {"profile": "c", "state": "FAILED", "stage": None, "error": "GateError: too slow"},
+            {"profile": "d", "state": "READY", "stage": None, "error": None},
+        ],
+        "waiting": [{"profile": "a", "reason": "waits for a worker of hw-mlx: no live one offers it"}],
+    }
+    assert [(row["profile"], row["state"], row["detail"]) for row in status_rows(found)] == [
+        ("a", "WAITING", "waits for a worker of hw-mlx: no live one offers it"),
+        ("b", "BUILDING", "prove int8"),
+        ("c", "FAILED", "GateError: too slow"),
+        ("d", "READY", ""),
+    ]

@@ -88,11 +88,8 @@ def create_rollout(
 ) -> None:
     """Draft a rollout of MODEL VERSION; another person then approves it.
 
-    \b
-    Examples:
-      modelfleet rollout create digits 1.1.0 --slot detector --group line-a --plan careful.toml
-      modelfleet rollout create digits 1.1.0 --slot detector --group line-a --dry-run --bandwidth 200Mbit/s
-    """  # noqa: D301
+    Example: modelfleet rollout create digits 1.1.0 --slot detector --group line-a --plan careful.toml --dry-run
+    """
     body = {
         "model": model,
         "version": version,

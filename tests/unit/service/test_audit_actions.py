@@ -8,7 +8,7 @@ from modelfleet.rollout.states import Event
 
 ROOT = Path(__file__).resolve().parents[3]
 ACTION = re.compile(r"[a-z]+(?:-[a-z]+)*\.[a-z]+(?:-[a-z]+)*")
-APPENDING = {"append", "_append", "_audit", "_note", "_record", "record"}
+APPENDING = {"Entry", "append", "_append", "_audit", "_note", "_record", "record"}
 OPEN = {"rollout.": {event.value for event in Event}, "version.": {"ready", "failed"}}
 """Actions whose verb is a value: the state table's events, a version's end."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Engine, event, select
+from sqlalchemy import Engine, event, func, select
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.version import agent_version
@@ -17,7 +17,7 @@ from modelfleet.registry.context import Registry
 from modelfleet.registry.fleet_ca import create_ca, load_ca
 from modelfleet.registry.register_many import NewDevice, register_many, require_only_simulated
 from modelfleet.registry.store import FolderStore
-from modelfleet.registry.tables import Tenant, Variant, Version
+from modelfleet.registry.tables import Tenant, User, Variant, Version
 from modelfleet.rollout.documents import Desk, as_json
 from modelfleet.rollout.issue_many import issue_many
 from modelfleet.rollout.tables import SlotStable
@@ -213,10 +213,11 @@ def _claim_tenant(session: Session, name: str, now: datetime) -> None:
         )
         return
     require_only_simulated(session, name)
-    if session.scalar(select(Version.id).where(Version.tenant == name).limit(1)) is not None:
-        raise ServiceError(
-            f"tenant {name}: expected one without versions, got one that has some: choose another --tenant"
-        )
+    for kind, what in ((Version, "versions"), (User, "users")):
+        if session.scalar(select(func.count()).select_from(kind).where(kind.tenant == name)):
+            raise ServiceError(
+                f"tenant {name}: expected one without {what}, got one that has some: choose another --tenant"
+            )
 
 
 def _with_approval(release: Release, sha256: str) -> Release:

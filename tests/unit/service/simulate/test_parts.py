@@ -20,7 +20,7 @@ from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.policies.compatibility import incompatibilities
 from modelfleet.registry.errors import ConflictError
 from modelfleet.registry.register_many import NewDevice, device_id, register_many
-from modelfleet.registry.tables import AuditRecord, Device, Group, Tenant
+from modelfleet.registry.tables import AuditRecord, Device, Group, Tenant, User
 from modelfleet.service.cli import main
 from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.service.errors import ServiceError
@@ -30,6 +30,7 @@ from modelfleet.service.simulate.machine import Machine
 from modelfleet.service.simulate.memory import MemoryStore
 from modelfleet.service.simulate.scheduler import Scheduler
 from modelfleet.service.simulate.setup import Setup, make_world
+from modelfleet.service.simulate.tenant import make_tenant
 from modelfleet.service.simulate.traffic import buckets, share_above
 from modelfleet.service.simulate.world import facts_for, parse_mix
 
@@ -249,3 +250,15 @@ def test_the_same_seed_makes_the_same_fleet() -> None:
 
     assert fleet(1) == fleet(1)
     assert fleet(1) != fleet(2)
+
+
+def test_no_simulation_begins_in_a_tenant_that_people_use(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.sqlite'}"
+    engine = prepare_database(url)
+    with session_factory(engine).begin() as session:
+        session.add(Tenant(name="acme", created_at=NOW))
+        session.flush()
+        session.add(User(tenant="acme", name="ada", role="admin", token_sha256="0" * 64, created_at=NOW))
+    engine.dispose()
+    with pytest.raises(ServiceError, match="choose another --tenant"):
+        make_tenant(tmp_path / "data", url, "acme", NOW)

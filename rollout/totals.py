@@ -62,7 +62,10 @@ class Point:
 def count(session: Session, rollout: Rollout, row: RolloutProfile) -> Totals:
     """Return both arms' cumulative counts as the devices last reported them."""
     candidate = _sums(session, rollout, population.of_profile(rollout, row.profile), [row.release["sha256"]])
-    stable = _sums(session, rollout, population.of_control(rollout, row), stable_digests(row))
+    control = population.of_control(rollout, row)
+    if row.control_until is not None:
+        control &= DeviceCounters.device <= row.control_until  # said of this table, too: its index has the range
+    stable = _sums(session, rollout, control, stable_digests(row))
     return Totals(n=candidate[0], errors=candidate[1], slow=candidate[2], stable_n=stable[0], stable_errors=stable[1])
 
 

@@ -100,7 +100,7 @@ class Subscriber:
         self._subscribed = threading.Event()
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, f"subscriber-{uuid.uuid4()}")
         self._client.on_connect = self._subscribe
-        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_subscribe = self._answered
         self._client.on_message = lambda _client, _data, found: self.heard.put(
             (time.monotonic(), found.topic, len(found.payload))
         )
@@ -110,6 +110,9 @@ class Subscriber:
 
     def _subscribe(self, client: mqtt.Client, *_: object) -> None:
         client.subscribe(f"{TOPIC_ROOT}/{TENANT}/g/#", qos=1)
+
+    def _answered(self, *_: object) -> None:
+        self._subscribed.set()
 
     def await_documents(self, topics: int) -> list[tuple[float, str, int]]:
         """Return what came until every one of so many topics has had a message, and what follows within a moment."""

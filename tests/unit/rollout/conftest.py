@@ -4,6 +4,7 @@ Only the devices are scripted, and what they say are the protocol's bytes, signe
 """
 
 import functools
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -345,7 +346,10 @@ class Fleet:
             return {row.profile: row.verdict for row in profiles_of(session, self.row(rollout))}
 
     def wanted(self, profile: str, group: str = "lab") -> Slot:
-        """What the retained group document says of the slot now."""
+        """What the retained group document says of the slot, once whoever publishes has done so."""
+        documents, until = self.controller.documents, time.monotonic() + 30
+        while (documents._wanted.is_set() or documents._running.locked()) and time.monotonic() < until:
+            time.sleep(0.002)
         envelope = self.hub.retained[group_desired_topic(TENANT, group, profile)]
         policy = trust_policy(self.ceremony)
         scope = group_scope(group, profile)

@@ -9,15 +9,21 @@ FLOAT, INT8 = "linux-cpu-float", "linux-cpu-int8"
 
 
 @pytest.fixture
-def running(fleet):
-    """A fleet on 1.0.0 whose rollout of 1.1.0 is with its canaries."""
+def settled(fleet):
+    """A fleet on 1.0.0."""
     fleet.enrol(FLOAT, 4)
     fleet.publish("1.0.0", 1)
-    fleet.run_until(fleet.launch("1.0.0"), "COMPLETED")
+    fleet.run_until(fleet.launch("1.0.0", plan={"stages": [1.0], "bake_seconds": 0, "soak_seconds": 0}), "COMPLETED")
     fleet.publish("1.1.0", 2)
-    fleet.old = fleet.launch("1.1.0", plan={"bake_seconds": 600})
-    fleet.steps(2)
     return fleet
+
+
+@pytest.fixture
+def running(settled):
+    """A fleet on 1.0.0 whose rollout of 1.1.0 is with its canaries."""
+    settled.old = settled.launch("1.1.0", plan={"bake_seconds": 600})
+    settled.steps(2)
+    return settled
 
 
 def digest(fleet, version: str) -> str:
@@ -161,14 +167,15 @@ def test_what_rolls_back_already_frees_its_slot_for_what_supersedes_it_and_keeps
     assert running.run_until(running.old, "ROLLED_BACK") == "ROLLED_BACK"
 
 
-def test_what_would_supersede_waits_while_the_old_one_completes(running):
-    running.publish("1.2.0", 3)
-    new = running.create("1.2.0", supersede=True)
-    running.approve(new)
-    running.run_until(running.old, "COMPLETED", limit=200)
-    start(running, new)
-    assert running.state(running.old) == "COMPLETED"
-    assert running.profile(new, FLOAT).previous["lab"]["version"] == "1.1.0"
+def test_what_would_supersede_waits_while_the_old_one_completes(settled):
+    old = settled.launch("1.1.0", plan={"stages": [1.0], "bake_seconds": 0, "soak_seconds": 0})
+    settled.publish("1.2.0", 3)
+    new = settled.create("1.2.0", supersede=True)
+    settled.approve(new)
+    settled.run_until(old, "COMPLETED")
+    start(settled, new)
+    assert settled.state(old) == "COMPLETED"
+    assert settled.profile(new, FLOAT).previous["lab"]["version"] == "1.1.0"
 
 
 def test_a_crash_at_any_commit_leaves_the_old_or_the_new_candidate_and_never_both(running):

@@ -203,3 +203,19 @@ def test_whoever_published_an_older_assignment_over_a_newer_one_has_the_newer_pu
     quick.run()
     assert newest in broker.retained.values()
     assert pending(sessions) == []
+
+
+def test_nobody_believes_to_have_published_last_where_another_noted_in_between(sessions, signer):
+    broker = Acknowledging()
+    slow, quick = connected(sessions, broker), connected(sessions, broker)
+    write(sessions, signer, "d/1", 1)
+    older = slow._page(DesiredDocument.scope == "d/1", DesiredDocument.scope)
+    newest = write(sessions, signer, "d/1", 2)
+    newer = quick._page(DesiredDocument.scope == "d/1", DesiredDocument.scope)
+    broker.publish_all([(each.topic, each.envelope) for each in newer])
+    slow._send(older)  # arrives last, and is noted first
+    with sessions.begin() as session:
+        dispatch.note(session, TENANT, newer)
+    assert pending(sessions) == ["d/1"]
+    quick.run()
+    assert newest in broker.retained.values()

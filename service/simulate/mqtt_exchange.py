@@ -2,7 +2,7 @@
 
 Reports wait for the broker's PUBACK in the device's outbox, as the agent's do. At most a window of them is on its way on a
 socket; the rest waits here. A socket that breaks is opened again with full jitter, and its devices send again what was not
-acknowledged. A will is left only where a device has a socket of its own.
+acknowledged. No will is left, since a socket is not one device's: a device that goes offline says so.
 """
 
 import logging
@@ -58,9 +58,7 @@ class Socket:
             self._later()
             return
         self._in.clear()
-        self._out[:] = wire.connect(
-            self._name, self._exchange.username, self._exchange.password, KEEPALIVE_SECONDS, None
-        )
+        self._out[:] = wire.connect(self._name, self._exchange.username, self._exchange.password, KEEPALIVE_SECONDS)
         self._heard_at = self._exchange.scheduler.now()
         self._exchange.selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
 

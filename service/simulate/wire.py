@@ -28,22 +28,19 @@ class Packet:
         return self.head & 0xF0
 
 
-def connect(client: str, username: str, password: str, keepalive_seconds: int, will: tuple[str, bytes] | None) -> bytes:
-    """Return CONNECT with a clean session; `will`: retained, QoS 1 (section 3.1)."""
+def connect(client: str, username: str, password: str, keepalive_seconds: int) -> bytes:
+    """Return CONNECT with a clean session and no will (section 3.1)."""
     flags = 0x02 | (0x80 if username else 0) | (0x40 if username and password else 0)
-    body = b""
-    if will is not None:
-        flags |= 0x04 | 0x08 | 0x20
-        body += _text(will[0]) + _bytes(will[1])
+    body = _text(client)
     if username:
         body += _text(username) + (_text(password) if password else b"")
     head = _text("MQTT") + bytes([4, flags]) + struct.pack(">H", keepalive_seconds)
-    return _packet(0x10, head + _text(client) + body)
+    return _packet(0x10, head + body)
 
 
-def publish(topic: str, payload: bytes, number: int | None, *, retain: bool = False, again: bool = False) -> bytes:
+def publish(topic: str, payload: bytes, number: int | None, *, retain: bool = False) -> bytes:
     """Return PUBLISH at QoS 1 under the packet's number, at QoS 0 without one (section 3.3)."""
-    flags = (0x01 if retain else 0) | (0x02 if number is not None else 0) | (0x08 if again else 0)
+    flags = (0x01 if retain else 0) | (0x02 if number is not None else 0)
     place = struct.pack(">H", number) if number is not None else b""
     return _packet(PUBLISH | flags, _text(topic) + place + payload)
 

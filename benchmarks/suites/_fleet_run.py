@@ -127,7 +127,11 @@ class _Run:
         self._say(f"{len(self._devices):,} devices registered in {self._setup_seconds:.0f} s, known in {online:.0f} s")
         converged, reports, seconds = self._converge()
         self._say(f"converged: 95 % {converged[0]:.0f} s, 99 % {converged[1]:.0f} s, all {converged[2]:.0f} s")
-        tripped, canaries, halted, back = self._leave_bad_release()
+        completed = self._simulation.watch.state == "COMPLETED"
+        if not completed:
+            self._say(f"the good release was not stable within {self._limit:.0f} s: the bad one is left out")
+        nothing = (math.nan, 0, math.nan, [math.nan, math.nan])
+        tripped, canaries, halted, back = self._leave_bad_release() if completed else nothing
         self._say(
             f"tripped after {tripped:.0f} s; halted {halted:.1f} s, 95 % of {canaries:,} back {back[0]:.1f} s later"
         )

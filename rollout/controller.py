@@ -29,6 +29,8 @@ from modelfleet.rollout.tick import Ticks
 from modelfleet.signer.keys import Signer
 
 INGEST_WAIT_SECONDS = 0.5
+FLUSH_SECONDS = 1.0
+"""How long a tick waits for reports to be written before it decides on those that are."""
 SHARES = {"report": "ingest", "metrics": "ingest", "status": ""}
 """Kind of message -> the name under which controllers share it. Presence has no (boot, seq): each follows the broker's order."""
 WAKE_SECONDS = 2.0
@@ -120,7 +122,8 @@ class Controller:
         """Bring every rollout as far as the evidence allows; safe to repeat, to interrupt, and beside another controller's."""
         with self._ticking:
             self._ticked_at = time.monotonic()
-            self.ingest.flush(now)
+            # Reports that keep coming must not keep it from deciding: where a thread writes them, the rest is left to that.
+            self.ingest.flush(now, seconds=FLUSH_SECONDS if self._writer.is_alive() else None)
             self.leads = self._leadership.leads()
             if not self.leads:
                 return

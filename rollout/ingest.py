@@ -9,7 +9,9 @@ reordered messages change nothing: every write is conditional on being newer. An
 import contextlib
 import functools
 import logging
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -81,15 +83,21 @@ class Ingest:
         """Queue a message; see `Waiting.add` on what happens when the database is away for long."""
         self._queue.add(message)
 
-    def flush(self, now: datetime) -> int:
+    def flush(self, now: datetime, *, seconds: float | None = None) -> int:
         """Write what waits, and acknowledge it; how many messages were taken from the queue.
 
         A failed write keeps the batch for the next flush and raises what the database raised: nothing is acknowledged, so the
         broker sends no more than its window, and keeps the rest.
+
+        Args:
+            now: when they arrived.
+            seconds: leave the rest after so long, to the thread that is at it anyway; None: until nothing waits.
         """
-        taken = 0
-        with self._writing:
-            while batch := self._queue.take(BATCH):
+        taken, ends = 0, math.inf if seconds is None else time.monotonic() + seconds
+        if not self._writing.acquire(timeout=-1 if seconds is None else seconds):
+            return 0
+        try:
+            while time.monotonic() < ends and (batch := self._queue.take(BATCH)):
                 try:
                     self.accept([(message.topic, message.payload) for message in batch], now)
                 except BaseException:
@@ -98,6 +106,8 @@ class Ingest:
                 for message in batch:
                     message.acknowledge()
                 taken += len(batch)
+        finally:
+            self._writing.release()
         return taken
 
     def accept(self, messages: Sequence[tuple[str, bytes]], now: datetime, *, only_device: str | None = None) -> int:

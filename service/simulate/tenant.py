@@ -37,7 +37,7 @@ from modelfleet.signer.statements import Approval
 MODEL = "simulated"
 AUTHOR, APPROVER = "author", "approver"
 ACTOR = "simulator"
-BATCH = 5000
+BATCH = 1000
 TEMPORARY = "simulated.sqlite"
 LONG = timedelta(days=90)
 
@@ -189,7 +189,7 @@ def make_stable(
 
 
 def register(tenant: SimulatedTenant, devices: Sequence[NewDevice], now: datetime) -> None:
-    """Register the devices and issue their assignments, some thousands in a transaction."""
+    """Register the devices and issue their assignments, a thousand in a transaction."""
     registry = tenant.registry
     epoch = registry.repository.policy().epoch
     for start in range(0, len(devices), BATCH):

@@ -11,7 +11,8 @@ import pytest
 from modelfleet.benchmarks.suites._cases import cases_of, rules
 from modelfleet.benchmarks.suites._conformance import TABLES, read_table, run_cases
 from modelfleet.benchmarks.suites._trial import DISPROVED, REFUSED, RIGHT, WRONG, Verdict
-from tests.integration.converters.zoo import has_its_turn, missing
+from tests.integration.converters.zoo import missing
+from tests.turns import has_its_turn
 
 TARGETS = sorted(path.stem for path in TABLES.glob("*.tsv"))
 PARTS = {"browser": 6, "c99": 24, "coreml": 8, "mlx": 4, "onnxruntime": 4, "tflite": 16}

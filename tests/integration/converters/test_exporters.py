@@ -12,10 +12,10 @@ from tests.integration.converters.zoo import (
     TARGETS,
     answered,
     float_error,
-    has_its_turn,
     missing,
     variant,
 )
+from tests.turns import has_its_turn
 
 MODELS = Path(__file__).parent / "models"
 PARTS = {"tflite": 2}

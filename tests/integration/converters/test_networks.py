@@ -13,12 +13,12 @@ from tests.integration.converters.zoo import (
     TARGETS,
     answered,
     float_error,
-    has_its_turn,
     light_networks,
     missing,
     original,
     variant,
 )
+from tests.turns import has_its_turn
 
 ROOT = Path(__file__).parents[3]
 PARTS = 9

@@ -1,8 +1,5 @@
 """Real networks through every tensor target, as a build takes them: normalise, convert in float, open, compare."""
 
-import hashlib
-import os
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -78,23 +75,6 @@ def float_error(got: Arrays, expected: Arrays) -> float:
         assert np.isfinite(difference).all(), name
         worst = max(worst, float(difference.max()) / scale)
     return worst
-
-
-@cache
-def turn(parts: int) -> int:
-    """Return which of `parts` runs for this commit; the same for all who run it."""
-    asked = ["git", "rev-parse", "HEAD"]
-    found = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return _number(found.stdout.strip()) % parts
-
-
-def has_its_turn(name: str, parts: int) -> bool:
-    """Return whether what is named belongs to the part that runs for this commit; always, with MODELFLEET_ALL=1."""
-    return os.environ.get("MODELFLEET_ALL") == "1" or _number(name) % parts == turn(parts)
-
-
-def _number(text: str) -> int:
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
 @cache

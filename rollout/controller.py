@@ -70,7 +70,8 @@ class Controller:
     ) -> None:
         self.direction = Direction(registry=registry, director=director)
         self._leadership = leadership or Alone()
-        self.ticks = Ticks(registry, self.direction, self._leadership)
+        self._to_dispatch = threading.Event()
+        self.ticks = Ticks(registry, self.direction, self._leadership, moved=self._to_dispatch.set)
         self.leads = False
         self.ingest = Ingest(registry.sessions, registry.tenant)
         self._registry, self._broker, self._clock = registry, broker, clock
@@ -79,7 +80,6 @@ class Controller:
         self._ticking = threading.Lock()
         self._writer = threading.Thread(target=self._write_reports, name="ingest", daemon=True)
         self.documents = Dispatch(registry.sessions, broker, registry.tenant, self._leadership)
-        self._to_dispatch = threading.Event()
         self._publisher = threading.Thread(target=self._keep_documents, name="documents", daemon=True)
         self._evidence, self._ticked_at = threading.Event(), float("-inf")
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)

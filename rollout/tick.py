@@ -5,7 +5,7 @@ documents; and every transaction that changes something checks first that nobody
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy import select
@@ -33,10 +33,13 @@ class Ticks:
         registry: database and trust policy.
         direction: whose desk writes documents.
         leadership: who decides, of several controllers.
+        moved: called after each change that has written documents: a halt waits for no other rollout's figures.
     """
 
-    def __init__(self, registry: Registry, direction: Direction, leadership: Leadership) -> None:
-        self._registry, self._direction, self._leadership = registry, direction, leadership
+    def __init__(
+        self, registry: Registry, direction: Direction, leadership: Leadership, moved: Callable[[], None]
+    ) -> None:
+        self._registry, self._direction, self._leadership, self._moved = registry, direction, leadership, moved
 
     def tick(self, now: datetime) -> None:
         """Bring every rollout as far as the evidence allows (NotLeadingError: another leads by now)."""
@@ -108,6 +111,7 @@ class Ticks:
                 changed += places(rollout, row)
             follow_profiles(session, rollout, Cause(actor=CONTROLLER, now=now, reason=steps[0].reason))
             desk.write_groups(session, changed, now)
+        self._moved()
         for step in steps:
             log.info(
                 "rollout moved",

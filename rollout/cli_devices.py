@@ -8,7 +8,7 @@ import click
 
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import USAGE, api_options, show
-from modelfleet.rollout.device_list import MAX_PAGE, Standing
+from modelfleet.rollout.device_standing import MAX_PAGE, Standing
 
 DEVICE_COLUMNS = (
     "device",

@@ -6,7 +6,6 @@ What a device is told and what it has proved are two things: `back` and `committ
 whoever has not signed yet that it left a candidate that was taken back, with the moment since when it is offline.
 """
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,37 +17,14 @@ from sqlalchemy.orm import Session
 from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.registry.tables import Device
 from modelfleet.rollout import population
+from modelfleet.rollout.device_standing import MAX_PAGE, RETRYABLE, Standing
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout, RolloutProfile
 from modelfleet.rollout.tally import FAILURES, GAVE_UP, INSTALLING
 from modelfleet.rollout.transitions import profiles_of
 
-MAX_PAGE = 1000
 SCANNED = 10_000
 """How many devices one page looks at."""
-
-
-class Standing(enum.StrEnum):
-    """Where a device stands in a rollout."""
-
-    NOT_REACHED = "not-reached"
-    """It has said nothing of the rollout, and does not run the candidate."""
-    STARTED = "started"
-    ON_CANDIDATE = "on-candidate"
-    """It says that it runs the candidate, and has not committed yet."""
-    COMMITTED = "committed"
-    FAILED = "failed"
-    """It refused the candidate, went back by itself, or could not install it this time; see its error."""
-    GAVE_UP = "gave-up"
-    """Its desired state changed, or the deadline passed, before it was done."""
-    BACK = "back"
-    """The candidate was taken back, and it has proved to run something else."""
-    NOT_PROVED = "not-proved"
-    """The candidate was taken back, and it has not proved to be off it."""
-
-
-RETRYABLE = (Standing.FAILED, Standing.GAVE_UP)
-"""Where asking a device to try again may help."""
 
 
 @dataclass(frozen=True, kw_only=True)

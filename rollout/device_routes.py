@@ -10,7 +10,8 @@ from modelfleet.policies.roles import Permission
 from modelfleet.registry.auth import UserIdentity, registry_of, require
 from modelfleet.registry.small_body import Body, SmallBodyRoute
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.device_list import MAX_PAGE, Standing, count_standings, device_page
+from modelfleet.rollout.device_list import count_standings, device_page
+from modelfleet.rollout.device_standing import MAX_PAGE, Standing
 from modelfleet.rollout.errors import RolloutInputError
 from modelfleet.rollout.retries import MAX_ASKED, retry
 from modelfleet.rollout.transitions import find

@@ -13,7 +13,8 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.device_list import RETRYABLE, DevicePosition, devices_named, to_retry
+from modelfleet.rollout.device_list import DevicePosition, devices_named, to_retry
+from modelfleet.rollout.device_standing import RETRYABLE
 from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.errors import RolloutInputError, TransitionError
 from modelfleet.rollout.states import VERDICTS, Event, Verdict

@@ -9,7 +9,8 @@ from sqlalchemy import select
 from modelfleet.agent_client.protocol import DeviceState, Status, encode
 from modelfleet.registry.tables import Device
 from modelfleet.rollout import lifecycle
-from modelfleet.rollout.device_list import DevicePosition, Standing, count_standings, device_page
+from modelfleet.rollout.device_list import DevicePosition, count_standings, device_page
+from modelfleet.rollout.device_standing import Standing
 from modelfleet.rollout.errors import RolloutInputError, TransitionError
 from modelfleet.rollout.retries import MAX_RETRIES, retry
 from modelfleet.rollout.tables import DesiredDocument

@@ -38,7 +38,8 @@ from modelfleet.rollout.forecast_routes import router
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.rollout.statistics import Counts, log_promotion
 from modelfleet.rollout.tables import DeviceSlot, Rollout, SlotStable, TelemetryHour
-from modelfleet.service.database import open_database, session_factory
+from modelfleet.rollout.telemetry import make_partition
+from modelfleet.service.database import migrate, open_database, session_factory
 from tests.unit.rollout.conftest import FLOAT, INT8, SLOT, START, TENANT, Fleet, add_version, digest_of
 
 MB = 1_000_000
@@ -169,7 +170,7 @@ def test_a_fleet_without_devices_costs_nothing() -> None:
 def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sessionmaker[Session]]:
     url = f"sqlite:///{tmp_path / 'x.db'}" if request.param == "sqlite" else request.getfixturevalue("postgresql")
     engine = open_database(url)
-    Base.metadata.create_all(engine)
+    migrate(engine) if request.param == "postgresql" else Base.metadata.create_all(engine)
     yield session_factory(engine)
     engine.dispose()
 
@@ -231,6 +232,7 @@ def test_facts_are_counted_by_the_database(sessions: sessionmaker[Session]) -> N
             )
         )
         for hours_ago, n in ((0, 9), (1, 600), (2, 600), (30, 10**6)):
+            make_partition(session, START - timedelta(hours=hours_ago))
             session.add(
                 TelemetryHour(
                     tenant=TENANT,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from modelfleet.rollout import lifecycle
-from modelfleet.rollout.device_list import Standing, count_standings, device_page
+from modelfleet.rollout.device_list import count_standings, device_page
+from modelfleet.rollout.device_standing import Standing
 from modelfleet.rollout.errors import RolloutConflictError
 from modelfleet.rollout.retries import retry
 from modelfleet.rollout.traffic import inferences_per_minute

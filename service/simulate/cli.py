@@ -60,18 +60,19 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--expect", type=click.Choice(["completed", "rolled-back"]), help="Exit with 1 where it ends otherwise.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def simulate(**given: Any) -> None:
-    r"""Rehearse a rollout: the agent's own logic, many times over, under the real controller.
+    """Rehearse a rollout: the agent's own logic, many times over, under the real controller.
 
     Without --mqtt time is virtual: hours of a plan take seconds or minutes. With it, devices share sockets of a real broker,
     and the controller is a process of its own. Ctrl-C ends it in order, with the report.
 
-    Examples:
+    For example:
+
     \b
       modelfleet simulate --devices 2000 --plan plan.toml --report rehearsal.html
       modelfleet simulate --devices 2000 --candidate-errors 0.05 --expect rolled-back
       modelfleet simulate --devices 10000 --fault offline=0.1 --fault transient=0.01 --fault duplicate=0.05
       modelfleet simulate --mqtt mqtt://127.0.0.1:1883 --database-url postgresql+psycopg://localhost/trial --devices 100000
-    """
+    """  # noqa: D301
     try:
         run(given)
     except (ServiceError, RegistryError, PlanError) as error:

@@ -65,9 +65,8 @@ def simulate(**given: Any) -> None:
     Without --mqtt time is virtual: hours of a plan take seconds or minutes. With it, devices share sockets of a real broker,
     and the controller is a process of its own. Ctrl-C ends it in order, with the report.
 
-    For example:
-
     \b
+    Examples:
       modelfleet simulate --devices 2000 --plan plan.toml --report rehearsal.html
       modelfleet simulate --devices 2000 --candidate-errors 0.05 --expect rolled-back
       modelfleet simulate --devices 10000 --fault offline=0.1 --fault transient=0.01 --fault duplicate=0.05

@@ -42,6 +42,7 @@ _PROBLEMS: dict[type[Exception], Problem] = {
     errors.CardError: Problem(status=422, title="The model card is not complete"),
     errors.ConflictError: Problem(status=409, title="Exists already"),
     errors.VersionConflictError: Problem(status=409, title="The version exists with other bytes"),
+    errors.CancelledError: Problem(status=409, title="Given up meanwhile"),
     errors.NotFoundError: Problem(status=404, title="Not found"),
     errors.UploadTooLargeError: Problem(status=413, title="Too large"),
     errors.UnauthenticatedError: Problem(status=401, title="No valid credential"),

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.registry import audit, catalog
 from modelfleet.registry.context import UploadLimits
-from modelfleet.registry.tables import Device, Version
+from modelfleet.registry.tables import Device, Group, Version
 from modelfleet.signer.keys import generate_key
 from tests.unit.registry.samples import golden_of, small_model
 
@@ -212,6 +212,7 @@ def test_a_card_without_profiles_means_those_of_the_enrolled_devices(fleet) -> N
 
     now = datetime.now(UTC)
     with fleet.sessions.begin() as session:
+        session.add(Group(tenant="acme", name="g", created_at=now))
         for number, profile in enumerate(["linux-cpu-int8", "linux-cpu-float", "linux-cpu-int8"]):
             row = Device(
                 id=str(number), tenant="acme", group="g", profile=profile, public_key="", key_sha256=str(number)

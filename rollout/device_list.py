@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.registry.tables import Device
 from modelfleet.rollout import population
+from modelfleet.rollout.compact import Digest
 from modelfleet.rollout.device_standing import MAX_PAGE, RETRYABLE, Standing
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout, RolloutProfile
@@ -120,7 +121,8 @@ def _last_scanned(session: Session, rollout: Rollout, after: str) -> str | None:
 def _digest(session: Session, rollout: Rollout) -> ColumnElement[str]:
     """Return the candidate's manifest digest on the device's profile, as SQL that reads no JSON a device."""
     found = {row.profile: row.release["sha256"] for row in profiles_of(session, rollout)}
-    return case(*((Device.profile == profile, literal(digest)) for profile, digest in found.items()), else_=literal(""))
+    each = [(Device.profile == profile, literal(digest, Digest)) for profile, digest in found.items()]
+    return case(*each, else_=literal("", Digest))
 
 
 def _positions(rollout: Rollout, digest: ColumnElement[str]) -> Select[*tuple[Any, ...]]:

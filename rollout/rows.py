@@ -3,7 +3,8 @@
 The only place of ingest where SQLite and PostgreSQL differ: `json_each` here, `json_to_recordset` there. JSON null becomes NULL.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -13,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from modelfleet.registry.tables import Base
+from modelfleet.rollout.compact import Compact
 
 ROWS = "rows"
 """Name of the bound parameter."""
@@ -46,5 +48,19 @@ def insert_of(dialect: str, table: Any) -> Any:
 
 
 def bound(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the parameter that holds `rows`: JSON values only."""
+    """Return the parameter that holds `rows`: JSON values only, and none of a compact column (`bound_for`)."""
     return {ROWS: msgspec.json.encode(rows).decode()}
+
+
+def bound_for(dialect: str, table: Any, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the parameter that holds `rows` of a table, some of whose columns may be `Compact`."""
+    as_json = _compact(table) if dialect == "postgresql" else {}
+    packed = [(name, pack) for name, pack in as_json.items() if rows and name in rows[0]]
+    if not packed:
+        return bound(rows)
+    return bound([{**row, **{name: pack(row[name]) for name, pack in packed}} for row in rows])
+
+
+@functools.cache
+def _compact(table: Any) -> dict[str, Callable[[Any], str | None]]:
+    return {column.name: column.type.as_json for column in table.columns if isinstance(column.type, Compact)}

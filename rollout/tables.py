@@ -7,10 +7,21 @@ that changes the state, and published afterwards. Times are the server's, aware 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, SmallInteger, String, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from modelfleet.registry.tables import Base
+from modelfleet.rollout.compact import Counts, Digest, Measured
 
 Json = dict[str, Any]
 
@@ -152,29 +163,28 @@ class DesiredDocument(Base):
 
 
 class DeviceSlot(Base):
-    """A device's last word on one of its slots, by (boot, seq)."""
+    """A device's last word on one of its slots, by (boot, seq).
+
+    Columns of fixed width come first, here and in the two tables below: PostgreSQL would fill gaps before them.
+    """
 
     __tablename__ = "device_slots"
     __table_args__ = (Index("ix_device_slots_active", "active"),)
 
-    device: Mapped[str] = mapped_column(String(36), primary_key=True)
-    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
     boot: Mapped[int] = mapped_column(BigInteger)
     seq: Mapped[int] = mapped_column(BigInteger)
-    state: Mapped[str] = mapped_column(String(16))
-    rollout: Mapped[str] = mapped_column(String(64))
-    model: Mapped[str | None] = mapped_column(String(256))
-    version: Mapped[str | None] = mapped_column(String(64))
-    digest: Mapped[str | None] = mapped_column(String(64))
-    active: Mapped[str | None] = mapped_column(String(64))
-    proven: Mapped[str | None] = mapped_column(String(64))
-    """What the last *signed* report said to be active, and that report's (boot, seq)."""
     proven_boot: Mapped[int] = mapped_column(BigInteger, default=-1)
     proven_seq: Mapped[int] = mapped_column(BigInteger, default=-1)
-    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
-    bench: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
-    seconds: Mapped[float]
+    """(boot, seq) of the last *signed* report, which said what is `proven`."""
     received_at: Mapped[datetime]
+    device: Mapped[str] = mapped_column(String(36), primary_key=True)
+    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str | None] = mapped_column(Digest)
+    active: Mapped[str | None] = mapped_column(Digest)
+    proven: Mapped[str | None] = mapped_column(Digest)
+    """What the last *signed* report said to be active."""
+    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
 
 
 class DeviceTrial(Base):
@@ -194,48 +204,48 @@ class DeviceTrial(Base):
         ),
     )
 
-    rollout: Mapped[str] = mapped_column(String(64), primary_key=True)
-    device: Mapped[str] = mapped_column(String(36), primary_key=True)
     boot: Mapped[int] = mapped_column(BigInteger)
     seq: Mapped[int] = mapped_column(BigInteger)
-    state: Mapped[str] = mapped_column(String(16))
-    digest: Mapped[str | None] = mapped_column(String(64))
-    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
-    bench: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    outcome_boot: Mapped[int] = mapped_column(BigInteger, default=-1)
+    outcome_seq: Mapped[int] = mapped_column(BigInteger, default=-1)
+    bench_boot: Mapped[int] = mapped_column(BigInteger, default=-1, server_default="-1")
+    bench_seq: Mapped[int] = mapped_column(BigInteger, default=-1, server_default="-1")
+    """(boot, seq) of the report that brought `bench`: it stays where a newer report brings none."""
     seconds: Mapped[float]
     started_at: Mapped[datetime]
     received_at: Mapped[datetime]
-    outcome: Mapped[str | None] = mapped_column(String(16))
-    outcome_boot: Mapped[int] = mapped_column(BigInteger, default=-1)
-    outcome_seq: Mapped[int] = mapped_column(BigInteger, default=-1)
     outcome_at: Mapped[datetime | None]
-    bench_boot: Mapped[int] = mapped_column(BigInteger, default=-1, server_default="-1")
-    """(boot, seq) of the report that brought `bench`: it stays where a newer report brings none."""
-    bench_seq: Mapped[int] = mapped_column(BigInteger, default=-1, server_default="-1")
+    retried_at: Mapped[datetime | None]
     retries: Mapped[int] = mapped_column(default=0, server_default="0")
     """How often people asked the device to try again, and when they last did."""
-    retried_at: Mapped[datetime | None]
+    rollout: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(36), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    bench: Mapped[Json | None] = mapped_column(Measured)
 
 
 class DeviceCounters(Base):
     """The cumulative counters of one activation of a device's slot."""
 
     __tablename__ = "device_counters"
+    __table_args__ = (PrimaryKeyConstraint("device", "slot", "activation"),)
 
-    device: Mapped[str] = mapped_column(String(36), primary_key=True)
-    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
-    activation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    activation: Mapped[int] = mapped_column(BigInteger, autoincrement=False)
     boot: Mapped[int] = mapped_column(BigInteger)
     seq: Mapped[int] = mapped_column(BigInteger)
     n: Mapped[int] = mapped_column(BigInteger)
     errors: Mapped[int] = mapped_column(BigInteger)
     slow: Mapped[int] = mapped_column(BigInteger)
-    latency: Mapped[list[int]] = mapped_column(JSON)
-    classes: Mapped[list[int]] = mapped_column(JSON)
-    confidence: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
-    """Null from agents that do not count it."""
     received_at: Mapped[datetime]
+    device: Mapped[str] = mapped_column(String(36))
+    slot: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(Digest, index=True)
+    latency: Mapped[list[int]] = mapped_column(Counts)
+    classes: Mapped[list[int]] = mapped_column(Counts)
+    confidence: Mapped[list[int] | None] = mapped_column(Counts)
+    """Null from agents that do not count it."""
 
 
 class TelemetryHour(Base):

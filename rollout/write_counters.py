@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, delete, select, text
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import Metrics
-from modelfleet.rollout.rows import bound, dialect_of, insert_of, new_rows, table_of
+from modelfleet.rollout.rows import bound, bound_for, dialect_of, insert_of, new_rows, table_of
 from modelfleet.rollout.states import LEAVING, ON_TRIAL
 from modelfleet.rollout.tables import DeviceCounters, RolloutProfile
 
@@ -57,7 +57,9 @@ def write_counters(session: Session, metrics: Sequence[Metrics], at: datetime) -
             rows[each.activation] = changed[each.device, each.slot, each.activation] = row
     if changed:
         values = [{name: changed[key][name] for name in COLUMNS} for key in sorted(changed)]
-        session.connection().execute(_upsert(dialect_of(session)), bound(values) | {"at": at})
+        dialect = dialect_of(session)
+        rows_of = bound_for(dialect, table_of(DeviceCounters), values)
+        session.connection().execute(_upsert(dialect), rows_of | {"at": at})
         _prune(session, {key[:2]: known[key[:2]] for key in changed})
     return growths
 

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from modelfleet.agent_client.protocol import SIGNED_STATES, DeviceState, Metrics, Report, Status
 from modelfleet.registry import audit
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.rows import bound, dialect_of, insert_of, new_rows, table_of
+from modelfleet.rollout.rows import bound, bound_for, dialect_of, insert_of, new_rows, table_of
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout
 from modelfleet.rollout.waits import waits
 
@@ -30,8 +30,8 @@ OVERTAKING = timedelta(minutes=1)
 """How much later a report may arrive than one that the device sent after it."""
 UNPROVEN = {"proven": None, "proven_boot": -1, "proven_seq": -1}
 NO_OUTCOME = {"outcome": None, "outcome_boot": -1, "outcome_seq": -1}
-SLOT_WORD = ("boot", "seq", "state", "rollout", "model", "version", "digest", "active", "error", "bench", "seconds")
-TRIAL_WORD = ("boot", "seq", "state", "digest", "error", "seconds")
+SLOT_WORD = ("boot", "seq", "state", "digest", "active", "error")
+TRIAL_WORD = ("boot", "seq", "state", "error", "seconds")
 BENCH = ("bench", "bench_boot", "bench_seq")
 
 Row = dict[str, Any]
@@ -84,7 +84,9 @@ def _write_slots(session: Session, ordered: Sequence[Said], tenant: str, at: dat
     dialect, times = dialect_of(session), {"at": at, "long_ago": at - OVERTAKING}
     for wave in _waves([each for each in ordered if each.signed], _slot_of):
         rows = [_slot_row(each) for each in wave]
-        answer = session.connection().execute(_proof_upsert(dialect), bound(rows) | times)
+        answer = session.connection().execute(
+            _proof_upsert(dialect), bound_for(dialect, table_of(DeviceSlot), rows) | times
+        )
         proven = {(row.device, row.slot) for row in answer}
         new = [each.report for each in wave if _slot_of(each) in proven]
         _audit(session, new, tenant, at)
@@ -92,7 +94,7 @@ def _write_slots(session: Session, ordered: Sequence[Said], tenant: str, at: dat
     newest = {_slot_of(each): each for each in ordered if not each.signed}
     if newest:
         rows = [_slot_row(newest[key]) for key in sorted(newest)]
-        session.connection().execute(_slot_upsert(dialect), bound(rows) | {"at": at})
+        session.connection().execute(_slot_upsert(dialect), bound_for(dialect, table_of(DeviceSlot), rows) | {"at": at})
 
 
 def _write_trials(session: Session, ordered: Sequence[Said], at: datetime) -> None:
@@ -100,14 +102,16 @@ def _write_trials(session: Session, ordered: Sequence[Said], at: datetime) -> No
     outcomes = [each for each in ordered if each.signed and each.report.state in SIGNED_STATES]
     for wave in _waves(outcomes, _trial_of):
         rows = [_trial_row(each.report, signed=True) | _bench_of([each.report]) for each in wave]
-        session.connection().execute(_outcome_upsert(dialect), bound(rows) | times)
+        session.connection().execute(_outcome_upsert(dialect), bound_for(dialect, table_of(DeviceTrial), rows) | times)
     others: dict[Key, list[Report]] = defaultdict(list)
     for each in ordered:
         if not (each.signed and each.report.state in SIGNED_STATES):
             others[_trial_of(each)].append(each.report)
     if others:
         rows = [_trial_row(others[key][-1], signed=False) | _bench_of(others[key]) for key in sorted(others)]
-        session.connection().execute(_trial_upsert(dialect), bound(rows) | {"at": at})
+        session.connection().execute(
+            _trial_upsert(dialect), bound_for(dialect, table_of(DeviceTrial), rows) | {"at": at}
+        )
 
 
 def _slot_of(each: Said) -> Key:
@@ -151,7 +155,7 @@ def _bench_of(reports: Sequence[Report]) -> Row:
     found = next((report for report in reversed(reports) if report.bench is not None), None)
     if found is None:
         return {"bench": None, "bench_boot": -1, "bench_seq": -1}
-    return {"bench": found.bench, "bench_boot": found.boot, "bench_seq": found.seq}
+    return {"bench": msgspec.to_builtins(found.bench), "bench_boot": found.boot, "bench_seq": found.seq}
 
 
 def _known_rollouts(session: Session, names: set[str]) -> set[str]:

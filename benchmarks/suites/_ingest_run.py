@@ -29,6 +29,7 @@ from sqlalchemy import func, insert, select, text
 from modelfleet.benchmarks.suites._ingest_traffic import ROLLOUT, SLOT, TENANT, Sender, make_senders, messages, publish
 from modelfleet.registry.tables import AuditRecord, Device, Tenant
 from modelfleet.rollout.broker import WINDOW
+from modelfleet.rollout.compact import Counts
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout
 from modelfleet.service.database import prepare_database, session_factory
 from tests.postgresql import PostgreSql, postgresql_server
@@ -122,15 +123,15 @@ def device_bytes(url: str) -> float:
     Slot, trial, presence, and the counters of two activations in eight buckets and ten classes; without key and certificate.
     """
     engine = prepare_database(url)
-    counted = {"latency": [0] * 8 + [12345] * 8, "classes": [12345] * 10}
+    counted = {"latency": Counts().pack([0] * 8 + [12345] * 8), "classes": Counts().pack([12345] * 10)}
     counters = text(
         "INSERT INTO device_counters (device, slot, activation, sha256, boot, seq, n, errors, slow, latency, classes,"
-        " received_at) SELECT device, slot, a, repeat('a', 64), 1, 9, 1000000, 10, 20, CAST(:latency AS json),"
-        " CAST(:classes AS json), now() FROM device_slots, generate_series(1, 2) a"
+        " received_at) SELECT device, slot, a, decode(repeat('aa', 32), 'hex'), 1, 9, 1000000, 10, 20, :latency,"
+        " :classes, now() FROM device_slots, generate_series(1, 2) a"
     )
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM device_counters"))
-        connection.execute(counters, {name: json.dumps(value).replace(" ", "") for name, value in counted.items()})
+        connection.execute(counters, counted)
         sizes = [
             connection.scalar(
                 text(f"SELECT sum(pg_column_size({table}.*)) / (SELECT count(*) FROM devices) FROM {table}")

@@ -263,12 +263,12 @@ def register(sessions: sessionmaker[Session], devices: int, places: Sequence[tup
             )
     with sessions.begin() as session:
         old = {f"old_{number}": digest_of(OLD, profile) for number, profile in enumerate(PROFILES)}
-        which = f"CASE profile WHEN '{PROFILES[0]}' THEN :old_0 ELSE :old_1 END"
+        which = f"CASE profile WHEN '{PROFILES[0]}' THEN decode(:old_0, 'hex') ELSE decode(:old_1, 'hex') END"
         session.execute(
             text(
-                "INSERT INTO device_slots (device, slot, boot, seq, state, rollout, digest, active, proven, proven_boot,"
-                " proven_seq, seconds, received_at)"
-                f" SELECT id, :slot, 1, 1, 'COMMITTED', '', {which}, {which}, {which}, 1, 1, 1, :now"
+                "INSERT INTO device_slots (device, slot, boot, seq, state, digest, active, proven, proven_boot,"
+                " proven_seq, received_at)"
+                f" SELECT id, :slot, 1, 1, 'COMMITTED', {which}, {which}, {which}, 1, 1, :now"
                 " FROM devices"
             ),
             {"slot": SLOT, "now": now, **old},
@@ -356,8 +356,8 @@ def report_trials(it: Bench, rollout: str, wanted: int) -> int:
             cohort = [name for name, bucket in zip(ids, buckets_of(found.salt, ids), strict=True) if bucket < row.below]
         cohort = cohort[: wanted // len(PROFILES)]
         with it.sessions.begin() as session:
-            copy_rows(session, DeviceTrial, [_trial(rollout, name, digest_of(NEW, profile), now) for name in cohort])
-            _count_candidate(session, rollout, digest_of(NEW, profile), now)
+            copy_rows(session, DeviceTrial, [_trial(rollout, name, now) for name in cohort])
+            _count_candidate(session, rollout, profile, now)
         reporting += len(cohort)
     settle(it.sessions)
     return reporting
@@ -416,14 +416,13 @@ def _device(place: tuple[str, str], now: datetime) -> dict[str, Any]:
     }
 
 
-def _trial(rollout: str, device: str, digest: str, now: datetime) -> dict[str, Any]:
+def _trial(rollout: str, device: str, now: datetime) -> dict[str, Any]:
     return {
         "rollout": rollout,
         "device": device,
         "boot": 1,
         "seq": 9,
         "state": "COMMITTED",
-        "digest": digest,
         "seconds": 4.0,
         "started_at": now,
         "received_at": now,
@@ -438,20 +437,26 @@ def _fill_counters(session: Session, which: str, values: dict[str, Any]) -> None
     session.execute(
         text(
             "INSERT INTO device_counters (device, slot, activation, sha256, boot, seq, n, errors, slow, latency, classes,"
-            f" confidence, received_at) SELECT id, :slot, 1, {which}, 1, 1, 1000, 5, 0, '[]', '[]', '[]', :now FROM devices"
+            f" confidence, received_at) SELECT id, :slot, 1, {which}, 1, 1, 1000, 5, 0, '', '', '', :now FROM devices"
         ),
         {"slot": SLOT, **values},
     )
 
 
-def _count_candidate(session: Session, rollout: str, digest: str, now: datetime) -> None:
+def _count_candidate(session: Session, rollout: str, profile: str, now: datetime) -> None:
     session.execute(
         text(
             "INSERT INTO device_counters (device, slot, activation, sha256, boot, seq, n, errors, slow, latency, classes,"
-            " confidence, received_at) SELECT device, :slot, 2, digest, 1, 9, 1000, 5, 0, '[]', '[]', '[]', :now"
-            " FROM device_trials WHERE rollout = :rollout AND digest = :digest"
+            " confidence, received_at) SELECT device, :slot, 2, decode(:digest, 'hex'), 1, 9, 1000, 5, 0, '', '', '', :now"
+            " FROM device_trials JOIN devices ON devices.id = device WHERE rollout = :rollout AND profile = :profile"
         ),
-        {"slot": SLOT, "digest": digest, "rollout": rollout, "now": now + timedelta(minutes=10)},
+        {
+            "slot": SLOT,
+            "digest": digest_of(NEW, profile),
+            "rollout": rollout,
+            "profile": profile,
+            "now": now + timedelta(minutes=10),
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""telemetry: what drift is measured by; roll-ups and their retention; which report brought a trial's measurement.
+"""telemetry: what drift is measured by; roll-ups and their retention; a device's state in fewer bytes.
 
 Revision ID: 0007
 Revises: 0006
@@ -6,6 +6,8 @@ Revises: 0006
 
 import sqlalchemy as sa
 from alembic import op
+
+from modelfleet.service.migrations import device_rows
 
 revision = "0007"
 down_revision = "0006"
@@ -39,8 +41,6 @@ def upgrade() -> None:
         ),
         postgresql_partition_by="RANGE (hour)",
     )
-    with op.batch_alter_table("device_counters") as table:
-        table.add_column(sa.Column("confidence", sa.JSON(none_as_null=True), nullable=True))
     with op.batch_alter_table("rollout_profiles") as table:
         table.add_column(sa.Column("answers", sa.JSON(none_as_null=True), nullable=True))
     with op.batch_alter_table("health_samples") as table:
@@ -57,28 +57,19 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name=op.f("fk_answer_baselines_rollout_rollouts")),
         sa.PrimaryKeyConstraint("rollout", "profile", "device", "activation", name=op.f("pk_answer_baselines")),
     )
-    with op.batch_alter_table("device_trials") as table:
-        table.add_column(sa.Column("bench_boot", sa.BigInteger(), nullable=False, server_default="-1"))
-        table.add_column(sa.Column("bench_seq", sa.BigInteger(), nullable=False, server_default="-1"))
-    op.execute("UPDATE device_trials SET bench_boot = boot, bench_seq = seq WHERE bench IS NOT NULL")
+    device_rows.compact()
     if postgresql:  # rows that change often: room on their page keeps an update off the indexes
         for name in ("device_slots", "device_counters", "device_trials"):
             op.execute(f"ALTER TABLE {name} SET (fillfactor = 70)")
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("device_trials") as table:
-        table.drop_column("bench_seq")
-        table.drop_column("bench_boot")
+    device_rows.restore()
     op.drop_table("answer_baselines")
     with op.batch_alter_table("health_samples") as table:
         table.drop_column("slow")
     with op.batch_alter_table("rollout_profiles") as table:
         table.drop_column("answers")
-    with op.batch_alter_table("device_counters") as table:
-        table.drop_column("confidence")
     op.drop_table("telemetry_hours")
     if op.get_bind().dialect.name == "postgresql":
-        for name in ("device_slots", "device_counters", "device_trials"):
-            op.execute(f"ALTER TABLE {name} RESET (fillfactor)")
         op.execute(f"DROP SCHEMA IF EXISTS {PARTITIONS}")

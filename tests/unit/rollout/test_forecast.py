@@ -188,9 +188,7 @@ def runs(device: Device, digest: str | None) -> DeviceSlot:
         boot=1,
         seq=1,
         state="COMMITTED",
-        rollout="",
         active=digest,
-        seconds=0.0,
         received_at=START,
     )
 

@@ -141,11 +141,9 @@ def a_slot(chance: random.Random, device: Device, slot: str, at: datetime) -> De
         boot=1,
         seq=1,
         state=chance.choice(STATES).value,
-        rollout="",
         digest=chance.choice(digests),
         active=chance.choice(digests),
         proven=chance.choice(digests),
-        seconds=0.0,
         received_at=at,
     )
 

@@ -24,6 +24,11 @@ from modelfleet.signer.windows import (
     zone_named,
 )
 
+_CONDITIONS_READ = "expected network any or unmetered, power any or external, battery_at_least 0 to 1"
+_WINDOW_READS = (
+    "expected days of mon, tue, wed, thu, fri, sat, sun, start such as 22:00, minutes from 1 to 10080, zone a name"
+)
+
 _A_MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
 
 
@@ -44,7 +49,7 @@ def read_conditions(value: Any, name: str, problems: list[str]) -> Conditions:
     try:
         read = msgspec.convert(value, Conditions)
     except msgspec.ValidationError as error:
-        problems.append(f"{name}: {error}")
+        problems.append(f"{name}: {_CONDITIONS_READ}; got: {error}")
         return ANY_CONDITIONS
     return msgspec.structs.replace(read, battery_at_least=float(read.battery_at_least))  # equal plans, equal digests
 
@@ -113,7 +118,7 @@ def _window(value: Any, name: str, problems: list[str], *, of_devices: bool) -> 
     try:
         read = msgspec.convert(value, Window)
     except msgspec.ValidationError as error:
-        problems.append(f"{name}: {error}")
+        problems.append(f"{name}: {_WINDOW_READS}; got: {error}")
         return None
     if read.zone == DEVICE_ZONE and not of_devices:
         problems.append(f"{name}.zone: expected an IANA name such as Europe/Berlin: the server has no device's zone")

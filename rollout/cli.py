@@ -64,9 +64,11 @@ def rollout() -> None:
     "--supersede", is_flag=True, help="End rollouts in the way: one that waits now, one that runs when this starts."
 )
 @click.option(
-    "--emergency", is_flag=True, help="Skip waits, never guardrails; two persons must approve. Needs --reason."
+    "--emergency",
+    is_flag=True,
+    help="Skip waits, supersede, keep guardrails; two persons must approve. Needs --reason.",
 )
-@click.option("--reason", default="", help="Why it is an emergency; two persons sign it.")
+@click.option("--reason", default="", help="Why it is an emergency (only then); two persons sign it.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would cost; nothing is stored.")
 @bandwidth_option
 @device_bandwidth_option
@@ -204,9 +206,13 @@ def _read_plan(path: Path | None) -> dict[str, Any] | None:
 
     try:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
-        return json.loads(json.dumps(read, default=str))  # moments as text
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         click.echo(f"Error: {path} is not TOML: {error}", err=True)
+        raise SystemExit(USAGE) from error
+    try:
+        return json.loads(json.dumps(read, default=str, allow_nan=False))  # moments as text
+    except ValueError as error:
+        click.echo(f"Error: {path}: expected finite numbers, got one that is nan or inf", err=True)
         raise SystemExit(USAGE) from error
 
 
@@ -237,6 +243,21 @@ def _show_rollout(found: dict[str, Any], as_json: bool) -> None:
     )
     show(found["profiles"], as_json, PROFILE_COLUMNS)
     _tell_skipped(found)
+    _tell_wait(found)
+
+
+def _tell_wait(found: dict[str, Any]) -> None:
+    """Say what a rollout that has not started waits for."""
+    given = ", ".join(each["person"] for each in found["approvals"]) or "nobody"
+    if found["state"] == State.AWAITING_APPROVAL.value:
+        who = "two persons" if found["emergency"] else "persons"
+        click.echo(f"Waits for {who} other than {found['author']} to approve; approved by {given}.")
+    if found["state"] == State.SCHEDULED.value:
+        plan = found["plan"]
+        after = f"after rollout {plan['start_after']}" if plan["start_after"] else ""
+        times = " and ".join(filter(None, (plan["start_at"] and f"at {plan['start_at']}", after)))
+        waits = f"Starts by itself {times}" if times else f"Next: modelfleet rollout start {found['id']}"
+        click.echo(f"{waits}; approved by {given}.")
 
 
 def _tell_skipped(found: dict[str, Any]) -> None:

@@ -143,6 +143,10 @@ def _draft(tenant: str, request: RolloutRequest, groups: list[str], plan: Plan, 
 
 
 def _require_reason(request: RolloutRequest) -> None:
+    if request.reason.strip() and not request.emergency:
+        raise RolloutInputError(
+            "expected a reason of an emergency only: what does the release belongs on its model card"
+        )
     if request.emergency and not 0 < len(request.reason.strip()) <= MAX_REASON:
         raise RolloutInputError(
             f"expected why this is an emergency in 1 to {MAX_REASON} characters, got {len(request.reason.strip())}:"

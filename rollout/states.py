@@ -167,6 +167,11 @@ ON_TRIAL = RUNNING | {_V.PAUSED, _V.HALTED}
 LEAVING = frozenset({_V.ROLLING_BACK, _V.ROLLBACK_INCOMPLETE})
 """Verdicts in which devices are still to prove that they are back."""
 
+OF_PEOPLE = frozenset(
+    {_E.CHANGE, _E.APPROVE, _E.WITHDRAW, _E.REJECT, _E.START, _E.PAUSE, _E.HALT, _E.ROLL_BACK, _E.CANCEL, _E.SUPERSEDE}
+)
+"""Events that a person asks for; the rest follow from them, from what devices say, or from the time."""
+
 StateT = TypeVar("StateT", State, Verdict)
 
 
@@ -179,8 +184,9 @@ def next_state(table: Mapping[tuple[StateT, Event], StateT], state: StateT, even
     try:
         return table[state, event]
     except KeyError:
-        possible = ", ".join(sorted(known for source, known in table if source is state)) or "nothing"
-        raise TransitionError(f"cannot {event} in state {state}: expected one of {possible}") from None
+        possible = ", ".join(sorted(known for source, known in table if source is state and known in OF_PEOPLE))
+        expected = f"expected one of {possible}" if possible else "nobody can do anything with it now"
+        raise TransitionError(f"cannot {event} in state {state}: {expected}") from None
 
 
 def resume_event(stage: int, last_stage: int) -> Event:

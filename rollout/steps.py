@@ -88,6 +88,11 @@ def _trial_step(
     return None if decision is None else step_of(row.profile, decision, plan)
 
 
+def _hurried(decision: Advance | Complete) -> bool:
+    """Whether an emergency skipped the waits and the evidence: what is told of it claims neither."""
+    return bool(decision.evidence.get("emergency"))
+
+
 def step_of(profile: str, decision: Decision, plan: Plan) -> Step | None:
     """Return the change that a decision asks for, or None where it holds."""
     match decision:
@@ -96,13 +101,11 @@ def step_of(profile: str, decision: Decision, plan: Plan) -> Step | None:
         case Advance(stage=stage):
             event = Event.SOAK if stage > plan.last_stage else Event.ADVANCE
             share = "soak" if stage > plan.last_stage else f"{plan.stages[stage]:.0%}"
-            return Step(
-                profile=profile, event=event, reason=f"evidence suffices for {share}", evidence=decision.evidence
-            )
+            why = "an emergency: devices have committed, on to" if _hurried(decision) else "evidence suffices for"
+            return Step(profile=profile, event=event, reason=f"{why} {share}", evidence=decision.evidence)
         case Complete():
-            return Step(
-                profile=profile, event=Event.COMPLETE, reason="soaked without an alarm", evidence=decision.evidence
-            )
+            why = "an emergency: no alarm, no soak" if _hurried(decision) else "soaked without an alarm"
+            return Step(profile=profile, event=Event.COMPLETE, reason=why, evidence=decision.evidence)
         case Pause(reason=reason):
             return Step(profile=profile, event=Event.PAUSE, reason=reason, evidence=decision.evidence)
         case Halt(reason=reason):

@@ -15,11 +15,14 @@ from sqlalchemy.orm import Session
 
 from modelfleet.registry import audit
 from modelfleet.rollout.errors import WebhookInputError, WebhookNotFoundError
+from modelfleet.rollout.states import Event
 from modelfleet.rollout.tables import WebhookDelivery, WebhookEndpoint
 
 MAX_ENDPOINTS = 32
 MAX_EVENTS = 32
 PENDING, DELIVERED, FAILED = "PENDING", "DELIVERED", "FAILED"
+EVENTS = tuple(sorted(f"rollout.{event}" for event in Event))
+"""Every type of event that is ever sent, beside `webhook.test`: a pattern that matches none would wait for ever."""
 _EVENT = re.compile(r"[a-z*]+(?:[-.][a-z*]+)*")
 
 
@@ -169,6 +172,8 @@ def _require_events(events: Sequence[str]) -> None:
     for pattern in events:
         if len(pattern) > 64 or _EVENT.fullmatch(pattern) is None:
             raise WebhookInputError(f"expected a pattern such as rollout.* or rollout.roll-back, got {pattern[:80]!r}")
+        if not any(wants([pattern], event) for event in EVENTS):
+            raise WebhookInputError(f"{pattern} matches no event: expected some of {', '.join(EVENTS)}")
 
 
 def _note(

@@ -11,6 +11,7 @@ from modelfleet.registry.auth import UserIdentity, registry_of, require
 from modelfleet.registry.problems import add_problem
 from modelfleet.registry.small_body import Body, SmallBodyRoute
 from modelfleet.rollout import errors
+from modelfleet.rollout.tables import WebhookDelivery
 from modelfleet.rollout.webhooks import outbox
 from modelfleet.rollout.webhooks.signature import WebhookKey
 
@@ -61,7 +62,7 @@ class Webhooks(BaseModel):
 
 
 class DeliveryView(BaseModel):
-    """One event on its way to an endpoint; `error` is why the last attempt failed."""
+    """One event on its way to an endpoint; `error` is why the last attempt failed, `next_at` when it is tried (again)."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -71,7 +72,7 @@ class DeliveryView(BaseModel):
     attempts: int
     error: str | None
     created_at: datetime
-    next_at: datetime
+    next_at: datetime | None
     delivered_at: datetime | None
 
 
@@ -119,7 +120,7 @@ def try_webhook(request: Request, user: Writer, webhook_id: str) -> DeliveryView
     """Send an endpoint a `webhook.test`; `deliveries` says what came of it."""
     with registry_of(request).sessions.begin() as session:
         found = outbox.try_endpoint(session, user.tenant, webhook_id, actor=user.name, now=_now())
-        return DeliveryView.model_validate(found)
+        return _delivery(found)
 
 
 @router.get("/{webhook_id}/deliveries")
@@ -129,7 +130,7 @@ def list_deliveries(
     """List an endpoint's deliveries."""
     with registry_of(request).sessions() as session:
         found = outbox.deliveries(session, user.tenant, webhook_id, limit)
-        return Deliveries(deliveries=[DeliveryView.model_validate(row) for row in found])
+        return Deliveries(deliveries=[_delivery(row) for row in found])
 
 
 @router.post("/deliveries/{delivery_id}/retry", status_code=status.HTTP_202_ACCEPTED)
@@ -137,7 +138,12 @@ def retry_delivery(request: Request, user: Writer, delivery_id: str) -> Delivery
     """Try a delivery again from its first attempt on."""
     with registry_of(request).sessions.begin() as session:
         found = outbox.send_again(session, user.tenant, delivery_id, actor=user.name, now=_now())
-        return DeliveryView.model_validate(found)
+        return _delivery(found)
+
+
+def _delivery(row: WebhookDelivery) -> DeliveryView:
+    shown = DeliveryView.model_validate(row)
+    return shown if shown.state == outbox.PENDING else shown.model_copy(update={"next_at": None})
 
 
 def _with_secret(request: Request, row: object) -> WebhookWithSecret:

@@ -50,6 +50,11 @@ def test_two_persons_must_sign_the_reason_whatever_k_is(ready):
     assert ready.state(rollout) == "SCHEDULED"
 
 
+def test_a_reason_without_an_emergency_is_not_lost_in_silence(ready):
+    with pytest.raises(RolloutInputError, match="of an emergency only"):
+        ready.create("1.0.0", reason=REASON)
+
+
 @pytest.mark.parametrize("reason", ["", "  ", "x" * 1025])
 def test_an_emergency_without_a_reason_is_none(ready, reason):
     with pytest.raises(RolloutInputError, match="why this is an emergency"):
@@ -73,6 +78,7 @@ def test_an_emergency_waits_for_no_bake_time_and_reaches_all(ready):
     launch(ready, rollout)
     ready.run_until(rollout, "COMPLETED", limit=10)
     assert {device.active for device in ready.devices} == {digest_of("1.0.0", FLOAT)}
+    assert ready.profile(rollout, FLOAT).reason == "an emergency: no alarm, no soak"
 
 
 def test_an_emergency_takes_over_from_what_runs(ready):

@@ -229,6 +229,9 @@ def test_commands_end_with_the_status_that_says_why(fleet, modelfleet, tmp_path:
     bad = tmp_path / "bad.toml"
     bad.write_text("stages = [")
     assert modelfleet("create", "digits", "1.0.0", "--slot", "s", "--group", "lab", "--plan", str(bad)).exit_code == 2
+    bad.write_text("alpha = nan")
+    refused = modelfleet("create", "digits", "1.0.0", "--slot", "s", "--group", "lab", "--plan", str(bad))
+    assert (refused.exit_code, "finite" in refused.stderr) == (2, True)
     stranger = fleet.ceremony.publisher_key
     made = json.loads(modelfleet("create", "digits", "1.0.0", "--slot", "detector", "--group", "lab", "--json").stdout)
     assert modelfleet("approve", made["id"], "--key", stranger, "--yes", user="bob").exit_code == 3
@@ -244,6 +247,17 @@ def test_a_server_that_shows_one_thing_and_asks_to_sign_another_is_refused(fleet
         require_same(other, approval)
     with pytest.raises(DigestError):
         require_same(made, msgspec.structs.replace(approval, groups=("lab", "shop")))
+
+
+def test_status_says_what_a_rollout_that_has_not_started_waits_for(fleet, modelfleet, tmp_path: Path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f"start_at = {fleet.now + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}")
+    asked = ("create", "digits", "1.0.0", "--slot", "detector", "--group", "lab", "--plan", str(plan), "--json")
+    made = json.loads(modelfleet(*asked).stdout)
+    assert "other than ada to approve; approved by nobody" in modelfleet("status", made["id"]).stdout
+    modelfleet("approve", made["id"], "--key", fleet.ceremony.approver_keys["bob"], "--yes", user="bob")
+    shown = modelfleet("status", made["id"]).stdout
+    assert f"Starts by itself at {made['plan']['start_at']}; approved by bob" in shown
 
 
 def test_every_command_shows_an_example_and_takes_json():

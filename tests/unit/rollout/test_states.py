@@ -148,3 +148,10 @@ def test_resuming_goes_to_where_the_profile_was():
         Event.RESUME_STAGE,
         Event.RESUME_SOAK,
     ]
+
+
+def test_who_is_refused_is_told_what_people_can_do_and_nothing_else():
+    with pytest.raises(TransitionError, match=r"expected one of approve, cancel, halt, pause, roll-back, supersede\Z"):
+        next_state(ROLLOUTS, State.CANARY, Event.START)
+    with pytest.raises(TransitionError, match="nobody can do anything"):
+        next_state(ROLLOUTS, State.CANCELLED, Event.START)

@@ -183,7 +183,7 @@ def test_nobody_answers(receiver: Receiver) -> None:
 
 def test_an_endpoint_is_told_of_what_it_asked_for_and_nothing_after_it_is_removed(fleet, listening) -> None:
     with fleet.registry.sessions.begin() as session:
-        wanted = outbox.EndpointRequest(url="https://hooks.example/", events=["rollout.roll-back", "version.*"])
+        wanted = outbox.EndpointRequest(url="https://hooks.example/", events=["rollout.roll-back", "rollout.ad*"])
         outbox.add_endpoint(session, "acme", wanted, actor="root", now=fleet.now)
         assert outbox.enqueue(session, "acme", "rollout.halt", {}, fleet.now) == 1
         assert outbox.enqueue(session, "acme", "rollout.roll-back", {}, fleet.now) == 2
@@ -225,6 +225,13 @@ def command(fleet, key: WebhookKey) -> Iterator[Callable[..., object]]:
         yield run
 
 
+def test_a_pattern_that_matches_no_event_is_refused(command, receiver) -> None:
+    refused = command("create", receiver.url, "--event", "rollout.rollback", status=1)
+    assert "matches no event: expected some of" in refused["detail"]
+    assert "rollout.roll-back" in refused["detail"]
+    assert command("list") == []
+
+
 def test_the_commands_tell_the_secret_once(command, receiver, sender, fleet) -> None:
     made = command("create", receiver.url, "--event", "rollout.*")
     assert made["secret"].startswith("whsec_")
@@ -236,7 +243,7 @@ def test_the_commands_tell_the_secret_once(command, receiver, sender, fleet) -> 
     headers, body = receiver.got[0]
     assert verify(made["secret"], headers, body, now)
     (delivery,) = command("deliveries", made["id"])
-    assert (delivery["event"], delivery["state"]) == ("webhook.test", "DELIVERED")
+    assert (delivery["event"], delivery["state"], delivery["next_at"]) == ("webhook.test", "DELIVERED", None)
     rotated = command("rotate", made["id"])
     assert rotated["secret"] != made["secret"]
     command("retry", delivery["id"])

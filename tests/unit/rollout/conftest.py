@@ -309,6 +309,12 @@ class Fleet:
         self.controller.dispatch()
         return rollout
 
+    def settle(self, version: str) -> str:
+        """Bring a published version to every device at once: what a test begins with, and is not about."""
+        rollout = self.launch(version, plan={"stages": [1.0], "bake_seconds": 0, "soak_seconds": 0})
+        self.run_until(rollout, "COMPLETED")
+        return rollout
+
     def steps(self, count: int, before_tick: Callable[[], None] = lambda: None) -> None:
         for _ in range(count):
             self.now += STEP

@@ -18,17 +18,19 @@ FLOAT, INT8 = "linux-cpu-float", "linux-cpu-int8"
 
 
 def rolled_out(fleet, version: str = "1.0.0", counter: int = 1, floats: int = 6, int8s: int = 0) -> str:
-    """Return a completed rollout of `version` on new devices."""
+    """Return a completed rollout of `version` on new devices, all of them at once."""
     fleet.enrol(FLOAT, floats)
     fleet.enrol(INT8, int8s)
     fleet.publish(version, counter)
-    rollout = fleet.launch(version)
-    fleet.run_until(rollout, "COMPLETED")
-    return rollout
+    return fleet.settle(version)
 
 
 def test_a_good_version_reaches_every_device_and_becomes_stable(fleet):
-    rollout = rolled_out(fleet, floats=6, int8s=6)
+    fleet.enrol(FLOAT, 6)
+    fleet.enrol(INT8, 6)
+    fleet.publish("1.0.0", 1)
+    rollout = fleet.launch("1.0.0")
+    fleet.run_until(rollout, "COMPLETED")
     assert fleet.verdicts(rollout) == {FLOAT: "COMPLETED", INT8: "COMPLETED"}
     assert {device.active for device in fleet.devices} == {
         fleet.profile(rollout, profile).release["sha256"] for profile in (FLOAT, INT8)

@@ -25,7 +25,7 @@ def on_trial(fleet):
     """Eight devices on 1.0.0, whose rollout of 1.1.0 has reached six: one refused it."""
     fleet.enrol(FLOAT, 8)
     fleet.publish("1.0.0", 1)
-    fleet.run_until(fleet.launch("1.0.0"), "COMPLETED")
+    fleet.settle("1.0.0")
     fleet.publish("1.1.0", 2)
     fleet.trial = fleet.launch("1.1.0", plan={"stages": [0.75, 1.0], "bake_seconds": 3600, "alpha": 0.00001})
     chosen = fleet.wanted(FLOAT).candidates[0]

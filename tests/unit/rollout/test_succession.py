@@ -13,7 +13,7 @@ def settled(fleet):
     """A fleet on 1.0.0."""
     fleet.enrol(FLOAT, 4)
     fleet.publish("1.0.0", 1)
-    fleet.run_until(fleet.launch("1.0.0", plan={"stages": [1.0], "bake_seconds": 0, "soak_seconds": 0}), "COMPLETED")
+    fleet.settle("1.0.0")
     fleet.publish("1.1.0", 2)
     return fleet
 

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -146,7 +146,7 @@ def device_bytes(url: str) -> float:
 
 
 @contextmanager
-def _servers() -> Iterator[tuple[int, PostgreSql]]:
+def _servers() -> Generator[tuple[int, PostgreSql]]:
     with tempfile.TemporaryDirectory() as folder, postgresql_server(durable=True) as server:
         port, conf = free_port(), Path(folder) / "mosquitto.conf"
         conf.write_text(
@@ -230,8 +230,14 @@ def _bare(port: int, url: str, name: str, ready: Any, done: Any, spent: Any, sto
     waiting: list[Any] = []
     client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5, manual_ack=True)
     client.on_message = lambda _client, _data, message: waiting.append(message)
-    client.on_connect = lambda *_: client.subscribe(REPORTS, qos=1)
-    client.on_subscribe = lambda *_: ready.set()
+
+    def subscribe(*_: object) -> None:
+        client.subscribe(REPORTS, qos=1)
+
+    def subscribed(*_: object) -> None:
+        ready.set()
+
+    client.on_connect, client.on_subscribe = subscribe, subscribed
     properties: Any = Properties(PacketTypes.CONNECT)
     properties.ReceiveMaximum = WINDOW
     client.connect("127.0.0.1", port, properties=properties)
@@ -290,7 +296,7 @@ def _plain(url: str) -> str:
 def _enrol(url: str, senders: list[Sender]) -> None:
     now = datetime.now(UTC)
     engine = prepare_database(url)
-    devices = [
+    devices: list[dict[str, Any]] = [
         {
             "id": sender.id,
             "tenant": TENANT,

@@ -10,9 +10,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from securesystemslib.signer import CryptoSigner
-
 from modelfleet.agent_client.protocol import Bench, DeviceState, Report, device_topic, encode
+from modelfleet.signer.keys import CryptoSigner
 from modelfleet.signer.sign import sign_report
 
 TENANT, SLOT, ROLLOUT = "acme", "detector", "3f0c9a52-1d2e-4b7e-9d3b-2f6f0c1d4e5a"

@@ -108,7 +108,12 @@ def planning_targets(found: PlanningRows) -> list[Target]:
     return [
         Target(what="a stage planned and published", got=slowest, limit=STAGE_SECONDS, unit="s"),
         Target(what="messages of a stage", got=float(most), limit=float(found.places)),
-        Target(what="a tick, for which a halt waits at the longest", got=max(found.tick_seconds), limit=TICK_SECONDS, unit="s"),
+        Target(
+            what="a tick, for which a halt waits at the longest",
+            got=max(found.tick_seconds),
+            limit=TICK_SECONDS,
+            unit="s",
+        ),
         Target(what="API p95", got=max(found.api_p95_ms.values()), limit=API_P95_MS, unit="ms"),
     ]
 

@@ -33,7 +33,7 @@ from modelfleet.rollout.webhooks.send import Sender
 from modelfleet.rollout.webhooks.sending import Sending
 from modelfleet.rollout.webhooks.signature import WebhookKey
 from modelfleet.service.broker_tls import EmbeddedTls, controller_certificate, public_host
-from modelfleet.service.database import migrate, open_database, session_factory
+from modelfleet.service.database import migrate, open_database, session_factory, without_password
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
 from modelfleet.service.jobs import Jobs
@@ -411,7 +411,8 @@ def require_tenant(sessions: sessionmaker[Session], settings: Settings) -> None:
     with sessions() as session:
         if session.get(Tenant, settings.tenant) is None:
             raise NotInitialisedError(
-                f"no tenant {settings.tenant!r} in {settings.sqlalchemy_url}: check MODELFLEET_TENANT"
+                f"no tenant {settings.tenant!r} in {without_password(settings.sqlalchemy_url)}: check MODELFLEET_TENANT,"
+                " and that `modelfleet init` ran with the same MODELFLEET_DATABASE_URL"
             )
 
 

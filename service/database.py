@@ -33,6 +33,11 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def without_password(url: str) -> str:
+    """Return a database's URL as it may be shown and logged."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
 def _of_postgresql(url: str) -> dict[str, Any]:
     """Return what a connection asks for: an end of transactions whose process stands still, or whose network is gone.
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import QueuePool, text
@@ -10,7 +11,10 @@ import modelfleet.rollout.ddi.tables
 import modelfleet.rollout.tables
 import modelfleet.rollout.waits  # noqa: F401 - registers its tables
 from modelfleet.registry.tables import Base
-from modelfleet.service.database import migrate, open_database, session_factory
+from modelfleet.service.compose import require_tenant
+from modelfleet.service.database import migrate, open_database, session_factory, without_password
+from modelfleet.service.errors import NotInitialisedError
+from modelfleet.service.settings import Settings
 
 
 def test_migrations_lead_to_the_tables_of_the_code(tmp_path: Path) -> None:
@@ -75,3 +79,16 @@ def test_a_transaction_that_reads_first_may_write_after_another_one_wrote(tmp_pa
     with sessions.begin() as second:
         second.execute(text("DELETE FROM tenants WHERE name = 'two'"))
         assert second.scalar(text("SELECT count(*) FROM tenants")) == 1
+
+
+def test_no_error_shows_the_databases_password(tmp_path: Path) -> None:
+    shown = without_password("postgresql+psycopg://fleet:s3cret@db.example/fleet")
+    assert shown == "postgresql+psycopg://fleet:***@db.example/fleet"
+    url = "postgresql+psycopg://fleet:s3cret@db.example/fleet"
+    engine = open_database(f"sqlite:///{tmp_path / 'fleet.db'}")
+    migrate(engine)
+    with pytest.raises(NotInitialisedError, match="same MODELFLEET_DATABASE_URL") as refused:
+        require_tenant(session_factory(engine), Settings(data=tmp_path, tenant="acme", database_url=url))
+    engine.dispose()
+    assert "no tenant 'acme'" in str(refused.value)
+    assert "s3cret" not in str(refused.value)

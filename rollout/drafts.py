@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from modelfleet.policies.plan import Plan, parse_plan, plan_as_dict, plan_sha256
 from modelfleet.rollout.direction import Direction
 from modelfleet.rollout.errors import RolloutInputError
-from modelfleet.rollout.start_times import require_former, require_time
+from modelfleet.rollout.start_times import require_ahead, require_former, require_time
 from modelfleet.rollout.states import Event, State, Verdict
 from modelfleet.rollout.succession import require_room
 from modelfleet.rollout.tables import Rollout, RolloutApproval, RolloutProfile
@@ -65,6 +65,7 @@ def create(direction: Direction, request: RolloutRequest, *, author: str, now: d
     """
     registry, plan, policy = direction.registry, parse_plan(request.plan), direction.registry.repository.policy()
     _require_reason(request)
+    require_ahead(plan, now)
     require_time(plan, now + START_WITHIN)
     with registry.sessions.begin() as session:
         require_former(session, registry.tenant, plan)

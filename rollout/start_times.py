@@ -18,6 +18,14 @@ def require_time(plan: Plan, approve_by: datetime) -> None:
         )
 
 
+def require_ahead(plan: Plan, now: datetime) -> None:
+    """Return if the plan's start lies ahead (RolloutInputError: it is over, and approval would start the rollout at once)."""
+    if plan.start_at is not None and plan.start_at < now:
+        raise RolloutInputError(
+            f"expected start_at after now, {now:%F %H:%M} UTC, got {plan.start_at:%F %H:%M}: leave it out to start by hand"
+        )
+
+
 def require_window(plan: Plan, now: datetime) -> None:
     """Return if devices may start before the deadline of a trial that begins now (RolloutInputError: none may)."""
     if plan.windows and first_start(plan.windows, now, plan.deadline_seconds) is None:

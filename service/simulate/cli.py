@@ -1,10 +1,12 @@
 """`modelfleet simulate`: rehearse a rollout on a fleet of simulated devices."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from modelfleet.service.simulate.simulation import Simulation
 
 SHARE = click.FloatRange(0, 1)
+POSITIVE = click.FloatRange(0, 1e6, min_open=True)
 
 
 @click.command()
@@ -37,14 +40,20 @@ SHARE = click.FloatRange(0, 1)
 )
 @click.option("--candidate-errors", type=SHARE, default=0.002, show_default=True, help="Share of wrong inferences.")
 @click.option("--candidate-accuracy", type=SHARE, default=0.95, show_default=True, help="On the golden set.")
-@click.option("--candidate-latency", type=float, default=1.0, show_default=True, help="Against the stable release's.")
+@click.option(
+    "--candidate-latency", type=POSITIVE, default=1.0, show_default=True, help="Against the stable release's."
+)
 @click.option("--stable-errors", type=SHARE, default=0.002, show_default=True)
-@click.option("--inferences", type=float, default=20.0, show_default=True, help="Per device and minute.")
-@click.option("--latency-ms", type=float, default=20.0, show_default=True, help="Median of the stable release's.")
-@click.option("--bandwidth-mbit", type=float, default=10.0, show_default=True, help="Median over the devices.")
-@click.option("--model-mb", type=float, default=20.0, show_default=True)
-@click.option("--hours", type=float, default=168.0, show_default=True, help="The simulation ends then at the latest.")
-@click.option("--tick-seconds", type=float, help="How often the controller decides [default: 10, live 1].")
+@click.option(
+    "--inferences", type=click.FloatRange(0, 1e6), default=20.0, show_default=True, help="Per device and minute."
+)
+@click.option("--latency-ms", type=POSITIVE, default=20.0, show_default=True, help="Median of the stable release's.")
+@click.option("--bandwidth-mbit", type=POSITIVE, default=10.0, show_default=True, help="Median over the devices.")
+@click.option("--model-mb", type=POSITIVE, default=20.0, show_default=True)
+@click.option(
+    "--hours", type=POSITIVE, default=168.0, show_default=True, help="The simulation ends then at the latest."
+)
+@click.option("--tick-seconds", type=POSITIVE, help="How often the controller decides [default: 10, live 1].")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--tenant", default="simulation", show_default=True, help="Made for it; refused if it has real devices.")
 @click.option("--database-url", default="", help="SQLAlchemy URL [default: SQLite, removed at the end].")
@@ -87,6 +96,7 @@ def run(given: dict[str, Any]) -> None:
     from modelfleet.service.simulate.progress import shown_progress
 
     setup = setup_of(given)
+    require_place(given["report"])
     console = Console(stderr=True)
     simulation = make(setup, given)
     try:
@@ -102,6 +112,12 @@ def run(given: dict[str, Any]) -> None:
     click.echo(json.dumps(outcome) if given["as_json"] else "\n".join(summary(outcome)))
     if not as_expected(outcome, given["expect"]):
         raise click.exceptions.Exit(1)
+
+
+def require_place(report: Path | None) -> None:
+    """Refuse a report that could not be written, before hours are simulated."""
+    if report is not None and not (report.parent.is_dir() and os.access(report.parent, os.W_OK)):
+        raise click.BadParameter(f"{report.parent} is no folder that can be written", param_hint="--report")
 
 
 def setup_of(given: dict[str, Any]) -> "Setup":
@@ -148,6 +164,11 @@ def make(setup: "Setup", given: dict[str, Any]) -> "Simulation":
 
     if not given["mqtt"]:
         return VirtualSimulation(setup)
+    place = urlsplit(str(given["mqtt"]))
+    if place.scheme not in ("mqtt", "mqtts") or not place.hostname:
+        raise click.BadParameter(
+            f"expected mqtt://host:port or mqtts://host:port, got {given['mqtt']!r}", param_hint="--mqtt"
+        )
     return LiveSimulation(
         setup,
         given["mqtt"],

@@ -10,6 +10,7 @@ from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceSlot, Rollout, RolloutProfile
 from modelfleet.service.simulate.fleet import Fleet
 from modelfleet.service.simulate.ledger import GUARDRAILS, Ledger, Sample
@@ -18,6 +19,8 @@ from modelfleet.signer.desired import BUCKETS, Release
 FIRST_SAMPLES_SECONDS = 30.0
 SAMPLES = 400
 """At most about twice that many are kept: then every second one goes."""
+_GONE = frozenset({Verdict.ROLLING_BACK, Verdict.ROLLED_BACK, Verdict.ROLLBACK_INCOMPLETE, Verdict.CLOSED})
+"""Verdicts in which no device may have the candidate."""
 
 
 class Counting(Protocol):
@@ -61,11 +64,13 @@ class Watch:
         """Note what has changed, and keep a sample where one is due."""
         now = self.fleet.world.scheduler.now()
         rows = self._rows() if self._rollout else []
+        moved = False
         for row in rows:
             trail = self.trail.setdefault(row.profile, [])
             if not trail or trail[-1][1] != row.verdict or (row.stage and trail[-1][2] != row.reason):
                 trail.append((now, row.verdict, row.reason))
-        if now >= self._due:
+                moved = True
+        if moved or now >= self._due:  # the look that decided is on every chart
             self._sample(now, rows)
             self._due = now + self._every
 
@@ -129,7 +134,7 @@ class Watch:
                 online=self.fleet.online(),
                 state=self.state,
                 verdicts={row.profile: row.verdict for row in rows},
-                cohort={row.profile: row.below / BUCKETS for row in rows},
+                cohort={row.profile: 0.0 if row.verdict in _GONE else row.below / BUCKETS for row in rows},
                 e_values={name: {each: float(found[each]) for each in GUARDRAILS} for name, found in figures.items()},
                 limits={name: float(found["alarm_limit"]) for name, found in figures.items()},
                 messages=self._exchange.sent,
@@ -145,4 +150,5 @@ class Watch:
             if rollout is None:
                 return None
             decision = self._controller.health_of(session, rollout, row, self.fleet.world.scheduler.clock())
-            return None if decision is None else decision.evidence
+            found = row.evidence if decision is None else decision.evidence  # of the last decision, once it has ended
+            return found if "alarm_limit" in found else None

@@ -80,6 +80,11 @@ def test_a_start_after_the_rollout_would_expire_is_refused(lab: Fleet) -> None:
         lab.create("1.0.0", plan={"start_at": "2026-04-01T12:00:00Z"})
 
 
+def test_a_start_that_is_over_is_refused_and_not_made_up_for(lab):
+    with pytest.raises(RolloutInputError, match="leave it out to start by hand"):
+        lab.create("1.0.0", plan={"start_at": "2020-01-01T00:00:00Z"})
+
+
 def test_a_start_whose_deadline_comes_before_the_first_window_is_refused(lab: Fleet) -> None:
     rollout = lab.create("1.0.0", plan={"windows": [SOON | {"days": ["sat"]}], "deadline_seconds": 86400})
     lab.approve(rollout)

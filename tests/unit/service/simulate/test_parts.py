@@ -262,3 +262,19 @@ def test_no_simulation_begins_in_a_tenant_that_people_use(tmp_path: Path) -> Non
     engine.dispose()
     with pytest.raises(ServiceError, match="choose another --tenant"):
         make_tenant(tmp_path / "data", url, "acme", NOW)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--inferences", "-3"), "not in the range"),
+        (("--hours", "-1"), "not in the range"),
+        (("--tick-seconds", "0"), "not in the range"),
+        (("--report", "/nonexistent/rehearsal.html"), "no folder that can be written"),
+        (("--mqtt", "foo://"), "mqtt://host:port"),
+    ],
+)
+def test_what_cannot_be_simulated_is_told_before_anything_is(arguments: tuple[str, str], said: str) -> None:
+    done = CliRunner().invoke(main, ["simulate", *arguments])
+    assert done.exit_code == 2
+    assert said in done.output

@@ -37,6 +37,8 @@ WAKE_SECONDS = 2.0
 """How soon after reports arrived it is decided, however seldom `tick` is called."""
 DISPATCH_SECONDS = 1.0
 """How often it is looked whether the broker lacks documents, where nothing says so."""
+PUBLISH_SECONDS = 1.0
+"""How long who has changed something waits for its documents, where another thread is publishing."""
 ONLINE, OFFLINE = encode(HostStatus(state="online")), encode(HostStatus(state="offline"))
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ class Controller:
 
     def dispatch(self) -> None:
         """Publish the documents that were not published yet; what the broker has lost is the publishing thread's work."""
-        self.documents.run(restores=not self._publisher.is_alive())
+        self.documents.run_through(PUBLISH_SECONDS, restores=not self._publisher.is_alive())
 
     def ensure_assignment(self, device_id: str) -> None:
         """Issue the device's assignment, and its group's document, where they are missing or of another group; publish them."""

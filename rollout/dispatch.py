@@ -122,6 +122,16 @@ class Dispatch:
                 self._running.release()
         return sent
 
+    def run_through(self, seconds: float, *, restores: bool = True) -> int:
+        """Publish as `run` does, and return once no other thread is at it any more, or after so many seconds."""
+        sent, ends = self.run(restores=restores), time.monotonic() + seconds
+        while self._running.acquire(timeout=max(0.0, ends - time.monotonic())):
+            self._running.release()
+            if not self._wanted.is_set():
+                break
+            sent += self.run(restores=restores)  # that thread found the lock taken, and left it to this one
+        return sent
+
     def _run(self, *, restores: bool) -> int:
         if not self._leadership.leads():
             return self._publish_pending()

@@ -61,9 +61,15 @@ def test_every_error_of_the_registry_has_a_row() -> None:
     def classes(kind: type[Exception]) -> list[type[Exception]]:
         return [kind, *(below for child in kind.__subclasses__() for below in classes(child))]
 
+    # Another package's base class is raised by nobody; which packages are loaded depends on the tests before.
+    raised = [
+        kind
+        for kind in classes(errors.RegistryError)
+        if kind.__module__ == errors.__name__ or not kind.__subclasses__()
+    ]
     missing = [
         kind.__name__
-        for kind in classes(errors.RegistryError)
+        for kind in raised
         if kind not in (errors.RegistryError, errors.AuditError)
         and problems.problem_of(kind.__new__(kind)).status == 500
     ]

@@ -34,6 +34,8 @@ SHARED_SESSION_SECONDS = 15 * 60
 """mosquitto gives shared messages to absent sessions too: one of several must not keep its part from the others for long."""
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 5.0
+TOLD_EVERY = 12
+"""A connection that is not accepted is told of once in so many attempts: about once a minute."""
 ACKNOWLEDGED_SECONDS = 20.0
 """How long a page of documents may take until the broker has acknowledged it."""
 MAX_INFLIGHT = 500
@@ -396,6 +398,9 @@ class PahoBroker:
         _reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        if self._attempt % TOLD_EVERY == 1:  # never accepted since the last time
+            hint = "does it speak MQTT 5? else MODELFLEET_MQTT_VERSION=3.1.1" if self._version is MqttVersion.V5 else ""
+            log.warning("the broker ended the connection without a word", extra={"host": self._host, "hint": hint})
         self._back_off()
 
     def _ask(self, client: mqtt.Client, asked: str) -> None:

@@ -95,6 +95,7 @@ def test_the_broker_goes_away_and_comes_back_empty_in_the_middle_of_a_rollout(
     brokers[0].start()
     port = int(brokers[0].url.rpartition(":")[2])
     monkeypatch.setenv("MODELFLEET_MQTT_URL", brokers[0].url)
+    monkeypatch.setenv("MODELFLEET_MQTT_VERSION", "3.1.1")  # amqtt's, as if it were somebody else's broker
     monkeypatch.setenv("MODELFLEET_MQTT_USERNAME", CONTROLLER)
     monkeypatch.setenv("MODELFLEET_MQTT_PASSWORD", brokers[0].controller_password)
     story = make_story(tmp_path)

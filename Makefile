@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := --extra server --extra postgres --extra s3 --extra pkcs11 --extra awskms --extra onnxruntime --extra converters
 STAMP := $(VENV)/.synced
 WEB := converters/browser/node_modules
-# Folders of tests that do not mind a neighbour; the others load both cores by themselves.
+# Folders of tests that do not mind a neighbour; of the others each file runs in one process, for they time out and kill.
 PARALLEL := tests/unit tests/contracts tests/attacks tests/fuzz tests/integration
 ARGS ?=
 SUITE ?=
@@ -53,7 +53,7 @@ test: $(STAMP)   ## run every test; ARGS="tests/unit/signer -k replay" runs some
 	@$(MAKE) --silent $(WEB)
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest -n 2 $(PARALLEL)
-	@$(BIN)/python -m pytest $(filter-out $(PARALLEL) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(filter-out $(PARALLEL) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif

@@ -173,10 +173,11 @@ def _drain(
         worker.start()
     if not all(event.wait(60) for event in ready):
         raise TimeoutError("a subscriber did not come up")
-    publisher = context.Process(target=publish, args=(port, traffic), daemon=True)
+    begun = context.Event()
+    publisher = context.Process(target=publish, args=(port, traffic, begun), daemon=True)
     publisher.start()
-    while not done.value and publisher.is_alive() and all(map(_alive, workers)):
-        time.sleep(0.0005)  # its packets are made before the first one goes out
+    if not begun.wait(60):  # its packets are made before the first one goes out
+        raise TimeoutError("the publisher did not come up")
     began = time.monotonic()
     while done.value < len(traffic) and time.monotonic() - began < LONGEST_SECONDS and all(map(_alive, workers)):
         time.sleep(0.002)

@@ -9,6 +9,7 @@ import struct
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 
 from modelfleet.agent_client.protocol import Bench, DeviceState, Report, device_topic, encode
 from modelfleet.signer.keys import CryptoSigner
@@ -77,8 +78,8 @@ def _payload(sender: Sender, number: int, step: int, state: DeviceState) -> byte
     return sign_report(encode(report), sender.key) if last else encode(report)
 
 
-def publish(port: int, traffic: list[tuple[str, bytes]]) -> None:
-    """Publish everything with QoS 1, and return when mosquitto has acknowledged all of it."""
+def publish(port: int, traffic: list[tuple[str, bytes]], begun: Event) -> None:
+    """Publish everything with QoS 1, and return when mosquitto has acknowledged all of it; `begun` is set before the first."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(_packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x3c" + _text(f"publisher-{uuid.uuid4().hex}")))
         if connection.recv(4)[:2] != b"\x20\x02":
@@ -87,6 +88,7 @@ def publish(port: int, traffic: list[tuple[str, bytes]]) -> None:
             _packet(0x32, _text(topic) + struct.pack("!H", number % 65535 + 1) + payload)
             for number, (topic, payload) in enumerate(traffic)
         ]
+        begun.set()
         sent = answered = 0  # in packets; each answer has four bytes
         received = 0
         while answered < len(packets):

@@ -130,7 +130,12 @@ class Story:
             self._break_int8_devices(version)
 
     def roll_out(self, version: str) -> None:
-        """Alice drafts, bob approves with a key of his own, alice starts; then the controller decides."""
+        """Start a rollout, and show it until the controller has decided on every profile."""
+        self.start_rollout(version)
+        self.follow(version)
+
+    def start_rollout(self, version: str) -> None:
+        """Alice drafts, bob approves with a key of his own, alice starts."""
         server = self.server
         groups = [argument for group in GROUPS for argument in ("--group", group)]
         drafted = server.run(
@@ -141,6 +146,9 @@ class Story:
         server.run("rollout", "approve", drafted["id"], "--key", self._key("approver-bob"), "--yes", user="bob")
         server.run("rollout", "start", drafted["id"], user="alice")
         self.display.note(f"rollout {drafted['id'][:8]} drafted by alice, approved by bob, started")
+
+    def follow(self, version: str) -> None:
+        """Show a started rollout until the controller has decided on every profile."""
         self._watch(version)
         self._record(version)
 

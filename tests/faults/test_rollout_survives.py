@@ -82,8 +82,9 @@ def test_the_registry_is_killed_and_restarted_in_the_middle_of_a_rollout(story: 
         time.sleep(1)
         story.server.start()
 
+    story.start_rollout(VERSION)
     with during_the_rollout(story, on_candidate=4, trouble=threading.Thread(target=kill_and_restart)):
-        story.roll_out(VERSION)
+        story.follow(VERSION)
     assert story.judge(), story.server.log_tail()
     await_all_running(story)
 
@@ -111,8 +112,9 @@ def test_the_broker_goes_away_and_comes_back_empty_in_the_middle_of_a_rollout(
             again.start()
             brokers.append(again)
 
+        story.start_rollout(VERSION)
         with during_the_rollout(story, on_candidate=4, trouble=threading.Thread(target=replace)):
-            story.roll_out(VERSION)
+            story.follow(VERSION)
         assert story.judge(), story.server.log_tail()
         await_all_running(story)
     finally:
@@ -132,8 +134,9 @@ def test_one_devices_disk_is_full_when_the_update_comes(story: Story) -> None:
         def make_room() -> None:
             filler.unlink()
 
+        story.start_rollout(VERSION)
         with during_the_rollout(story, on_candidate=4, trouble=threading.Thread(target=make_room)):
-            story.roll_out(VERSION)
+            story.follow(VERSION)
         assert story.judge(), story.server.log_tail()
         assert _runs(device)
         story.stop()

@@ -1,8 +1,9 @@
 """How a profile's trial is going, computed from the database: device tallies, both arms' totals, windows, accuracy, drift."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from statistics import median
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -50,19 +51,20 @@ def measure(
     )
 
 
-def _benches(session: Session, rollout: Rollout, row: RolloutProfile) -> Iterable[DeviceTrial]:
+def _benches(session: Session, rollout: Rollout, row: RolloutProfile) -> Iterable[Mapping[str, Any]]:
+    """Return what devices measured of a candidate that they did not refuse."""
     query = (
-        select(DeviceTrial)
+        select(DeviceTrial.bench, DeviceTrial.outcome)
         .join(Device, Device.id == DeviceTrial.device)
         .where(DeviceTrial.rollout == rollout.id, population.of_profile(rollout, row.profile))
         .where(DeviceTrial.bench.is_not(None))
     )
-    return session.scalars(query.order_by(DeviceTrial.device).limit(BENCHES))
+    found = session.execute(query.order_by(DeviceTrial.device).limit(BENCHES))
+    return [bench for bench, outcome in found if bench is not None and outcome not in FAILURES]
 
 
-def _accuracy(trials: Iterable[DeviceTrial]) -> AccuracySample | None:
-    """Return the median of what devices measured and did not refuse; devices of one profile repeat one sample."""
-    benches = [trial.bench for trial in trials if trial.bench is not None and trial.outcome not in FAILURES]
+def _accuracy(benches: Iterable[Mapping[str, Any]]) -> AccuracySample | None:
+    """Return the median of what devices measured; devices of one profile repeat one sample."""
     measured = [(bench["accuracy"], bench["samples"]) for bench in benches if bench.get("accuracy") is not None]
     if not measured:
         return None

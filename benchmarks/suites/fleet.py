@@ -159,6 +159,7 @@ def converge(size: Size) -> list[Target]:
         ("bad version: noticed after", f"{found.tripped_after:.0f} s, on {found.canaries:,} canaries"),
         ("trip to the document that stops it, at the last socket", f"{found.halted:.2f} s"),
         ("trip to 95 %, all of the online canaries back", _moments(found.back_95, found.back_all)),
+        ("the fleet's clock fell behind by at most", f"{found.behind_seconds:.0f} s"),
         ("memory of the simulator", f"{found.peak_rss_mib:.0f} MiB"),
     ]
     show("a fleet on one broker, one database and one controller", ("what", "measured"), rows)

@@ -36,6 +36,7 @@ class Shelf:
     verified: dict[tuple[str, ...], tuple[Manifest, bytes]] = field(
         default_factory=dict[tuple[str, ...], tuple[Manifest, bytes]]
     )
+    incompatibilities: dict[tuple[str, str], list[str]] = field(default_factory=dict[tuple[str, str], list[str]])
     _blobs: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
     def manifest(self, path: str) -> tuple[bytes, TargetFile]:

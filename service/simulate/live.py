@@ -68,11 +68,15 @@ class LiveSimulation(Simulation):
         self.watch = Watch(self.controller, registry, self.fleet, self.ledger, self.releases, exchange)
         self._look_at = 0.0
 
+    def clock(self) -> datetime:
+        """See `Simulation.clock`: the machine's, which the controller goes by."""
+        return datetime.now(UTC)
+
     def advance(self, seconds: float, progress: Progress = lambda _watch: None) -> None:
         """See `Simulation.advance`: returns once the time has passed on the machine's clock."""
         ends = time.monotonic() + seconds
         while (now := time.monotonic()) < ends:
-            left = self.scheduler.run_due(self.scheduler.now())
+            left = self.scheduler.run_due(self.scheduler.elapsed())
             self.sockets.poll(min(left, POLL_SECONDS, max(0.0, ends - now)))
             if now >= self._look_at:
                 self._look_at = now + LOOK_SECONDS

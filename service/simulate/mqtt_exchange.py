@@ -59,7 +59,7 @@ class Socket:
             return
         self._in.clear()
         self._out[:] = wire.connect(self._name, self._exchange.username, self._exchange.password, KEEPALIVE_SECONDS)
-        self._heard_at = self._exchange.scheduler.now()
+        self._heard_at = time.monotonic()
         self._exchange.selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
 
     def watch(self, line: Line, topic: str) -> None:
@@ -135,7 +135,7 @@ class Socket:
             self._in += data
             if len(data) < READ_BYTES and not isinstance(connection, ssl.SSLSocket):
                 break
-        self._heard_at = self._exchange.scheduler.now()
+        self._heard_at = time.monotonic()
         for packet in wire.packets(self._in):
             self._take(packet)
         self._fill()
@@ -256,9 +256,9 @@ class MqttExchange:
         self.heard: dict[tuple[str, bytes], float] = {}
         self._sockets = [Socket(self, number) for number in range(count)]
         self._soon: dict[Socket, list[str]] = {}
+        self._kept_alive = time.monotonic()
         for each in self._sockets:
             each.open()
-        scheduler.at(KEEPALIVE_SECONDS / 2, self._keep_alive)
 
     def connection(self) -> socket.socket:
         """Return a new connection to the broker (OSError: there is none)."""
@@ -272,6 +272,7 @@ class MqttExchange:
     def poll(self, seconds: float) -> None:
         """Wait at most so long for the broker, and do what it brings."""
         self._subscribe()
+        self._keep_alive()
         for key, events in self.selector.select(max(0.0, seconds)):
             if isinstance(key.data, Socket):
                 key.data.handle(events)
@@ -330,7 +331,9 @@ class MqttExchange:
         return self._sockets[line.place % len(self._sockets)]
 
     def _keep_alive(self) -> None:
-        now = self.scheduler.now()
-        for each in self._sockets:
-            each.keep_alive(now)
-        self.scheduler.at(now + KEEPALIVE_SECONDS / 2, self._keep_alive)
+        """Show, by the machine's clock, which is the broker's, that the sockets stand."""
+        now = time.monotonic()
+        if now - self._kept_alive >= KEEPALIVE_SECONDS / 2:
+            self._kept_alive = now
+            for each in self._sockets:
+                each.keep_alive(now)

@@ -22,6 +22,7 @@ def outcome_of(simulation: Simulation) -> dict[str, Any]:
         "devices": setup.devices,
         "profiles": {name: round(share, 4) for name, share in setup.mix.items()},
         "seconds": round(simulation.scheduler.now(), 1),
+        "behind_seconds": round(simulation.scheduler.behind, 1),
         "events": [{"seconds": round(at, 1), "state": state} for at, state in ledger.events],
         "verdicts": {
             profile: [{"seconds": round(at, 1), "verdict": verdict, "reason": reason} for at, verdict, reason in trail]
@@ -61,6 +62,9 @@ def summary(outcome: dict[str, Any]) -> list[str]:
     lines += [f"  {profile}: {text}" for profile, text in ended.items()]
     if outcome["failures"]:
         lines.append("  failures: " + ", ".join(f"{kind} {count:,}" for kind, count in outcome["failures"].items()))
+    if outcome["behind_seconds"] >= 1.0:
+        late = shown_seconds(outcome["behind_seconds"])
+        lines.append(f"  this machine was too slow for so many devices: their clock fell behind by up to {late}")
     statuses = outcome["statuses"]
     lines.append(
         f"  installed twice: {outcome['installed_twice']}, wrong statuses: {statuses['wrong']},"

@@ -2,7 +2,8 @@
 
 The agent's logic blocks where it waits for bytes or a measurement. Here each turn runs in a greenlet: what waits is parked, and
 goes on when its moment has come, so that 100,000 of them share one thread. Time is virtual (it jumps to what is due next) or
-the machine's own.
+follows the machine's clock. It never leaves out what is due: where the machine cannot keep up, the fleet's clock falls behind,
+and no device takes the simulator's slowness for its own.
 """
 
 import heapq
@@ -22,21 +23,30 @@ class Scheduler:
     Args:
         began_at: what the clock says at 0 seconds.
         real: follow the machine's clock; False: virtual time.
+
+    Attributes:
+        turns: how many a device had.
+        behind: the seconds by which the fleet's clock was behind the machine's at most.
     """
 
     def __init__(self, began_at: datetime, *, real: bool = False) -> None:
         self.began_at = began_at
-        self._real_from = time.monotonic() if real else None
+        self._real, self._real_from = real, time.monotonic()
         self._now = 0.0
         self._due: list[tuple[float, int, Act]] = []
         self._numbers = itertools.count()
         self._hub = getcurrent()
         self._idle: list[greenlet] = []
         self.turns = 0
+        self.behind = 0.0
 
     def now(self) -> float:
-        """Return the seconds since the beginning."""
-        return self._now if self._real_from is None else time.monotonic() - self._real_from
+        """Return the fleet's seconds since the beginning."""
+        return self._now
+
+    def elapsed(self) -> float:
+        """Return the machine's seconds since the beginning."""
+        return time.monotonic() - self._real_from
 
     def clock(self) -> datetime:
         """Return the time of day, aware UTC."""
@@ -49,15 +59,15 @@ class Scheduler:
     def run_due(self, until: float) -> float:
         """Do what is due up to `until`, at most about 50 ms of it in real time; return the seconds to the next thing.
 
-        In virtual time the clock stands at `until` afterwards, whatever was done.
+        The clock stands at `until` afterwards, unless the 50 ms were not enough.
         """
-        due, real = self._due, self._real_from is not None
-        ends = time.monotonic() + 0.05
+        due, ends = self._due, time.monotonic() + 0.05
         while due and due[0][0] <= until:
             when, _, act = heapq.heappop(due)
             self._now = max(self._now, when)
             act()
-            if real and time.monotonic() > ends:
+            if self._real and time.monotonic() > ends:
+                self.behind = max(self.behind, until - self._now)
                 return 0.0
         self._now = max(self._now, until)
         return due[0][0] - self.now() if due else 1.0

@@ -62,7 +62,11 @@ class SimulatedWork:
     def require_compatible(self, manifest: Manifest) -> None:
         """Ask the policy, as the agent does."""
         _, name = self._device.documents.steered_by()
-        reasons = manifest_incompatibilities(manifest, self._device.profiles[name], self._device.facts)
+        key = (self._sha256, name)
+        reasons = self._shelf.incompatibilities.get(key)
+        if reasons is None:  # devices of one profile have the same facts (`World.facts`)
+            reasons = manifest_incompatibilities(manifest, self._device.profiles[name], self._device.facts)
+            self._shelf.incompatibilities[key] = reasons
         if reasons:
             raise IncompatibleReleaseError(f"{manifest.model} {manifest.version}: {'; '.join(reasons)}")
 

@@ -67,7 +67,7 @@ class Simulation(ABC):
         self.scheduler = Scheduler(setup.began_at or datetime.now(UTC), real=real)
         self.folder = Path(self.held.enter_context(tempfile.TemporaryDirectory(prefix="modelfleet-simulation-")))
         try:
-            now = self.scheduler.clock()
+            now = self.clock()
             self.tenant: SimulatedTenant = make_tenant(self.folder, setup.database_url, setup.tenant, now)
             self.held.callback(self.tenant.close)
             self.ledger = Ledger()
@@ -92,6 +92,10 @@ class Simulation(ABC):
     def advance(self, seconds: float, progress: Progress = lambda _watch: None) -> None:
         """Let so much time pass."""
 
+    def clock(self) -> datetime:
+        """Return the time of day of those who publish and start, aware UTC."""
+        return self.scheduler.clock()
+
     def close(self) -> None:
         """Stop everything, and remove what was made."""
         self.held.close()
@@ -103,7 +107,7 @@ class Simulation(ABC):
     def publish(self, version: str, behaviour: Behaviour) -> None:
         """Have one more version that can be rolled out, and behaves so."""
         profiles = [load_profiles()[name] for name in self.setup.mix]
-        now, size = self.scheduler.clock(), self.setup.size_bytes
+        now, size = self.clock(), self.setup.size_bytes
         made = publish(self.tenant, version, len(self.releases) + 1, profiles, size_bytes=size, now=now)
         self.behaves(version, made, behaviour)
 
@@ -113,7 +117,7 @@ class Simulation(ABC):
         Args:
             plan: None: the setup's.
         """
-        direction, now = self.controller.direction, self.scheduler.clock()
+        direction, now = self.controller.direction, self.clock()
         request = RolloutRequest(
             model=MODEL, version=version, slot=SLOT, groups=(GROUP,), plan=plan if plan is not None else self.setup.plan
         )
@@ -146,7 +150,7 @@ class Simulation(ABC):
 
     def _publish_stable(self) -> None:
         profiles = [load_profiles()[name] for name in self.setup.mix]
-        now = self.scheduler.clock()
+        now = self.clock()
         made = publish(self.tenant, STABLE, 1, profiles, size_bytes=self.setup.size_bytes, now=now)
         self.behaves(STABLE, make_stable(self.tenant, made, GROUP, now - timedelta(seconds=1)), self.setup.stable)
 

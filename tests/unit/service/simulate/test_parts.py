@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -53,6 +54,26 @@ def test_virtual_time_jumps_to_what_is_due_and_keeps_the_order() -> None:
     scheduler.run_due(60.0)
     assert done == [(1.0, "a"), (5.0, "b"), (5.0, "c")]
     assert (scheduler.clock() - NOW).total_seconds() == 60.0
+
+
+def test_a_fleet_that_does_more_than_the_machine_can_falls_behind_its_clock_and_leaves_nothing_out() -> None:
+    scheduler, seen = Scheduler(NOW, real=True), list[float]()
+
+    def act() -> None:
+        seen.append(scheduler.now())
+        time.sleep(0.06)  # longer than what is done in one go
+
+    for place in range(3):
+        scheduler.at(place / 1000, act)
+    time.sleep(0.01)
+    assert scheduler.run_due(scheduler.elapsed()) == 0.0
+    assert (seen, scheduler.now()) == ([0.0], 0.0)
+    for _ in range(2):
+        scheduler.run_due(scheduler.elapsed())
+    assert seen == [0.0, 0.001, 0.002]
+    assert scheduler.behind >= 0.06
+    assert scheduler.run_due(scheduler.elapsed()) == 1.0, "nothing is due any more"
+    assert scheduler.now() > 0.1, "it has caught up"
 
 
 def test_a_turn_that_waits_goes_on_when_its_time_has_come_and_others_run_meanwhile() -> None:

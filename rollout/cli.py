@@ -10,19 +10,19 @@ import click
 
 from modelfleet.registry.client import ApiClient
 from modelfleet.registry.command import REFUSED, USAGE, api_options, show
+from modelfleet.rollout.bundles.cli import bundle
 from modelfleet.rollout.cli_approve import approve_rollout, withdraw_approval
-from modelfleet.rollout.cli_bundle import bundle
-from modelfleet.rollout.cli_devices import list_devices, retry_devices
-from modelfleet.rollout.cli_forecast import (
+from modelfleet.rollout.ddi.cli import ddi
+from modelfleet.rollout.devices.cli import list_devices, retry_devices
+from modelfleet.rollout.forecast.cli import (
     bandwidth_option,
     device_bandwidth_option,
     forecast_rollout,
     show_forecast,
     speeds,
 )
-from modelfleet.rollout.cli_usage import usage
-from modelfleet.rollout.ddi.cli import ddi
 from modelfleet.rollout.states import TERMINAL, State
+from modelfleet.rollout.usage.cli import usage
 
 ROLLOUT_COLUMNS = ("id", "model", "version", "slot", "state", "verdicts", "emergency", "author", "created_at")
 PROFILE_COLUMNS = (

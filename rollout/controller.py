@@ -16,14 +16,14 @@ from sqlalchemy.orm import Session
 from modelfleet.agent_client.protocol import TOPIC_ROOT, HostStatus, encode, host_topic
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.broker import Broker, Message, Will
-from modelfleet.rollout.decide import Decision
-from modelfleet.rollout.dispatch import Dispatch
+from modelfleet.rollout.changes.lifecycle import Direction
+from modelfleet.rollout.decisions.decide import Decision
+from modelfleet.rollout.desired.dispatch import Dispatch
 from modelfleet.rollout.errors import NotLeadingError
-from modelfleet.rollout.ingest import Ingest
+from modelfleet.rollout.evidence.readings import decision_of
+from modelfleet.rollout.ingest.intake import Ingest
 from modelfleet.rollout.leadership import Alone, Leadership
-from modelfleet.rollout.lifecycle import Direction
-from modelfleet.rollout.readings import decision_of
+from modelfleet.rollout.mqtt.broker import Broker, Message, Will
 from modelfleet.rollout.tables import Rollout, RolloutProfile
 from modelfleet.rollout.tick import Ticks
 from modelfleet.signer.keys import Signer

@@ -21,7 +21,8 @@ from modelfleet.registry.errors import UnauthenticatedError
 from modelfleet.registry.problems import add_problem
 from modelfleet.registry.small_body import Body, SmallBodyRoute
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import errors, lifecycle
+from modelfleet.rollout import errors
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.tables import DesiredDocument, Rollout
 from modelfleet.rollout.views import RolloutSummary, RolloutView, describe, summarise_many

@@ -7,8 +7,10 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan
-from modelfleet.rollout import answers, health, tally, totals
-from modelfleet.rollout.decide import (
+from modelfleet.rollout.changes.standing import obstacle
+from modelfleet.rollout.changes.succession import wanted_again
+from modelfleet.rollout.changes.transitions import profiles_of
+from modelfleet.rollout.decisions.decide import (
     Advance,
     Complete,
     Decision,
@@ -21,13 +23,11 @@ from modelfleet.rollout.decide import (
     trip,
     without_differing,
 )
-from modelfleet.rollout.emergency import judge
-from modelfleet.rollout.standing import obstacle
+from modelfleet.rollout.decisions.emergency import judge
+from modelfleet.rollout.evidence import answers, health, tally, totals
+from modelfleet.rollout.evidence.totals import Totals
 from modelfleet.rollout.states import LEAVING, ON_TRIAL, RUNNING, VERDICTS, Event, Verdict
-from modelfleet.rollout.succession import wanted_again
 from modelfleet.rollout.tables import Rollout, RolloutProfile
-from modelfleet.rollout.totals import Totals
-from modelfleet.rollout.transitions import profiles_of
 from modelfleet.signer.statements import TrustPolicy
 
 MAX_UNPROVEN = 10_000

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from modelfleet.registry.tables import Base
-from modelfleet.rollout.compact import Counts, Digest, Measured
+from modelfleet.rollout.ingest.compact import Counts, Digest, Measured
 
 Json = dict[str, Any]
 

@@ -12,14 +12,16 @@ from sqlalchemy import select
 
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry.context import Registry
-from modelfleet.rollout import lifecycle, readings, recall, schedule
-from modelfleet.rollout.direction import Direction
+from modelfleet.rollout.changes import lifecycle, schedule
+from modelfleet.rollout.changes.direction import Direction
+from modelfleet.rollout.changes.transitions import CONTROLLER, Cause, claim, follow_profiles, move, places, profiles_of
+from modelfleet.rollout.desired import recall
 from modelfleet.rollout.errors import NotLeadingError, StaleRevisionError
+from modelfleet.rollout.evidence import readings
 from modelfleet.rollout.leadership import Leadership
 from modelfleet.rollout.states import LEAVING, ON_TRIAL, State, Verdict
 from modelfleet.rollout.steps import Step, steps_of
 from modelfleet.rollout.tables import Rollout, RolloutProfile
-from modelfleet.rollout.transitions import CONTROLLER, Cause, claim, follow_profiles, move, places, profiles_of
 
 _UNSTARTED = frozenset({State.AWAITING_APPROVAL, State.SCHEDULED})
 

@@ -9,12 +9,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan, parse_plan
-from modelfleet.rollout.readings import reading_of
-from modelfleet.rollout.residual import residual_risk
+from modelfleet.rollout.changes.transitions import profiles_of
+from modelfleet.rollout.decisions.residual import residual_risk
+from modelfleet.rollout.evidence.readings import reading_of
+from modelfleet.rollout.forecast.traffic import inferences_per_minute
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import Rollout, RolloutApproval, RolloutProfile
-from modelfleet.rollout.traffic import inferences_per_minute
-from modelfleet.rollout.transitions import profiles_of
 
 
 class DeviceCounts(BaseModel):

@@ -9,15 +9,15 @@ from fastapi import FastAPI
 from modelfleet.registry import problems
 from modelfleet.registry.auth import undeclared_routes
 from modelfleet.registry.routes import router as registry_router
-from modelfleet.rollout.bundle_routes import router as bundle_router
+from modelfleet.rollout.bundles.routes import router as bundle_router
 from modelfleet.rollout.ddi.routes import router as ddi_router
 from modelfleet.rollout.ddi.routes_fleet import router as ddi_fleet_router
 from modelfleet.rollout.ddi.target import current_target
-from modelfleet.rollout.device_keys import router as keys_router
-from modelfleet.rollout.device_routes import router as rollout_devices_router
-from modelfleet.rollout.forecast_routes import router as forecast_router
+from modelfleet.rollout.desired.device_keys import router as keys_router
+from modelfleet.rollout.devices.routes import router as rollout_devices_router
+from modelfleet.rollout.forecast.routes import router as forecast_router
 from modelfleet.rollout.routes import router as rollout_router
-from modelfleet.rollout.usage_routes import router as usage_router
+from modelfleet.rollout.usage.routes import router as usage_router
 from modelfleet.rollout.webhooks.routes import router as webhook_router
 from modelfleet.service.compose import Service
 from modelfleet.service.errors import ServiceError

@@ -24,11 +24,11 @@ from modelfleet.registry.replay import ReplayCache
 from modelfleet.registry.service_certificates import ONLY_EXECUTOR, controller_name
 from modelfleet.registry.store import BlobStore, FolderStore, s3_store
 from modelfleet.registry.tables import Tenant
-from modelfleet.rollout import keep
-from modelfleet.rollout.broker import ClientCertificate, MqttVersion, PahoBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.ddi.devices import forget_absent
+from modelfleet.rollout.ingest import keep
 from modelfleet.rollout.leadership import leadership_of
+from modelfleet.rollout.mqtt.broker import ClientCertificate, MqttVersion, PahoBroker
 from modelfleet.rollout.webhooks.send import Sender
 from modelfleet.rollout.webhooks.sending import Sending
 from modelfleet.rollout.webhooks.signature import WebhookKey

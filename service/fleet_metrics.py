@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 from modelfleet.policies.plan import GUARDRAILS, parse_plan
 from modelfleet.registry.context import Registry
 from modelfleet.registry.tables import Device, Variant
+from modelfleet.rollout.changes.transitions import profiles_of
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.decide import Evidence
-from modelfleet.rollout.readings import reading_of
+from modelfleet.rollout.decisions.decide import Evidence
+from modelfleet.rollout.evidence.readings import reading_of
 from modelfleet.rollout.states import TERMINAL, State
 from modelfleet.rollout.tables import DesiredDocument, Rollout, RolloutProfile
-from modelfleet.rollout.transitions import profiles_of
 
 FRESH_SECONDS = 5.0
 SHOWN_AFTER_END = timedelta(days=1)

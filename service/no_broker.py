@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy.orm import Session
 
-from modelfleet.rollout.broker import Handler, Will
 from modelfleet.rollout.errors import NotLeadingError
+from modelfleet.rollout.mqtt.broker import Handler, Will
 
 
 class NoBroker:

@@ -21,14 +21,14 @@ from modelfleet.benchmarks.suites._canary_traffic import (
     Traffic,
 )
 from modelfleet.policies.plan import Plan, parse_plan
-from modelfleet.rollout.decide import (
+from modelfleet.rollout.decisions.decide import (
     INSTALL_FAILURE_THRESHOLD,
     DeviceTally,
     ProfileHealth,
     RollBack,
     decide,
 )
-from modelfleet.rollout.statistics import (
+from modelfleet.rollout.decisions.statistics import (
     Counts,
     Interval,
     log_alarm,

@@ -28,8 +28,8 @@ from sqlalchemy import func, insert, select, text
 
 from modelfleet.benchmarks.suites._ingest_traffic import ROLLOUT, SLOT, TENANT, Sender, make_senders, messages, publish
 from modelfleet.registry.tables import AuditRecord, Device, Tenant
-from modelfleet.rollout.broker import WINDOW
-from modelfleet.rollout.compact import Counts
+from modelfleet.rollout.ingest.compact import Counts
+from modelfleet.rollout.mqtt.broker import WINDOW
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout
 from modelfleet.service.database import prepare_database, session_factory
 from tests.postgresql import PostgreSql, postgresql_server
@@ -195,8 +195,8 @@ def _alive(worker: Any) -> bool:
 def _ours(port: int, url: str, name: str, ready: Any, done: Any, spent: Any, stop: Any) -> None:
     from sqlalchemy import create_engine
 
-    from modelfleet.rollout.broker import MqttVersion, PahoBroker
-    from modelfleet.rollout.ingest import Ingest
+    from modelfleet.rollout.ingest.intake import Ingest
+    from modelfleet.rollout.mqtt.broker import MqttVersion, PahoBroker
 
     engine = create_engine(url)
     ingest = Ingest(session_factory(engine), TENANT)

@@ -33,12 +33,13 @@ from modelfleet.registry.copy_rows import copy_rows
 from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.store import FolderStore
 from modelfleet.registry.tables import Device, Group, Tenant, Variant, Version
-from modelfleet.rollout import lifecycle, population
-from modelfleet.rollout.broker import PahoBroker
-from modelfleet.rollout.cohort import buckets_of
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.documents import as_json
+from modelfleet.rollout.desired.cohort import buckets_of
+from modelfleet.rollout.desired.documents import as_json
+from modelfleet.rollout.evidence import population
 from modelfleet.rollout.leadership import PostgresLeadership
+from modelfleet.rollout.mqtt.broker import PahoBroker
 from modelfleet.rollout.states import Event
 from modelfleet.rollout.steps import Step
 from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile, SlotStable

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from modelfleet.agent_client.protocol import parse_report
 from modelfleet.policies.plan import parse_plan
-from modelfleet.rollout.decide import AccuracySample, Advance, DeviceTally, ProfileHealth, decide
-from modelfleet.rollout.statistics import Counts, Interval, log_alarm
+from modelfleet.rollout.decisions.decide import AccuracySample, Advance, DeviceTally, ProfileHealth, decide
+from modelfleet.rollout.decisions.statistics import Counts, Interval, log_alarm
 from modelfleet.signer.desired import (
     BUCKETS,
     Candidate,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from modelfleet.agent_client.protocol import DeviceState, Report, ReportedError
 from modelfleet.rollout.ddi.choose import actions_of, running_digest
 from modelfleet.rollout.ddi.tables import DdiAction, DdiDevice
-from modelfleet.rollout.write_reports import Said, write_reports
+from modelfleet.rollout.ingest.write_reports import Said, write_reports
 
 BOOT = 1
 MESSAGE_CHARACTERS = 1024

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from modelfleet.rollout.compact import Counts, Digest, Measured
+from modelfleet.rollout.ingest.compact import Counts, Digest, Measured
 
 Row = dict[str, Any]
 Columns = Mapping[str, Any]

@@ -13,10 +13,10 @@ from typing import Any
 
 from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.hardware_profiles.profile import load_profiles
-from modelfleet.rollout import lifecycle
-from modelfleet.rollout.broker import MemoryBroker
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.changes.lifecycle import RolloutRequest
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.lifecycle import RolloutRequest
+from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.service.simulate.fleet import Fleet
 from modelfleet.service.simulate.ledger import Ledger
 from modelfleet.service.simulate.line import Exchange

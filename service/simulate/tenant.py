@@ -18,8 +18,8 @@ from modelfleet.registry.fleet_ca import create_ca, load_ca
 from modelfleet.registry.register_many import NewDevice, register_many, require_only_simulated
 from modelfleet.registry.store import FolderStore
 from modelfleet.registry.tables import Tenant, User, Variant, Version
-from modelfleet.rollout.documents import Desk, as_json
-from modelfleet.rollout.issue_many import issue_many
+from modelfleet.rollout.desired.documents import Desk, as_json
+from modelfleet.rollout.desired.issue_many import issue_many
 from modelfleet.rollout.tables import SlotStable
 from modelfleet.service.database import open_database, prepare_database, session_factory
 from modelfleet.service.errors import ServiceError

@@ -18,11 +18,11 @@ from modelfleet.agent_client.identity import Identity, device_token, load_key
 from modelfleet.registry.build import build_variant, finish_version
 from modelfleet.registry.kek import FileKek
 from modelfleet.registry.tables import DataKey, Variant, Version
-from modelfleet.rollout import lifecycle
-from modelfleet.rollout.broker import MemoryBroker
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.changes.lifecycle import RolloutRequest
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.device_keys import router as keys_router
-from modelfleet.rollout.lifecycle import RolloutRequest
+from modelfleet.rollout.desired.device_keys import router as keys_router
+from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.rollout.routes import router
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.keys import load_signer

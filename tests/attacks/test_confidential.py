@@ -492,7 +492,7 @@ def test_a_revoked_device_asks_for_a_key(secret: ConfidentialFleet, tmp_path: Pa
 def test_a_bundle_is_made_for_a_revoked_device(secret: ConfidentialFleet, tmp_path: Path) -> None:
     """A person who takes keys along on a drive gets none for it either."""
     from modelfleet.registry.errors import ForbiddenError
-    from modelfleet.rollout.device_keys import wrapped_key
+    from modelfleet.rollout.desired.device_keys import wrapped_key
 
     digest, identity = secret.variant(SECRET).manifest_sha256 or "", secret.enrol(tmp_path / "d", "lab")
     registry = secret.registry.registry
@@ -516,7 +516,7 @@ def test_a_device_of_another_tenant_asks_for_a_key(secret: ConfidentialFleet, tm
 
 
 def test_a_key_is_asked_for_that_a_candidate_names_for_other_buckets() -> None:
-    from modelfleet.rollout.device_keys import named_manifests
+    from modelfleet.rollout.desired.device_keys import named_manifests
 
     release, device = samples.release(), samples.DEVICE
     assert named_manifests(samples.group(None, samples.candidate(release)), None, device) == {release.sha256}
@@ -597,8 +597,8 @@ def test_a_drive_with_a_bundle_is_stolen(secret: ConfidentialFleet, tmp_path: Pa
     from modelfleet.agent_client.apply import OfflineAgent
     from modelfleet.agent_client.bundle import open_bundle
     from modelfleet.agent_client.confidential import unwrap_for
-    from modelfleet.rollout.bundle import BundleRequest, prepare
-    from modelfleet.rollout.bundle_archive import write_archive
+    from modelfleet.rollout.bundles.archive import write_archive
+    from modelfleet.rollout.bundles.making import BundleRequest, prepare
 
     mine, thief = secret.enrol(tmp_path / "mine", "lab"), secret.enrol(tmp_path / "thief", "lab")
     direction = secret.controller.direction

@@ -5,9 +5,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from modelfleet.rollout.broker import PahoBroker
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.leadership import PostgresLeadership
+from modelfleet.rollout.mqtt.broker import PahoBroker
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.ceremony import locate
 from modelfleet.signer.keys import load_signer

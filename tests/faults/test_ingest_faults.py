@@ -19,10 +19,10 @@ from sqlalchemy import Engine, func, insert, select, text
 
 from modelfleet.agent_client.protocol import DeviceState, Report, Status, device_topic, encode
 from modelfleet.registry.tables import Base, Device, Tenant
-from modelfleet.rollout.broker import WINDOW, MqttVersion, PahoBroker
-from modelfleet.rollout.ingest import Ingest
+from modelfleet.rollout.ingest.intake import Ingest
+from modelfleet.rollout.ingest.telemetry import PARTITIONS
+from modelfleet.rollout.mqtt.broker import WINDOW, MqttVersion, PahoBroker
 from modelfleet.rollout.tables import DeviceSlot
-from modelfleet.rollout.telemetry import PARTITIONS
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.sign import sign_report
 from tests.postgresql import new_folder, postgresql_server

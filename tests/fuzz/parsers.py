@@ -37,7 +37,7 @@ from modelfleet.registry.audit_verify import verify_export
 from modelfleet.registry.card import parse_card
 from modelfleet.registry.certificates import parse_csr
 from modelfleet.registry.errors import CardError, CsrError
-from modelfleet.rollout.ingest import read
+from modelfleet.rollout.ingest.intake import read
 from modelfleet.signer import wire
 from modelfleet.signer.change import parse_change
 from modelfleet.signer.checkpoint import parse_proof, verify_checkpoint, verify_proof
@@ -357,7 +357,7 @@ PARSERS: tuple[Parser, ...] = (
     ),
     *(
         Parser(
-            function="rollout.ingest.read",
+            function="rollout.ingest.intake.read",
             about=kind,
             call=lambda data, kind=kind: read(kind, data, DEVICE, [signed_report()[1]]),
             errors=(UntrustedError,),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelfleet.rollout.ingest import read
+from modelfleet.rollout.ingest.intake import read
 from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE
 from modelfleet.signer.dsse import verify_envelope
 from modelfleet.signer.errors import UntrustedError

@@ -35,11 +35,12 @@ from modelfleet.registry.context import Registry
 from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.store import FolderStore
 from modelfleet.registry.tables import AuditRecord, Base, Device, DeviceCertificate, Group, Tenant, Variant, Version
-from modelfleet.rollout import lifecycle, tables
-from modelfleet.rollout.broker import MemoryBroker, Message
+from modelfleet.rollout import tables
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.changes.lifecycle import RolloutRequest
+from modelfleet.rollout.changes.transitions import profiles_of
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.lifecycle import RolloutRequest
-from modelfleet.rollout.transitions import profiles_of
+from modelfleet.rollout.mqtt.broker import MemoryBroker, Message
 from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient

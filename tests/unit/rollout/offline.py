@@ -14,10 +14,10 @@ from modelfleet.agent_client.identity import key_path
 from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
 from modelfleet.registry.tables import Base, Device, DeviceCertificate, Group, Tenant
-from modelfleet.rollout.broker import MemoryBroker
-from modelfleet.rollout.bundle_routes import router
+from modelfleet.rollout.bundles.routes import router
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.documents import as_json
+from modelfleet.rollout.desired.documents import as_json
+from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.rollout.tables import DesiredDocument, SlotStable
 from modelfleet.service.database import open_database, session_factory

@@ -5,7 +5,8 @@ import json
 from sqlalchemy import func, select
 
 from modelfleet.registry.tables import AuditRecord
-from modelfleet.rollout import answers, lifecycle
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.evidence import answers
 from modelfleet.rollout.tables import AnswerBaseline, Rollout, RolloutProfile
 from tests.unit.rollout.conftest import FLOAT, digest_of
 

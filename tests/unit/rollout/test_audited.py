@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy import select
 
 from modelfleet.registry.tables import AuditRecord
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
 from tests.audited import watch
 from tests.unit.rollout.conftest import FLOAT, Fleet
 

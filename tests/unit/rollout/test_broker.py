@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from modelfleet.rollout.broker import MemoryBroker, Message, PahoBroker, Will, matches
 from modelfleet.rollout.errors import BrokerError
+from modelfleet.rollout.mqtt.broker import MemoryBroker, Message, PahoBroker, Will, matches
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from tests.waiting import until
 

@@ -21,8 +21,8 @@ from modelfleet.agent_client.protocol import device_topic, group_desired_topic
 from modelfleet.agent_client.slot_state import SlotState
 from modelfleet.registry.errors import ServerUnreachableError
 from modelfleet.registry.tables import AuditRecord, Device
-from modelfleet.rollout.bundle import BundleRequest, prepare
-from modelfleet.rollout.bundle_archive import BundleFileError, receive, write_archive
+from modelfleet.rollout.bundles.archive import BundleFileError, receive, write_archive
+from modelfleet.rollout.bundles.making import BundleRequest, prepare
 from modelfleet.rollout.cli import COMMANDS
 from modelfleet.rollout.tables import DesiredDocument, DeviceSlot
 from modelfleet.signer.desired import Assignment, GroupDocument

@@ -4,8 +4,8 @@ from datetime import timedelta
 from typing import Any
 
 from modelfleet.policies.plan import Plan, parse_plan
-from modelfleet.rollout.decide import Advance, Complete, DeviceTally, Halt, Hold, Pause, decide
-from modelfleet.rollout.emergency import judge
+from modelfleet.rollout.decisions.decide import Advance, Complete, DeviceTally, Halt, Hold, Pause, decide
+from modelfleet.rollout.decisions.emergency import judge
 from tests.unit.rollout.test_decide import START, health
 
 # START is a Thursday, 00:00 UTC.

@@ -1,6 +1,6 @@
 import uuid
 
-from modelfleet.rollout.cohort import cohort, cohort_below
+from modelfleet.rollout.desired.cohort import cohort, cohort_below
 from modelfleet.signer.desired import BUCKETS
 
 DEVICES = [str(uuid.UUID(int=number)) for number in range(1000)]

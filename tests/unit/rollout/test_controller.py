@@ -7,9 +7,9 @@ from sqlalchemy import event, select
 
 from modelfleet.agent_client.protocol import group_desired_topic, host_topic, parse_status
 from modelfleet.registry import catalog
-from modelfleet.rollout import lifecycle
-from modelfleet.rollout.broker import MemoryBroker
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.rollout.tables import DesiredDocument, DeviceTrial, HealthSample
 from modelfleet.signer.keys import load_signer
 from tests.waiting import until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelfleet.policies.plan import GUARDRAILS, parse_plan
-from modelfleet.rollout.decide import (
+from modelfleet.rollout.decisions.decide import (
     AccuracySample,
     Advance,
     Complete,
@@ -19,8 +19,8 @@ from modelfleet.rollout.decide import (
     RollBack,
     decide,
 )
-from modelfleet.rollout.drift import Difference
-from modelfleet.rollout.statistics import Counts, Interval
+from modelfleet.rollout.decisions.drift import Difference
+from modelfleet.rollout.decisions.statistics import Counts, Interval
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BAKED = START + timedelta(seconds=1800)

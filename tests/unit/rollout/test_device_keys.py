@@ -1,6 +1,6 @@
 """Which manifests a device may have keys for: what its two documents name for it, and nothing else."""
 
-from modelfleet.rollout.device_keys import named_manifests
+from modelfleet.rollout.desired.device_keys import named_manifests
 from modelfleet.signer.desired import Slot
 from tests.unit.signer import samples
 

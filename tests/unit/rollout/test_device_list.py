@@ -8,11 +8,11 @@ from sqlalchemy import select
 
 from modelfleet.agent_client.protocol import DeviceState, Status, encode
 from modelfleet.registry.tables import Device
-from modelfleet.rollout import lifecycle
-from modelfleet.rollout.device_list import DevicePosition, count_standings, device_page
-from modelfleet.rollout.device_standing import Standing
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.desired.retries import MAX_RETRIES, retry
+from modelfleet.rollout.devices.listing import DevicePosition, count_standings, device_page
+from modelfleet.rollout.devices.standing import Standing
 from modelfleet.rollout.errors import RolloutInputError, TransitionError
-from modelfleet.rollout.retries import MAX_RETRIES, retry
 from modelfleet.rollout.tables import DesiredDocument
 from modelfleet.signer.desired import Assignment, Request
 from tests.unit.rollout.conftest import digest_of
@@ -98,7 +98,7 @@ def test_pages_follow_each_other_without_a_gap_and_a_filter_holds_on_each(on_tri
 
 
 def test_a_page_looks_at_so_many_devices_and_goes_on_from_there(on_trial, monkeypatch):
-    from modelfleet.rollout import device_list
+    from modelfleet.rollout.devices import listing as device_list
 
     monkeypatch.setattr(device_list, "SCANNED", 3)
     seen, after, pages = [], "", 0

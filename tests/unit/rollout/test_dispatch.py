@@ -9,11 +9,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.registry.tables import Base
-from modelfleet.rollout import dispatch
-from modelfleet.rollout.broker import MemoryBroker
-from modelfleet.rollout.dispatch import Dispatch, documents_topic
-from modelfleet.rollout.documents import DEVICES, GROUPS
+from modelfleet.rollout.desired import dispatch
+from modelfleet.rollout.desired.dispatch import Dispatch, documents_topic
+from modelfleet.rollout.desired.documents import DEVICES, GROUPS
 from modelfleet.rollout.leadership import Alone
+from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.rollout.tables import DesiredDocument
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.dsse import sign_envelope

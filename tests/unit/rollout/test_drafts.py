@@ -7,9 +7,9 @@ import pytest
 
 from modelfleet.policies.errors import ApprovalRefusedError, NotEnoughApprovalsError, PlanError
 from modelfleet.registry.tables import Version
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.changes.lifecycle import RolloutChange
 from modelfleet.rollout.errors import RolloutConflictError, RolloutInputError, TransitionError
-from modelfleet.rollout.lifecycle import RolloutChange
 from modelfleet.rollout.tables import RolloutApproval
 from modelfleet.signer.ceremony import update_policy
 from modelfleet.signer.keys import load_signer

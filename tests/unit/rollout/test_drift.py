@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelfleet.agent_client.protocol import LATENCY_BUCKETS_MS
-from modelfleet.rollout.drift import (
+from modelfleet.rollout.decisions.drift import (
     MIN_ANSWERS,
     Difference,
     Histograms,

@@ -8,11 +8,11 @@ import pytest
 from modelfleet.policies.errors import ApprovalRefusedError, NotEnoughApprovalsError
 from modelfleet.policies.plan import parse_plan
 from modelfleet.registry.tables import AuditRecord
-from modelfleet.rollout import lifecycle
-from modelfleet.rollout.decide import Advance, Complete, DeviceTally, Hold, Pause, ProfileHealth, RollBack
-from modelfleet.rollout.emergency import judge
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.decisions.decide import Advance, Complete, DeviceTally, Hold, Pause, ProfileHealth, RollBack
+from modelfleet.rollout.decisions.emergency import judge
+from modelfleet.rollout.decisions.statistics import Counts
 from modelfleet.rollout.errors import RolloutInputError
-from modelfleet.rollout.statistics import Counts
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.sign import sign_approval
 from tests.unit.rollout.conftest import START, digest_of

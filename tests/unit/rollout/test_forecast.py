@@ -21,9 +21,10 @@ from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
 from modelfleet.registry.auth import undeclared_routes
 from modelfleet.registry.tables import AuditRecord, Base, Device, Group, Tenant, Variant
-from modelfleet.rollout import cli_forecast
 from modelfleet.rollout.cli import COMMANDS
-from modelfleet.rollout.forecast import (
+from modelfleet.rollout.decisions.statistics import Counts, log_promotion
+from modelfleet.rollout.forecast import cli as forecast_cli
+from modelfleet.rollout.forecast.estimate import (
     Bandwidth,
     ProfileFacts,
     Reach,
@@ -33,12 +34,11 @@ from modelfleet.rollout.forecast import (
     inferences_needed,
     transfer_seconds,
 )
-from modelfleet.rollout.forecast_facts import Target, gather
-from modelfleet.rollout.forecast_routes import router
+from modelfleet.rollout.forecast.facts import Target, gather
+from modelfleet.rollout.forecast.routes import router
+from modelfleet.rollout.ingest.telemetry import make_partition
 from modelfleet.rollout.routes import router as rollout_router
-from modelfleet.rollout.statistics import Counts, log_promotion
 from modelfleet.rollout.tables import DeviceSlot, Rollout, SlotStable, TelemetryHour
-from modelfleet.rollout.telemetry import make_partition
 from modelfleet.service.database import migrate, open_database, session_factory
 from tests.unit.rollout.conftest import FLOAT, INT8, SLOT, START, TENANT, Fleet, add_version, digest_of
 
@@ -378,5 +378,5 @@ def test_the_commands_show_a_table_or_json(
 @pytest.mark.parametrize("speed", ["fast", "0Mbit/s", "200", "200MB/s", "-1Mbit/s"])
 def test_a_speed_that_is_none_is_refused(speed: str) -> None:
     with pytest.raises(click.BadParameter, match="200Mbit/s"):
-        cli_forecast.Speed().convert(speed, None, None)
-    assert cli_forecast.Speed().convert("1.5 Gbit/s", None, None) == 1.5e9
+        forecast_cli.Speed().convert(speed, None, None)
+    assert forecast_cli.Speed().convert("1.5 Gbit/s", None, None) == 1.5e9

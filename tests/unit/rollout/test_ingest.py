@@ -217,8 +217,8 @@ def test_a_polling_device_speaks_only_for_itself(fleet, device):
 
 
 def test_a_message_is_acknowledged_only_after_it_was_written(fleet, device):
-    from modelfleet.rollout.broker import Message
-    from modelfleet.rollout.ingest import Ingest
+    from modelfleet.rollout.ingest.intake import Ingest
+    from modelfleet.rollout.mqtt.broker import Message
 
     acknowledged: list[int] = []
     ingest = Ingest(fleet.registry.sessions, "acme")

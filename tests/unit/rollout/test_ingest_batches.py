@@ -20,13 +20,14 @@ from modelfleet.agent_client.protocol import (
     encode,
 )
 from modelfleet.registry.tables import AuditRecord, Base, Device, Tenant, Variant, Version
-from modelfleet.rollout.broker import Message
-from modelfleet.rollout.ingest import Ingest
-from modelfleet.rollout.keep import keep
+from modelfleet.rollout.ingest import write_reports as writing
+from modelfleet.rollout.ingest.intake import Ingest
+from modelfleet.rollout.ingest.keep import keep
+from modelfleet.rollout.ingest.telemetry import PARTITIONS
+from modelfleet.rollout.ingest.waiting import MAX_UNACKNOWLEDGEABLE, Waiting
+from modelfleet.rollout.mqtt.broker import Message
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, TelemetryHour
-from modelfleet.rollout.telemetry import PARTITIONS
-from modelfleet.rollout.usage import percentile_ms, usage
-from modelfleet.rollout.waiting import MAX_UNACKNOWLEDGEABLE, Waiting
+from modelfleet.rollout.usage.by_day import percentile_ms, usage
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.sign import sign_report
 
@@ -200,15 +201,13 @@ def test_hostile_messages_hurt_no_neighbour(fleet):
 
 def test_what_the_database_refuses_is_dropped_alone(fleet, monkeypatch):
     """A row that no column takes, which no check has foreseen."""
-    from modelfleet.rollout import write_reports
-
-    whole = write_reports._slot_row
+    whole = writing._slot_row
 
     def too_long(each):
         row = whole(each)
         return row | {"state": None} if each.report.device == fleet.ids[0] else row
 
-    monkeypatch.setattr(write_reports, "_slot_row", too_long)
+    monkeypatch.setattr(writing, "_slot_row", too_long)
     batch = [fleet.report(name, 1, DeviceState.PREFLIGHT) for name in fleet.ids]
     assert fleet.ingest.accept(batch, NOW) == 2
     assert fleet.ingest.dropped == {"refused by the database": 1}

@@ -8,7 +8,9 @@ import pytest
 from modelfleet.policies.errors import ApprovalRefusedError, AuthorApprovedError, NotEnoughApprovalsError, PlanError
 from modelfleet.registry.errors import NotFoundError
 from modelfleet.registry.tables import Device, Version
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.changes.lifecycle import RolloutRequest
+from modelfleet.rollout.changes.transitions import claim
 from modelfleet.rollout.errors import (
     RolloutConflictError,
     RolloutInputError,
@@ -16,9 +18,7 @@ from modelfleet.rollout.errors import (
     StaleRevisionError,
     TransitionError,
 )
-from modelfleet.rollout.lifecycle import RolloutRequest
 from modelfleet.rollout.tables import Rollout
-from modelfleet.rollout.transitions import claim
 from modelfleet.signer.ceremony import update_policy
 from modelfleet.signer.errors import SignatureError, UnknownKeyError
 from modelfleet.signer.keys import load_signer

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.rollout import lifecycle
-from modelfleet.rollout.device_list import count_standings, device_page
-from modelfleet.rollout.device_standing import Standing
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.desired.retries import retry
+from modelfleet.rollout.devices.listing import count_standings, device_page
+from modelfleet.rollout.devices.standing import Standing
 from modelfleet.rollout.errors import RolloutConflictError
-from modelfleet.rollout.retries import retry
-from modelfleet.rollout.traffic import inferences_per_minute
+from modelfleet.rollout.forecast.traffic import inferences_per_minute
 from modelfleet.signer.ceremony import CeremonyResult
 from tests.unit.rollout.conftest import Fleet, digest_of, make_fleet
 

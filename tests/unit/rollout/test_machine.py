@@ -17,10 +17,10 @@ from sqlalchemy import select
 
 from modelfleet.policies.errors import PolicyError
 from modelfleet.registry.tables import AuditRecord
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.changes.lifecycle import RolloutChange
+from modelfleet.rollout.desired.retries import retry
 from modelfleet.rollout.errors import RolloutError
-from modelfleet.rollout.lifecycle import RolloutChange
-from modelfleet.rollout.retries import retry
 from modelfleet.rollout.states import ON_TRIAL, TERMINAL, UNSTARTED, State, Verdict, summary
 from modelfleet.rollout.tables import DesiredDocument, Rollout, RolloutProfile, SlotStable
 from modelfleet.signer.ceremony import CeremonyResult

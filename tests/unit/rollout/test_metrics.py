@@ -16,7 +16,7 @@ from modelfleet.agent_client.protocol import device_topic
 from modelfleet.policies.plan import parse_plan
 from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.service.fleet_metrics import FleetCollector
 from modelfleet.service.metrics import Metrics, TimedRequests, router

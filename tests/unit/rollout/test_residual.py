@@ -5,10 +5,10 @@ import random
 import pytest
 
 from modelfleet.policies.plan import parse_plan
-from modelfleet.rollout.residual import inferences_to_promote, least_minutes, residual_risk, smallest_caught
-from modelfleet.rollout.statistics import Counts, log_alarm, log_over_starts, log_promotion
+from modelfleet.rollout.decisions.residual import inferences_to_promote, least_minutes, residual_risk, smallest_caught
+from modelfleet.rollout.decisions.statistics import Counts, log_alarm, log_over_starts, log_promotion
+from modelfleet.rollout.forecast.traffic import inferences_per_minute
 from modelfleet.rollout.tables import HealthSample
-from modelfleet.rollout.traffic import inferences_per_minute
 
 PLAN = parse_plan()
 

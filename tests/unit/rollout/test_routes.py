@@ -23,8 +23,8 @@ from modelfleet.registry import people, problems
 from modelfleet.registry.auth import undeclared_routes
 from modelfleet.rollout.cli import COMMANDS
 from modelfleet.rollout.cli_approve import require_same
-from modelfleet.rollout.device_routes import router as device_router
-from modelfleet.rollout.residual import canaries, residual_risk, unseen_failures
+from modelfleet.rollout.decisions.residual import canaries, residual_risk, unseen_failures
+from modelfleet.rollout.devices.routes import router as device_router
 from modelfleet.rollout.routes import router
 from modelfleet.signer.errors import DigestError
 from modelfleet.signer.statements import Approval

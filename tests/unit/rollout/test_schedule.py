@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import update
 
 from modelfleet.registry.tables import Version
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.errors import RolloutInputError
 from modelfleet.signer.desired import CONDITIONS, WINDOWS, GroupDocument, group_scope
 from modelfleet.signer.verify import Floors, accept_document

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelfleet.policies.plan import parse_plan
-from modelfleet.rollout.statistics import (
+from modelfleet.rollout.decisions.statistics import (
     Counts,
     Interval,
     alarm_alternatives,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.errors import RolloutConflictError, TransitionError
 
 FLOAT, INT8 = "linux-cpu-float", "linux-cpu-int8"

@@ -15,8 +15,9 @@ from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry import catalog
 from modelfleet.registry.tables import Base, Device, Group, Tenant
-from modelfleet.rollout import population, recall, tally, totals
-from modelfleet.rollout.decide import DeviceTally
+from modelfleet.rollout.decisions.decide import DeviceTally
+from modelfleet.rollout.desired import recall
+from modelfleet.rollout.evidence import population, tally, totals
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.desired import bucket_of

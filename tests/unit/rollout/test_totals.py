@@ -4,10 +4,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 from modelfleet.policies.plan import parse_plan
-from modelfleet.rollout import totals
-from modelfleet.rollout.statistics import log_alarm
-from modelfleet.rollout.tally import FAILURES, count_started
-from modelfleet.rollout.totals import Point, Totals
+from modelfleet.rollout.decisions.statistics import log_alarm
+from modelfleet.rollout.evidence import totals
+from modelfleet.rollout.evidence.tally import FAILURES, count_started
+from modelfleet.rollout.evidence.totals import Point, Totals
 from tests.unit.rollout.conftest import START
 from tests.unit.rollout.test_tally import NOW, random_fleet, sessions  # noqa: F401 - a fixture
 

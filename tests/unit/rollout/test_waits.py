@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from modelfleet.agent_client.protocol import WAITING_KIND, DeviceState, Report, ReportedError, Status, Waiting
 from modelfleet.policies.plan import parse_plan
 from modelfleet.registry.tables import Base, Device, Group, Tenant
-from modelfleet.rollout import tally
-from modelfleet.rollout.ingest import write
+from modelfleet.rollout.evidence import tally
+from modelfleet.rollout.ingest.intake import write
+from modelfleet.rollout.ingest.waits import count_waits
+from modelfleet.rollout.ingest.write_reports import Received
 from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile
-from modelfleet.rollout.waits import count_waits
-from modelfleet.rollout.write_reports import Received
 from modelfleet.service.database import open_database, session_factory
 from tests.unit.rollout.conftest import FLOAT, PLAN, SLOT, START, TENANT
 

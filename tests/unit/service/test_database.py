@@ -7,9 +7,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import QueuePool, text
 
-import modelfleet.rollout.ddi.tables
-import modelfleet.rollout.tables
-import modelfleet.rollout.waits  # noqa: F401 - registers its tables
 from modelfleet.registry.tables import Base
 from modelfleet.service.compose import require_tenant
 from modelfleet.service.database import migrate, open_database, session_factory, without_password

@@ -10,10 +10,10 @@ from sqlalchemy import select
 
 from modelfleet.agent_client.protocol import DeviceState, Report, device_topic, encode
 from modelfleet.registry.tables import AuditRecord, Device
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.ddi.actions import poll
 from modelfleet.rollout.ddi.devices import forget_absent
-from modelfleet.rollout.retries import retry
+from modelfleet.rollout.desired.retries import retry
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial
 from modelfleet.signer.sign import sign_report
 from tests.unit.rollout.conftest import FLOAT, TENANT

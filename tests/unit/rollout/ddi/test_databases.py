@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.rollout import lifecycle
+from modelfleet.rollout.changes import lifecycle
 from modelfleet.signer.ceremony import CeremonyResult
 from tests.unit.rollout.conftest import make_fleet
 from tests.unit.rollout.ddi.conftest import Ddi, polling

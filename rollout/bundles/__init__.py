@@ -1,0 +1,1 @@
+"""Everything that devices without a network need, on a medium."""

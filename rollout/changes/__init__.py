@@ -1,0 +1,1 @@
+"""What changes a rollout: drafts, approvals, starts and stops, each one transaction by the table of states."""

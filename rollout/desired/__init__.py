@@ -1,0 +1,1 @@
+"""What devices are told: cohorts, signed documents, and their publication."""

@@ -1,0 +1,1 @@
+"""A rollout's devices, one by one."""

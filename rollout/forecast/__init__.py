@@ -1,0 +1,1 @@
+"""What a rollout will cost before it starts."""

@@ -1,0 +1,1 @@
+"""How much models are used."""

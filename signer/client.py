@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from modelfleet.signer.errors import SignerUnavailableError
 from modelfleet.signer.repository import OnlineRepository
@@ -48,6 +48,15 @@ class SignedRelease:
     entry_bundle: bytes
 
 
+class ReleaseStatements(TypedDict):
+    """What every call about a release carries: `policy_chain` is `OnlineRepository.policy_chain()`."""
+
+    manifest: bytes
+    source_envelope: bytes
+    gate_envelopes: Sequence[bytes]
+    policy_chain: PolicyChain
+
+
 def renew_bins(signer: "SignerClient", repository: OnlineRepository, now: datetime) -> int:
     """Have every bin with less than a third of its life left signed and published; return how many there were.
 
@@ -78,39 +87,24 @@ class SignerClient:
         reply = self._call(StatusRequest(), StatusReply)
         return {"keyid": reply.keyid, "tenant": reply.tenant, "bins": reply.bins, "targets": reply.targets}
 
-    def release(
-        self, *, manifest: bytes, source_envelope: bytes, gate_envelopes: Sequence[bytes], policy_chain: PolicyChain
-    ) -> SignedRelease:
+    def release(self, **statements: Unpack[ReleaseStatements]) -> SignedRelease:
         """Have one variant signed; the same manifest again returns the same bins.
-
-        Args:
-            policy_chain: `OnlineRepository.policy_chain()`.
 
         Raises:
             UntrustedError: the signer refuses; the class says which check failed.
             SignerUnavailableError: it does not answer; try again.
         """
-        request = ReleaseRequest(
-            manifest=manifest,
-            source=source_envelope,
-            gates=tuple(gate_envelopes),
-            targets=policy_chain.targets,
-            policy=policy_chain.policy,
-            roots=policy_chain.roots[-MAX_ROOTS:],
-        )
+        request = ReleaseRequest(**_fields(statements))
         reply = self._call(request, ReleaseReply)
         return SignedRelease(bins=reply.bins, bundle=reply.bundle, entry_bundle=reply.entry_bundle)
 
     def image(
         self,
         *,
-        manifest: bytes,
-        source_envelope: bytes,
-        gate_envelopes: Sequence[bytes],
-        policy_chain: PolicyChain,
         group: str,
         approvals: Sequence[bytes],
         downgrade: bool = False,
+        **statements: Unpack[ReleaseStatements],
     ) -> bytes:
         """Have the data image of a signed release made, and return its header; what follows it is the file `weights.bin`.
 
@@ -122,12 +116,7 @@ class SignerClient:
             UntrustedError, PlanError: the signer refuses. SignerUnavailableError: it does not answer; try again.
         """
         request = ImageRequest(
-            manifest=manifest,
-            source=source_envelope,
-            gates=tuple(gate_envelopes),
-            targets=policy_chain.targets,
-            policy=policy_chain.policy,
-            roots=policy_chain.roots[-MAX_ROOTS:],
+            **_fields(statements),
             group=group,
             approvals=tuple(approvals),
             downgrade=downgrade,
@@ -137,13 +126,10 @@ class SignerClient:
     def swu(
         self,
         *,
-        manifest: bytes,
-        source_envelope: bytes,
-        gate_envelopes: Sequence[bytes],
-        policy_chain: PolicyChain,
         slot: str,
         group: str,
         approvals: Sequence[bytes],
+        **statements: Unpack[ReleaseStatements],
     ) -> SwuReply:
         """Have the `.swu` container of a signed release described and signed.
 
@@ -154,12 +140,7 @@ class SignerClient:
             UntrustedError, PlanError: the signer refuses. SignerUnavailableError: it does not answer; try again.
         """
         request = SwuRequest(
-            manifest=manifest,
-            source=source_envelope,
-            gates=tuple(gate_envelopes),
-            targets=policy_chain.targets,
-            policy=policy_chain.policy,
-            roots=policy_chain.roots[-MAX_ROOTS:],
+            **_fields(statements),
             slot=slot,
             group=group,
             approvals=tuple(approvals),
@@ -200,3 +181,15 @@ class SignerClient:
             connection.settimeout(max(0.01, ends - time.monotonic()))
             connection.connect(str(self._find_socket()))
             yield connection
+
+
+def _fields(statements: ReleaseStatements) -> dict[str, Any]:
+    chain = statements["policy_chain"]
+    return {
+        "manifest": statements["manifest"],
+        "source": statements["source_envelope"],
+        "gates": tuple(statements["gate_envelopes"]),
+        "targets": chain.targets,
+        "policy": chain.policy,
+        "roots": chain.roots[-MAX_ROOTS:],
+    }

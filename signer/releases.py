@@ -39,6 +39,7 @@ from modelfleet.signer.wire import (
     Request,
     ResignReply,
     ResignRequest,
+    Statements,
     StatusReply,
     StatusRequest,
     SwuReply,
@@ -108,11 +109,7 @@ class ReleaseSigner:
             DigestError: the path is taken by another manifest: versions are immutable.
         """
         with self._lock:
-            trusted = self._trusted_policy(
-                PolicyChain(targets=request.targets, policy=request.policy, roots=request.roots)
-            )
-            counters = self._state.record.counters
-            manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
+            manifest, trusted = self._checked(request)
             bundle, entry = sign_bundle(manifest, self._releases), sign_entry_bundle(manifest, self._releases)
             role, data = self._add(manifest, request.manifest, trusted)
         return ReleaseReply(bins={role: data}, bundle=bundle, entry_bundle=entry)
@@ -128,12 +125,7 @@ class ReleaseSigner:
             PlanError: the release has no data image.
         """
         with self._lock:
-            trusted = self._trusted_policy(
-                PolicyChain(targets=request.targets, policy=request.policy, roots=request.roots)
-            )
-            counters = self._state.record.counters
-            manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
-            self._require_signed_before(manifest, request.manifest, trusted)
+            manifest, trusted = self._signed_before(request)
             wish = ImageWish(
                 manifest=request.manifest,
                 group=request.group,
@@ -141,7 +133,7 @@ class ReleaseSigner:
                 approvals=request.approvals,
             )
             marks = self._state.image_marks(manifest.model, manifest.profile)
-            newest = max(counters[manifest.model].values())
+            newest = max(self._state.record.counters[manifest.model].values())
             header = check_image(wish, manifest, trusted.policy, marks, newest, self._clock())
             signed = sign_image(header, self._releases)
             self._state.keep_image_marks(manifest.model, manifest.profile, marked(marks, header))
@@ -160,12 +152,7 @@ class ReleaseSigner:
         if self._swu is None:
             raise PlanError("this signer signs no .swu containers: start it with --swu-key")
         with self._lock:
-            trusted = self._trusted_policy(
-                PolicyChain(targets=request.targets, policy=request.policy, roots=request.roots)
-            )
-            counters = self._state.record.counters
-            manifest = check_release(request.manifest, request.source, request.gates, trusted.policy, counters)
-            self._require_signed_before(manifest, request.manifest, trusted)
+            manifest, trusted = self._signed_before(request)
         plan = check_swu(
             manifest,
             request.manifest,
@@ -200,6 +187,21 @@ class ReleaseSigner:
                     break
         return ResignReply(bins=bins)
 
+    def _checked(self, request: Statements) -> tuple[Manifest, TrustedPolicy]:
+        trusted = self._trusted_policy(PolicyChain(targets=request.targets, policy=request.policy, roots=request.roots))
+        counters = self._state.record.counters
+        return check_release(request.manifest, request.source, request.gates, trusted.policy, counters), trusted
+
+    def _signed_before(self, request: Statements) -> tuple[Manifest, TrustedPolicy]:
+        manifest, trusted = self._checked(request)
+        role = bin_of(trusted.targets, manifest.path)
+        metadata = self._state.bin(role)
+        require_signed(trusted.targets, role, metadata)
+        if self._releases.public_key.keyid not in metadata.signatures:  # signed anew by who has the key now
+            raise SignatureError(f"{role}: expected it signed by this signer's key: was the releases key rotated?")
+        require_signed_before(manifest, request.manifest, metadata.signed.targets.get(manifest.path))
+        return manifest, trusted
+
     def _trusted_policy(self, chain: PolicyChain) -> TrustedPolicy:
         root, newest = follow_roots(self._root, chain.roots)
         if newest is not None:
@@ -210,14 +212,6 @@ class ReleaseSigner:
         trusted = trusted_policy(self._root, chain, tenant=self._tenant, now=self._clock(), minimum_version=seen)
         self._state.keep_targets_version(trusted.targets.version)
         return trusted
-
-    def _require_signed_before(self, manifest: Manifest, data: bytes, trusted: TrustedPolicy) -> None:
-        role = bin_of(trusted.targets, manifest.path)
-        metadata = self._state.bin(role)
-        require_signed(trusted.targets, role, metadata)
-        if self._releases.public_key.keyid not in metadata.signatures:  # signed anew by who has the key now
-            raise SignatureError(f"{role}: expected it signed by this signer's key: was the releases key rotated?")
-        require_signed_before(manifest, data, metadata.signed.targets.get(manifest.path))
 
     def _add(self, manifest: Manifest, data: bytes, trusted: TrustedPolicy) -> tuple[str, bytes]:
         role = bin_of(trusted.targets, manifest.path)

@@ -32,7 +32,7 @@ class StatusRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", t
     """Ask who is there."""
 
 
-class _Statements(msgspec.Struct, frozen=True, kw_only=True):
+class Statements(msgspec.Struct, frozen=True, kw_only=True):
     """What a release is signed by; `targets` and `policy` prove who may vouch for it.
 
     `roots` lead from an older root, which the signer may still hold, to the one that `targets` is signed under.
@@ -46,11 +46,11 @@ class _Statements(msgspec.Struct, frozen=True, kw_only=True):
     roots: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_ROOTS)] = ()
 
 
-class ReleaseRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="release"):
+class ReleaseRequest(Statements, frozen=True, kw_only=True, tag_field="op", tag="release"):
     """Ask for one variant to be signed."""
 
 
-class ImageRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="image"):
+class ImageRequest(Statements, frozen=True, kw_only=True, tag_field="op", tag="image"):
     """Ask for the data image of a release that was signed before: its header, made and signed by the signer.
 
     `approvals` are k persons' DSSE envelopes over this manifest for `group`.
@@ -61,7 +61,7 @@ class ImageRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="
     downgrade: bool = False
 
 
-class SwuRequest(_Statements, frozen=True, kw_only=True, tag_field="op", tag="swu"):
+class SwuRequest(Statements, frozen=True, kw_only=True, tag_field="op", tag="swu"):
     """Ask for the `.swu` container of a release that was signed before: its description, made and signed by the signer.
 
     `approvals` are k persons' DSSE envelopes over this manifest for `group`.

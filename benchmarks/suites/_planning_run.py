@@ -25,13 +25,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.agent_client.protocol import TOPIC_ROOT
 from modelfleet.benchmarks.suites._report import console, percentile
-from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.registry import catalog
-from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.context import Registry
 from modelfleet.registry.copy_rows import copy_rows
-from modelfleet.registry.fleet_ca import create_ca
-from modelfleet.registry.store import FolderStore
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.registry.tables import Device, Group, Tenant, Variant, Version
 from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.controller import Controller
@@ -46,8 +43,7 @@ from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile, Slot
 from modelfleet.rollout.views import describe, summarise_many
 from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository
-from modelfleet.signer.client import SignerClient
-from modelfleet.signer.keys import generate_key, load_signer
+from modelfleet.signer.keys import load_signer
 from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.sign import sign_approval
 
@@ -85,11 +81,6 @@ class PlanningRows:
     api_p95_ms: dict[str, float]
     peak_rss_bytes: int
     bytes_per_device: float
-
-
-class _NoBuilds:
-    def enqueue(self, version_id: int) -> None:
-        raise AssertionError(f"nothing is built here: {version_id}")
 
 
 class Subscriber:
@@ -210,7 +201,7 @@ def bench(url: str, broker_url: str, folder: Path) -> Generator[Bench]:
     with sessions.begin() as session:
         session.add(Tenant(name=TENANT, created_at=datetime.now(UTC)))
     ceremony = create_repository(folder / "trust", TENANT, bits=1, approvers=["bob"], now=datetime.now(UTC))
-    registry = make_registry(sessions, ceremony, folder)
+    registry = registry_without_builds(folder, ceremony, sessions)
     controller = Controller(
         registry,
         PahoBroker(broker_url, f"controller-{uuid.uuid4()}"),
@@ -226,27 +217,6 @@ def bench(url: str, broker_url: str, folder: Path) -> Generator[Bench]:
         subscriber.close()
         controller.stop()
         engine.dispose()
-
-
-def make_registry(sessions: sessionmaker[Session], ceremony: CeremonyResult, folder: Path) -> Registry:
-    """Return a registry that builds and serves nothing, over real trust."""
-    audit_key = load_signer(generate_key(folder / "audit.pem"))
-    return Registry(
-        tenant=TENANT,
-        sessions=sessions,
-        store=FolderStore(folder / "blobs"),
-        signer=SignerClient(folder / "signer.sock"),
-        repository=ceremony.repository(),
-        builds=_NoBuilds(),
-        profiles=load_profiles(),
-        gate_key_uri=ceremony.gate_key,
-        work_dir=folder,
-        trust_dir=ceremony.metadata_dir.parent,
-        public_url="http://127.0.0.1:1",
-        mqtt_url="mqtt://127.0.0.1:1",
-        ca=create_ca(folder / "ca", TENANT, datetime.now(UTC)),
-        audit_log=AuditLog(sessions, TENANT, audit_key, folder / "audit.checkpoint"),
-    )
 
 
 def register(sessions: sessionmaker[Session], devices: int, places: Sequence[tuple[str, str]]) -> None:

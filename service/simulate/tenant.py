@@ -10,13 +10,11 @@ from sqlalchemy import Engine, event, func, select
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.version import agent_version
-from modelfleet.hardware_profiles.profile import HardwareProfile, load_profiles
+from modelfleet.hardware_profiles.profile import HardwareProfile
 from modelfleet.registry import audit
-from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.context import Registry
-from modelfleet.registry.fleet_ca import create_ca, load_ca
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.registry.register_many import NewDevice, register_many, require_only_simulated
-from modelfleet.registry.store import FolderStore
 from modelfleet.registry.tables import Tenant, User, Variant, Version
 from modelfleet.rollout.desired.documents import Desk, as_json
 from modelfleet.rollout.desired.issue_many import issue_many
@@ -26,9 +24,8 @@ from modelfleet.service.errors import ServiceError
 from modelfleet.service.simulate.believed import Shelf
 from modelfleet.service.simulate.world import SLOT
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
-from modelfleet.signer.client import SignerClient
 from modelfleet.signer.desired import Release
-from modelfleet.signer.keys import Signer, generate_key, load_signer
+from modelfleet.signer.keys import Signer, load_signer
 from modelfleet.signer.manifest import Manifest, ManifestFile, ManifestLimits, Tensor, Tolerance, encode_manifest
 from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.sign import sign_approval
@@ -40,13 +37,6 @@ ACTOR = "simulator"
 BATCH = 1000
 TEMPORARY = "simulated.sqlite"
 LONG = timedelta(days=90)
-
-
-class NoBuilds:
-    """Releases of a simulation are made, not built."""
-
-    def enqueue(self, version_id: int) -> None:
-        """Nothing is to be built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +62,6 @@ def make_tenant(folder: Path, database_url: str, name: str, now: datetime) -> Si
         ServiceError: the tenant has devices or versions that no simulation made.
     """
     create_repository(folder, name, bits=1, approvers=[APPROVER], now=datetime.now(UTC))
-    create_ca(folder / "ca", name, datetime.now(UTC))
-    generate_key(folder / "audit.pem")
     url = database_url or f"sqlite:///{folder / TEMPORARY}"
     engine = prepare_database(url)
     try:
@@ -90,25 +78,8 @@ def open_tenant(folder: Path, database_url: str, name: str) -> SimulatedTenant:
     if database_url == f"sqlite:///{folder / TEMPORARY}":  # it does not outlive the simulation
         event.listen(engine, "connect", _without_syncing)
     sessions = session_factory(engine)
-    store = FolderStore(folder / "blobs")
-    audit_key = load_signer(f"file:{(folder / 'audit.pem').absolute()}")
-    registry = Registry(
-        tenant=name,
-        sessions=sessions,
-        store=store,
-        signer=SignerClient(folder / "signer.sock"),
-        repository=ceremony.repository(),
-        builds=NoBuilds(),
-        profiles=load_profiles(),
-        gate_key_uri=ceremony.gate_key,
-        work_dir=folder,
-        trust_dir=ceremony.metadata_dir.parent,
-        public_url="https://simulated.invalid",
-        mqtt_url="",
-        ca=load_ca(folder / "ca"),
-        audit_log=AuditLog(sessions, name, audit_key, folder / "audit.checkpoint"),
-    )
-    shelf = Shelf(policy=registry.repository.policy(), store=store, expires=datetime.now(UTC) + 10 * LONG)
+    registry = registry_without_builds(folder, ceremony, sessions, public_url="https://simulated.invalid")
+    shelf = Shelf(policy=registry.repository.policy(), store=registry.store, expires=datetime.now(UTC) + 10 * LONG)
     return SimulatedTenant(
         registry=registry,
         ceremony=ceremony,

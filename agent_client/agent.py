@@ -94,6 +94,7 @@ class Agent:
         self._running = False
         self._stop = threading.Event()
         self._link: MqttLink | None = None
+        self._told_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set.
@@ -160,7 +161,7 @@ class Agent:
         self._outbox = Outbox(self._root / "outbox", self._disk)
         self._credentials = Credentials(self._root, self.identity, self._disk, on_renewed=self._follow_credentials)
         self._voice = Voice(self.identity, self._boots, self._credentials.signer(), self._outbox)
-        self._client = self._reach()
+        self._client, self._polling = self._reach(), self._reach()  # it polls while a file is being fetched
         self._device = make_device(
             self._root,
             self.identity,
@@ -172,7 +173,8 @@ class Agent:
             clock=self._clock,
             report=self._report,
             refuse=self._refuse,
-            look=self._look,
+            look=self._look_at_work,
+            alive=self._alive,
             surroundings=self._surroundings,
         )
         self._documents = self._device.documents
@@ -189,7 +191,7 @@ class Agent:
             self._inbox, self.identity, self._documents, self._link, obey=self._crew.obey, refuse=self._refuse
         )
         self._poller = Poller(
-            self._client,
+            self._polling,
             self.identity.server,
             deliver_assignment=self._intake.take_assignment,
             deliver_group=self._intake.take_group,
@@ -228,6 +230,7 @@ class Agent:
         self._link.stop()
         self._link.flush()
         self._client.close()
+        self._polling.close()
         with contextlib.suppress(OSError):
             self._write_status()
 
@@ -236,6 +239,22 @@ class Agent:
         if self._stop.is_set():
             raise StoppingError("asked to end")
         self._intake.look()
+
+    def _look_at_work(self) -> None:
+        """As `_look`, between two pieces of work of a slot: who works for long must not seem to have fallen silent."""
+        self._look()
+        with contextlib.suppress(AgentError, UntrustedError, OSError):  # it is all tried again, and told then
+            self._poll()
+        self._alive()
+
+    def _alive(self) -> None:
+        now = time.monotonic()
+        if now - self._told_at < 1.0 or self._link is None:
+            return
+        self._told_at = now
+        with contextlib.suppress(AgentError, UntrustedError, OSError):
+            self._send_metrics()
+            self._link.flush()
 
     def _work(self) -> None:
         assert self._crew is not None and self._link is not None

@@ -3,7 +3,7 @@
 The limits are the manifest's and the rollout's together, the stricter of the two each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from modelfleet.agent_client.confidential import open_variant, read_golden
@@ -23,7 +23,13 @@ from modelfleet.signer.manifest import Manifest
 RUNS = 50
 
 
-def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, SessionOpener], limits: Limits) -> Bench:
+def measure_variant(
+    folder: Path,
+    manifest: Manifest,
+    openers: Mapping[str, SessionOpener],
+    limits: Limits,
+    between: Callable[[], None] = lambda: None,
+) -> Bench:
     """Return what this device measures of the variant in `folder`, which holds every limit.
 
     Args:
@@ -31,6 +37,7 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
         manifest: what was verified there.
         openers: runtime name -> opener; the application's model is opened by the same.
         limits: the rollout's.
+        between: called before each inference; it raises nothing.
 
     Raises:
         DigestError: a confidential variant does not open to what was signed.
@@ -46,7 +53,7 @@ def measure_variant(folder: Path, manifest: Manifest, openers: Mapping[str, Sess
     try:
         golden = load_golden(read_golden(folder, manifest, sha256))
         _require_answers(golden, manifest)
-        found = measure(open_entry, golden, runs=RUNS, tolerance=manifest.tolerance)
+        found = measure(open_entry, golden, runs=RUNS, tolerance=manifest.tolerance, between=between)
     except (DigestError, OSError):  # a disk that cannot be read says nothing of the model
         raise
     except BenchmarksError as error:

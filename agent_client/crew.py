@@ -11,6 +11,7 @@ from modelfleet.agent_client.device import Device
 from modelfleet.agent_client.disk_work import on_disk
 from modelfleet.agent_client.protocol import MAX_WAITING, Waiting
 from modelfleet.agent_client.reconcile import SlotWorker
+from modelfleet.agent_client.states import WORKING
 from modelfleet.agent_client.voice import BootStore, Voice
 from modelfleet.agent_client.work import Workshop
 from modelfleet.signer.desired import Assignment, Limits
@@ -77,16 +78,19 @@ class Crew:
         self._boots.answer([request.id for request in new])
 
     def metrics(self, *, now_all: bool = False) -> list[tuple[str, bytes]]:
-        """Return the counters that are due, (topic, payload) each."""
+        """Return the counters that are due, (topic, payload) each; who has none yet, and works, reports again where it stands."""
         found: list[tuple[str, bytes]] = []
         now = self._device.monotonic()
         for slot, worker in self._workers.items():
             if not now_all and now < self._metrics_at.get(slot, 0.0):
                 continue
-            self._metrics_at[slot] = now + self._device.documents.metrics_seconds(slot, Limits().metrics_seconds)
             counted = worker.counts()
             if counted is not None:
                 found.append(self._voice.metrics(slot, *counted))
+            elif worker.state.record.state in WORKING:
+                worker.state.report()
+            # After the report, which has counters sent at once.
+            self._metrics_at[slot] = now + self._device.documents.metrics_seconds(slot, Limits().metrics_seconds)
         return found
 
     def metrics_due_at(self) -> float:

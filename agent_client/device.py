@@ -42,6 +42,7 @@ class Device:
     root: the agent's folder.
     report: called at each state change, after the record is on the disk. refuse: keeps a refusal for `status`.
     look: takes in what arrived meanwhile; called often while a slot works, so that newer desired state can pre-empt it.
+    alive: goes on telling what is counted while a slot works, where nothing may be taken in; it raises nothing.
     clock: aware UTC; may be wrong, and may jump. monotonic: seconds, by which everything is timed.
     surroundings: power, battery, network and time zone as they are now; by default, nothing that an update waits for.
     """
@@ -60,6 +61,7 @@ class Device:
     report: Callable[[StateChange], None]
     refuse: Callable[[Exception], None]
     look: Callable[[], None]
+    alive: Callable[[], None] = lambda: None
     monotonic: Callable[[], float] = time.monotonic
     surroundings: Callable[[], Facts] = Facts
 
@@ -77,6 +79,7 @@ def make_device(
     report: Callable[[StateChange], None],
     refuse: Callable[[Exception], None],
     look: Callable[[], None],
+    alive: Callable[[], None] = lambda: None,
     surroundings: Callable[[], Facts] = Facts,
 ) -> Device:
     """Return the device of an enrolled folder, with the trust, floors and documents that lie there.
@@ -112,5 +115,6 @@ def make_device(
         report=report,
         refuse=refuse,
         look=look,
+        alive=alive,
         surroundings=surroundings,
     )

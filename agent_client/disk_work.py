@@ -71,7 +71,7 @@ class DiskWork:
         """Verify and measure what is active; see `measure_variant`."""
         folder = self._store.path(pointer.directory)
         manifest = verify_directory(folder, pointer.sha256)
-        return measure_variant(folder, manifest, self._device.openers, limits)
+        return measure_variant(folder, manifest, self._device.openers, limits, self._device.alive)
 
     def have_built(self, directory: Directory, sha256: str, limits: Limits, counted: Counted) -> bool:
         """See `local_build.have_built`."""

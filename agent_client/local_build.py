@@ -139,10 +139,10 @@ def prove(device: Device, folder: Path, manifest: Manifest, limits: Limits) -> B
     """
     build = build_of(device.builds, manifest)
     if build is None:
-        return measure_variant(folder, manifest, device.openers, limits)
+        return measure_variant(folder, manifest, device.openers, limits, device.alive)
     unproved = (folder / UNPROVED_NAME).exists()
     opener = partial(open_built, build, pin_name=UNPROVED_NAME if unproved else PIN_NAME)
-    bench = measure_variant(folder, manifest, {**device.openers, manifest.runtime: opener}, limits)
+    bench = measure_variant(folder, manifest, {**device.openers, manifest.runtime: opener}, limits, device.alive)
     if unproved:
         device.disk.move(folder / UNPROVED_NAME, folder / PIN_NAME)
     return bench

@@ -53,6 +53,7 @@ def measure(
     runs: int = DEFAULT_RUNS,
     tolerance: Tolerance | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    between: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Open the model, run every golden sample once and `runs` inferences at least, and return the figures.
 
@@ -62,6 +63,7 @@ def measure(
         runs: the least number of timed inferences; samples are repeated where the set is smaller.
         tolerance: when given, and the set has expected outputs, mismatch_share is computed by it.
         clock: seconds, monotonic.
+        between: called before each inference; its time counts for none.
 
     Raises:
         MeasureError: the model does not load, an inference failed, or an output was not finite or of a wrong shape.
@@ -72,8 +74,9 @@ def measure(
     load_ms = (clock() - started) * 1000
     require_golden_fits(golden, session.inputs, session.outputs)
     for index in range(min(WARM_UP, len(golden))):
+        between()
         session.run(golden.sample(index))
-    outputs, latencies_ms = _run_all(session, golden, runs, clock)
+    outputs, latencies_ms = _run_all(session, golden, runs, clock, between)
     p50, p95, p99 = (float(value) for value in np.percentile(latencies_ms, [50, 95, 99], method="higher"))
     return Measurement(
         samples=len(golden),
@@ -111,11 +114,18 @@ def answers(session: Session, golden: GoldenSet) -> Outputs:
     return outputs
 
 
-def _run_all(session: Session, golden: GoldenSet, runs: int, clock: Callable[[], float]) -> tuple[Outputs, list[float]]:
+def _run_all(
+    session: Session,
+    golden: GoldenSet,
+    runs: int,
+    clock: Callable[[], float],
+    between: Callable[[], None] = lambda: None,
+) -> tuple[Outputs, list[float]]:
     collected: list[Outputs] = []
     latencies_ms: list[float] = []
     for index in range(max(runs, len(golden))):
         sample = golden.sample(index % len(golden))
+        between()
         started = clock()
         outputs = session.run(sample)
         latencies_ms.append((clock() - started) * 1000)

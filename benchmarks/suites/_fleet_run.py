@@ -45,9 +45,10 @@ BAD_PLAN: dict[str, Any] = {
     "stages": [0.05, 1.0],
     "bake_seconds": 3600,
     "stall_seconds": 86_400,
-    "limits": {"metrics_seconds": 10, "probation_seconds": 3600, "error_share": 1.0},
+    "limits": {"metrics_seconds": 120, "probation_seconds": 3600, "error_share": 1.0},
 }
-"""The devices' own judgement is switched off: the controller has to find out."""
+"""The devices' own judgement is switched off: the controller has to find out. During a trial every device of the group counts at
+the candidate's interval, so that both arms are seen alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class FleetRows:
     reports: int
     reports_per_second: float
     tripped_after: float
+    tripped_by: str
     canaries: int
     halted: float
     back_95: float
@@ -123,6 +125,7 @@ class _Run:
         self._simulation, self._began, self._limit, self._say = simulation, began, limit, say
         self._devices: list[SimulatedDevice] = simulation.fleet.devices
         self._setup_seconds = time.monotonic() - began
+        self._tripped_by = "nothing"
 
     def rows(self) -> FleetRows:
         online = self._come_online()
@@ -135,7 +138,8 @@ class _Run:
         nothing = (math.nan, 0, math.nan, [math.nan, math.nan])
         tripped, canaries, halted, back = self._leave_bad_release() if completed else nothing
         self._say(
-            f"tripped after {tripped:.0f} s; halted {halted:.1f} s, 95 % of {canaries:,} back {back[0]:.1f} s later"
+            f"tripped by {self._tripped_by} after {tripped:.0f} s;"
+            f" halted {halted:.1f} s, 95 % of {canaries:,} back {back[0]:.1f} s later"
         )
         self._settle()
         truth = self._simulation.watch.wrong_statuses()
@@ -150,6 +154,7 @@ class _Run:
             reports=reports,
             reports_per_second=reports / seconds,
             tripped_after=tripped,
+            tripped_by=self._tripped_by,
             canaries=canaries,
             halted=halted,
             back_95=back[0],
@@ -282,7 +287,9 @@ class _Run:
 
     def _tripped_at(self, rollout: str) -> dict[str, float]:
         with self._simulation.tenant.registry.sessions() as session:
-            rows = session.scalars(select(RolloutProfile).where(RolloutProfile.rollout == rollout))
+            rows = list(session.scalars(select(RolloutProfile).where(RolloutProfile.rollout == rollout)))
+            guardrails = {str(row.evidence.get("guardrail")) for row in rows if row.rollback_started_at}
+            self._tripped_by = ", ".join(sorted(guardrails)) or "nothing"
             return {row.profile: row.rollback_started_at.timestamp() for row in rows if row.rollback_started_at}
 
 

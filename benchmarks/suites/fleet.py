@@ -156,7 +156,10 @@ def converge(size: Size) -> list[Target]:
             _moments(found.converged_95, found.converged_99, found.converged_all),
         ),
         ("reports written per second meanwhile", f"{found.reports_per_second:,.0f} ({found.reports:,})"),
-        ("bad version: noticed after", f"{found.tripped_after:.0f} s, on {found.canaries:,} canaries"),
+        (
+            "bad version: noticed after",
+            f"{found.tripped_after:.0f} s, on {found.canaries:,} canaries, by {found.tripped_by}",
+        ),
         ("trip to the document that stops it, at the last socket", f"{found.halted:.2f} s"),
         ("trip to 95 %, all of the online canaries back", _moments(found.back_95, found.back_all)),
         ("the fleet's clock fell behind by at most", f"{found.behind_seconds:.0f} s"),

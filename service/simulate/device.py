@@ -43,6 +43,8 @@ WATCH_SECONDS = 5.0
 """How often a candidate in probation is judged by its own counters."""
 UNSETTLED_SECONDS = 30.0
 """How often a device looks whether what it waits for has come."""
+UNCONNECTED_SECONDS = 30.0
+"""How often one that works without a network looks whether it may tell so."""
 REQUEST_SECONDS = 0.3
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class SimulatedDevice:
         self._turn_at = float("inf")
         self._ledger = ledger
         self._said = DeviceState.IDLE
+        self.machine.tell = self._tell
 
     @property
     def state(self) -> DeviceState:
@@ -226,6 +229,16 @@ class SimulatedDevice:
 
     def _look(self) -> None:
         self._intake.look()
+
+    def _tell(self) -> float:
+        """Say in the middle of an act what is due, as the agent does (`Device.alive`); returns when to ask again."""
+        now = self._world.scheduler.now()
+        if self._crew is None or self._line is None:
+            return float("inf")
+        if not self._line.connected:
+            return now + UNCONNECTED_SECONDS
+        self._say_counters()
+        return max(self._crew.metrics_due_at(), now + 1.0)
 
     def _say_counters(self) -> None:
         assert self._crew is not None and self._line is not None

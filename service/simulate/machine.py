@@ -20,6 +20,8 @@ SLOW_FACTOR = 0.05
 SPACE_AFTER_SECONDS = 1200.0
 GLANCE_SECONDS = 0.25
 """How soon after a message that came in the middle of a transfer the agent looks what it says."""
+FIRST_TOLD_SECONDS = 5.0
+"""How far into an act the agent tells for the first time that it is alive, if that is due."""
 
 
 class PowerCutError(BaseException):
@@ -32,6 +34,7 @@ class Machine:
     Attributes:
         online: whether there is a network.
         running: the greenlet of a turn that waits, None where none does.
+        tell: has the agent say what it counts, where that is due, and returns when it is due next.
     """
 
     __slots__ = (
@@ -44,6 +47,7 @@ class Machine:
         "running",
         "space_at",
         "store",
+        "tell",
         "ticket",
         "traffic",
         "world",
@@ -60,6 +64,7 @@ class Machine:
         self.disk, self.store = MemoryDisk(), MemoryStore(self.traffic.switched)
         self.online = False
         self.running: greenlet | None = None
+        self.tell: Callable[[], float] = lambda: math.inf
         self.ticket = 0
 
     def spend(self, seconds: float, look: Callable[[], None] | None = None, *, network: bool = False) -> None:
@@ -70,12 +75,14 @@ class Machine:
             network: it needs one (TransferError: it is gone).
         """
         scheduler = self.world.scheduler
-        ends, glance = scheduler.now() + seconds, math.inf
+        ends, glance, due = scheduler.now() + seconds, math.inf, scheduler.now() + FIRST_TOLD_SECONDS
         while (now := scheduler.now()) < ends:
             if look is not None and now >= glance:
                 glance = math.inf
                 look()
-            until = min(ends, glance)
+            if now >= due:
+                due = self.tell()
+            until = min(ends, glance, due)
             self._park(until)
             if network and not self.online:
                 raise TransferError("the network is gone")

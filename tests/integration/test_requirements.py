@@ -87,6 +87,17 @@ def test_no_device_installs_twice_and_no_status_is_wrong(good: VirtualSimulation
     assert good.watch.wrong_statuses() == {"wrong": 0, "missing": 0}
 
 
+def test_devices_that_download_for_longer_than_the_silence_that_is_allowed_are_not_silent() -> None:
+    slow = Kind(profile="", share=1.0, bandwidth=100_000.0, per_minute=400.0)  # 200 s of 90, for 20 MB
+    simulation = simulation_of(devices=120, kind=slow, plan={**PLAN, "stages": [0.3, 1.0]})
+    try:
+        simulation.run()
+        assert simulation.watch.state == "COMPLETED", simulation.watch.trail
+        assert sorted(simulation.ledger.deployed[PROFILE])[60] > 90.0
+    finally:
+        simulation.close()
+
+
 def test_a_bad_release_is_halted_at_once_and_its_canaries_are_back_within_a_minute(bad: VirtualSimulation) -> None:
     while bad.watch.state != "ROLLING_BACK":
         assert bad.scheduler.now() < 1800, bad.watch.trail

@@ -358,6 +358,37 @@ def test_a_newer_desired_state_stops_a_download(fleet: Fleet, device: Device) ->
     assert device.waits_for_report("CANCELLED").version == "1.1.0"
 
 
+def test_a_device_goes_on_counting_while_it_downloads(fleet: Fleet, device: Device) -> None:
+    commit(fleet, device)
+    started = threading.Event()
+    big = fleet.release("1.1.0", seed=2, padding=4_000_000)
+    fleet.server.fault = trickle(fleet, started)
+    fleet.candidates = (fleet.candidate(big),)
+    device.told()
+    assert started.wait(10)
+    with open_model(SLOT, root=device.root) as model:
+        for _ in range(20):
+            model.run({"image": IMAGE})
+    device.waits_for("DOWNLOADING", "1.0.0")
+    assert counted(fleet, device, n=20)["n"] == 20
+    assert device.slot["state"] == "DOWNLOADING", device.slot
+
+
+def test_a_device_that_has_nothing_to_count_says_again_where_it_stands(fleet: Fleet, device: Device) -> None:
+    started = threading.Event()
+    big = fleet.release("1.0.0", padding=4_000_000)
+    fleet.server.fault = trickle(fleet, started)
+    fleet.candidates = (fleet.candidate(big),)
+    device.told()
+    until = time.monotonic() + 15
+    while (
+        len(said := [each for each in device.reports() if each.state == "DOWNLOADING"]) < 3 and time.monotonic() < until
+    ):
+        time.sleep(0.05)
+    assert len({each.seq for each in said}) >= 3, "silent while it downloads"
+    assert len(said) < 20, "at most once in an interval, and once a second"
+
+
 def test_the_deadline_of_a_rollout_ends_a_failing_update(fleet: Fleet, device: Device) -> None:
     commit(fleet, device)
     release = fleet.release("1.1.0", seed=2)
@@ -406,16 +437,10 @@ def test_sends_cumulative_counters_of_the_application(fleet: Fleet, device: Devi
         if number < 3:
             model.report_error()
     model.close()
-    topic = device_topic(TENANT, device.id, "metrics")
-    until = time.monotonic() + 10
-    counted: dict[str, Any] = {}
-    while counted.get("n") != 20 and time.monotonic() < until:
-        found = [data for name, data in list(fleet.server.messages) if name == topic]
-        counted = json.loads(found[-1]) if found else {}
-        time.sleep(0.1)
-    assert (counted["n"], counted["errors"]) == (20, 3)
-    assert sum(counted["latency"]) == 20
-    assert sum(counted["classes"]) == 20 and len(counted["classes"]) <= MAX_CLASSES
+    found = counted(fleet, device, n=20)
+    assert (found["n"], found["errors"]) == (20, 3)
+    assert sum(found["latency"]) == 20
+    assert sum(found["classes"]) == 20 and len(found["classes"]) <= MAX_CLASSES
 
 
 def test_refuses_to_share_its_folder(device: Device) -> None:
@@ -454,6 +479,18 @@ def refuse_blobs(request: BaseHTTPRequestHandler) -> bool:
         request.send_error(503)
         return True
     return False
+
+
+def counted(fleet: Fleet, device: Device, *, n: int) -> dict[str, Any]:
+    """Return the device's newest counters, once they are of `n` inferences or time is up."""
+    topic = device_topic(TENANT, device.id, "metrics")
+    until = time.monotonic() + 10
+    found: dict[str, Any] = {}
+    while found.get("n") != n and time.monotonic() < until:
+        heard = [data for name, data in list(fleet.server.messages) if name == topic]
+        found = json.loads(heard[-1]) if heard else {}
+        time.sleep(0.1)
+    return found
 
 
 def trickle(fleet: Fleet, started: threading.Event) -> Any:

@@ -111,6 +111,20 @@ def test_a_device_that_is_woken_looks_about_and_may_stop() -> None:
     assert seen == [30.25]
 
 
+def test_a_device_tells_in_a_long_act_that_it_is_alive_as_often_as_is_due() -> None:
+    machine, told = machine_of(), list[float]()
+    scheduler = machine.world.scheduler
+
+    def tell() -> float:
+        told.append(scheduler.now())
+        return scheduler.now() + 30.0
+
+    machine.tell = tell
+    scheduler.turn(lambda: machine.spend(100.0))
+    scheduler.run_due(200.0)
+    assert told == [5.0, 35.0, 65.0, 95.0]
+
+
 def test_waking_a_device_in_an_act_that_looks_at_nothing_changes_nothing() -> None:
     machine, done = machine_of(), list[float]()
     scheduler = machine.world.scheduler

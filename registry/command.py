@@ -84,7 +84,7 @@ def show(value: object, as_json: bool, columns: Sequence[str]) -> None:
     Args:
         value: a JSON object, or a list of them.
         as_json: print all of it as JSON.
-        columns: keys to show; `a.b` reaches into an object, a key that is not there is an empty cell.
+        columns: keys to show; `a.b` reaches into an object and is headed `b`, a key that is not there is an empty cell.
     """
     if as_json:
         click.echo(json.dumps(value, indent=2))
@@ -92,7 +92,7 @@ def show(value: object, as_json: bool, columns: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns)
+    table = Table(*(column.rpartition(".")[2] for column in columns))
     rows = cast("list[Mapping[str, Any]]", value if isinstance(value, list) else [value])
     for row in rows:
         table.add_row(*(_cell(row, column) for column in columns))
@@ -108,4 +108,8 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        each = cast("dict[str, Any]", value)
+        if not any(isinstance(found, dict | list) for found in each.values()):
+            return ", ".join(f"{name} {found}" for name, found in each.items())
     return json.dumps(value) if isinstance(value, dict | list) else str(value)

@@ -116,15 +116,15 @@ def step_of(profile: str, decision: Decision, plan: Plan) -> Step | None:
 
 
 def _leaving_step(session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime) -> Step | None:
-    """Return the proof that the devices are back, or that the time for it is over."""
+    """Return the proof that the devices are back, or that the time for it is over; why they go back stays known throughout."""
+    cause = row.evidence.get("cause", row.reason)
     left = tuple(tally.unproven(session, rollout, row, plan, now, limit=MAX_UNPROVEN))
     if not left or wanted_again(session, rollout, row):
-        return Step(
-            profile=row.profile, event=Event.PROVE, reason=row.reason, evidence={**row.evidence, "unproven": []}
-        )
+        return Step(profile=row.profile, event=Event.PROVE, reason=cause, evidence={**row.evidence, "unproven": []})
     assert row.rollback_started_at is not None
     overdue = now - row.rollback_started_at >= timedelta(seconds=plan.rollback_seconds)
     if Verdict(row.verdict) is Verdict.ROLLING_BACK and overdue:
-        reason = f"{len(left)} devices have not proved to be back"
-        return Step(profile=row.profile, event=Event.OVERDUE, reason=reason, evidence={}, unproven=left)
+        reason = "; ".join(filter(None, (cause, f"{len(left)} devices have not proved to be back")))
+        evidence = {**row.evidence, "cause": cause}
+        return Step(profile=row.profile, event=Event.OVERDUE, reason=reason, evidence=evidence, unproven=left)
     return None

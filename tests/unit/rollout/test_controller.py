@@ -164,12 +164,14 @@ def test_devices_that_do_not_prove_to_be_back_are_listed_until_they_do(fleet):
     fleet.run_until(rollout, "COMPLETED")
     stuck = fleet.devices.pop(0)
     stuck.come_online()
-    lifecycle.rollback(fleet.controller.direction, rollout, actor="bob", now=fleet.now)
+    lifecycle.rollback(fleet.controller.direction, rollout, actor="bob", now=fleet.now, reason="wrong at night")
     fleet.run_until(rollout, "ROLLBACK_INCOMPLETE")
     assert fleet.profile(rollout, FLOAT).unproven == [stuck.id]
+    assert fleet.profile(rollout, FLOAT).reason == "wrong at night; 1 devices have not proved to be back"
     fleet.devices.append(stuck)
     assert fleet.run_until(rollout, "ROLLED_BACK") == "ROLLED_BACK"
     assert fleet.profile(rollout, FLOAT).unproven == []
+    assert fleet.profile(rollout, FLOAT).reason == "wrong at night", "who looks now asks why it went back"
 
 
 def test_a_device_that_is_offline_neither_blocks_nor_dilutes(fleet):

@@ -4,16 +4,18 @@ Each record keeps RFC 6962's leaf hash (section 2.1: SHA-256 of 0x00 and the ent
 `audit_log` builds the Merkle log, and by which a changed row is found.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import event, insert, select
+from sqlalchemy import bindparam, event, insert, select
 from sqlalchemy.orm import Session
 
 from modelfleet.registry.errors import AuditError
+from modelfleet.registry.rows import bound, dialect_of, new_rows, table_of
 from modelfleet.registry.tables import AuditRecord
 from modelfleet.signer.merkle import leaf_hash
 
@@ -65,21 +67,14 @@ def append_all(session: Session, *, tenant: str, entries: Sequence[Entry], now: 
     """Add many records to the session's transaction at once, in this order; each is what `append` would have made of it."""
     if not entries:
         return
-    at = now.astimezone(UTC)
+    common: dict[str, Any] = {"tenant": tenant, "at": now.astimezone(UTC)}
     rows: list[dict[str, Any]] = [
-        {
-            "tenant": tenant,
-            "at": at,
-            "actor": each.actor,
-            "action": each.action,
-            "subject": each.subject,
-            "detail": _plain(each.detail),
-        }
+        {"actor": each.actor, "action": each.action, "subject": each.subject, "detail": _plain(each.detail)}
         for each in entries
     ]
     for row in rows:
-        row["leaf_sha256"] = leaf_hash(_canonical(**row)).hex()
-    session.connection().execute(insert(AuditRecord), rows)
+        row["leaf_sha256"] = leaf_hash(_canonical(**common, **row)).hex()
+    session.connection().execute(_insertion(dialect_of(session)), bound(rows) | common)
 
 
 def records(
@@ -133,6 +128,17 @@ def _canonical(*, tenant: str, at: datetime, actor: str, action: str, subject: s
         "detail": detail,
     }
     return json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+@functools.cache
+def _insertion(dialect: str) -> Any:
+    """Return the INSERT of the bound rows, in their order: one statement, of which each row gets the next id."""
+    table = table_of(AuditRecord)
+    names = ("actor", "action", "subject", "detail", "leaf_sha256")
+    rows: Any = new_rows(dialect, table, names)
+    common = [bindparam(name, type_=table.c[name].type) for name in ("tenant", "at")]
+    source = select(*[rows.c[name] for name in names], *common)
+    return insert(table).from_select([*names, "tenant", "at"], source, include_defaults=False)
 
 
 def _plain(detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,24 +5,27 @@ with a key that works; the first use of the new one ends the old one (`confirm`)
 the current key has signed (`auth.require_csr_claim`), so that a token that was overheard is worth no certificate.
 """
 
+import functools
 import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AttributeOID
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.registry import audit
 from modelfleet.registry.errors import ConflictError, CsrError, NotFoundError
 from modelfleet.registry.fleet_ca import CRL_LIFE, FleetCa, RevokedSerial
 from modelfleet.registry.revocation import SUPERSEDED
+from modelfleet.registry.rows import bound, dialect_of, new_rows, only_checked, table_of
 from modelfleet.registry.tables import Device, DeviceCertificate
 
 MAX_CSR_BYTES = 8 * 1024
@@ -188,20 +191,27 @@ def keys_of_reports(session: Session, devices: set[str], tenant: str) -> dict[st
 
     A report that waited while the key was replaced bears the old key's signature; it counts unless that key was revoked.
     """
-    present = select(Device.id, Device.public_key).where(
-        Device.id.in_(devices), Device.tenant == tenant, Device.revoked_at.is_(None)
-    )
-    found = {row.id: [row.public_key] for row in session.execute(present)}
-    unrevoked = or_(DeviceCertificate.revoked_at.is_(None), DeviceCertificate.reason == SUPERSEDED)
-    further = (
-        select(DeviceCertificate.device, DeviceCertificate.public_key)
-        .join(Device, Device.id == DeviceCertificate.device)
-        .where(DeviceCertificate.device.in_(found), DeviceCertificate.key_sha256 != Device.key_sha256, unrevoked)
-        .distinct()
-    )
-    for row in session.execute(further):
-        found[row.device].append(row.public_key)
+    parameters = {**bound([{"id": device} for device in sorted(devices)]), "tenant_name": tenant}
+    found: dict[str, list[str]] = {}
+    for row in session.connection().execute(_keys(dialect_of(session)), parameters):
+        keys = found.setdefault(row.id, [row.public_key])
+        if row.further is not None and row.further not in keys:
+            keys.append(row.further)
     return found
+
+
+@functools.cache
+def _keys(dialect: str) -> Any:
+    """Return what finds (device, its present key, another one or null): a row for each other key, one at least."""
+    rows: Any = new_rows(dialect, table_of(Device), ("id",))
+    mine = (Device.tenant == bindparam("tenant_name")) & Device.revoked_at.is_(None)
+    unrevoked = or_(DeviceCertificate.revoked_at.is_(None), DeviceCertificate.reason == SUPERSEDED)
+    further = and_(DeviceCertificate.key_sha256 != Device.key_sha256, unrevoked)
+    return (
+        select(Device.id, Device.public_key, DeviceCertificate.public_key.label("further"))
+        .outerjoin(DeviceCertificate, (DeviceCertificate.device == Device.id) & only_checked(further))
+        .where(Device.id.in_(select(rows.c.id)), only_checked(mine))
+    )
 
 
 class RevocationList:

@@ -18,8 +18,8 @@ from datetime import datetime
 from typing import Any
 
 from msgspec.structs import replace
-from sqlalchemy import bindparam, case, false, select, true
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy import bindparam, select
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.agent_client.protocol import (
@@ -28,14 +28,15 @@ from modelfleet.agent_client.protocol import (
     Metrics,
     Report,
     Status,
+    device_topic,
     parse_device_topic,
     parse_metrics,
     parse_report,
     parse_status,
 )
 from modelfleet.registry.certificates import keys_of_reports
+from modelfleet.registry.rows import bound, dialect_of, new_rows, only_checked, table_of
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.ingest.rows import bound, dialect_of, new_rows, table_of
 from modelfleet.rollout.ingest.telemetry import Partitions, Place, roll_up
 from modelfleet.rollout.ingest.waiting import Waiting
 from modelfleet.rollout.ingest.waits import write_waits
@@ -47,8 +48,8 @@ from modelfleet.signer.errors import FormatError, UntrustedError
 from modelfleet.signer.report_key import ReportKey
 
 BATCH = 1000
-KEPT_KEYS = 20_000
-"""Parsed public keys are kept for this many devices."""
+KEPT_KEYS = 100_000
+"""Public keys are kept ready for use for this many devices, in 0.6 kB each; others are parsed with each report."""
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Ingest:
         except (DataError, IntegrityError) as error:
             if len(received) == 1:
                 self.dropped["refused by the database"] += 1
-                log.warning("message of a device dropped", extra={"device": received[0].device, "error": str(error)})
+                log.warning("the database refused a device's message", extra=self._told(received[0], error))
                 return 0
             middle = len(received) // 2
             return self._write(received[:middle]) + self._write(received[middle:])
@@ -132,6 +133,14 @@ class Ingest:
         if len(written) < len(received):
             self.dropped["unknown device"] += len(received) - len(written)
         return len(written)
+
+    def _told(self, refused: Received, error: DBAPIError) -> Mapping[str, object]:
+        """Return what an operator needs to find the message, and the database's reason without the batch's statement."""
+        content = refused.content
+        kind: Any = type(content).__name__.lower()
+        named = {name: getattr(content, name) for name in ("boot", "seq", "slot", "state") if hasattr(content, name)}
+        told = {"device": refused.device, "kind": kind, "topic": device_topic(self._tenant, refused.device, kind)}
+        return told | named | {"signed": refused.signed, "error": str(error.orig).strip()}
 
     def _check(self, messages: Sequence[tuple[str, bytes]], now: datetime, only_device: str | None) -> list[Received]:
         topics = [parse_device_topic(topic) for topic, _ in messages]
@@ -221,9 +230,8 @@ def _holding(dialect: str) -> Any:
     table = table_of(Device)
     rows: Any = new_rows(dialect, table, ("id",))
     mine = (table.c.tenant == bindparam("tenant_name")) & table.c.revoked_at.is_(None)
-    # In CASE, since a planner without statistics takes a tenant's devices for one row, and compares each with each name.
-    found = table.c.id.in_(select(rows.c.id)) & case((mine, true()), else_=false())
-    wanted = select(table.c.id, table.c.group_name, table.c.profile).where(found)
+    named = table.c.id.in_(select(rows.c.id))
+    wanted = select(table.c.id, table.c.group_name, table.c.profile).where(named, only_checked(mine))
     return wanted.order_by(table.c.id).with_for_update(key_share=True)
 
 

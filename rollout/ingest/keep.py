@@ -11,7 +11,7 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, delete, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from modelfleet.rollout.ingest.rows import dialect_of
+from modelfleet.registry.rows import dialect_of
 from modelfleet.rollout.ingest.telemetry import PARTITIONS, make_partition, month_start, next_month
 from modelfleet.rollout.tables import DeviceCounters, DeviceTrial, HealthSample, Rollout, TelemetryHour
 

@@ -1,55 +1,11 @@
-"""Many rows in one parameter: a JSON array that the database itself unpacks, so that a batch is one statement.
-
-The only place of ingest where SQLite and PostgreSQL differ: `json_each` here, `json_to_recordset` there. JSON null becomes NULL.
-"""
+"""Rows for tables some of whose columns are `Compact`, in one parameter; `registry.rows` is how a statement takes them."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
-import msgspec
-from sqlalchemy import JSON, FromClause, Text, bindparam, column, func, select
-from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
-
-from modelfleet.registry.tables import Base
+from modelfleet.registry.rows import bound
 from modelfleet.rollout.ingest.compact import Compact
-
-ROWS = "rows"
-"""Name of the bound parameter."""
-
-
-def dialect_of(session: Session) -> str:
-    """Return `sqlite` or `postgresql`."""
-    return session.get_bind().dialect.name
-
-
-def table_of(kind: type[Base]) -> Any:
-    """Return the table of a mapped class, untyped as SQLAlchemy has its columns."""
-    return cast("Any", kind.__table__)
-
-
-def new_rows(dialect: str, table: Any, names: Sequence[str]) -> FromClause:
-    """Return the rows bound as `ROWS`, with these columns of `table` and their types, in the array's order."""
-    bound = bindparam(ROWS, type_=Text())
-    if dialect == "postgresql":
-        typed = [column(name, table.c[name].type) for name in names]
-        found = func.json_to_recordset(sql_cast(bound, JSON)).table_valued(*typed, name="new_rows")
-        return found.render_derived(with_types=True)
-    each = func.json_each(bound).table_valued("value", name="each_row")
-    picked = [func.json_extract(each.c.value, f"$.{name}", type_=table.c[name].type).label(name) for name in names]
-    return select(*picked).subquery("new_rows")
-
-
-def insert_of(dialect: str, table: Any) -> Any:
-    """Return the dialect's INSERT, which knows ON CONFLICT."""
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
-
-
-def bound(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the parameter that holds `rows`: JSON values only, and none of a compact column (`bound_for`)."""
-    return {ROWS: msgspec.json.encode(rows).decode()}
 
 
 def bound_for(dialect: str, table: Any, rows: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -14,8 +14,8 @@ import msgspec
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
 
+from modelfleet.registry.rows import dialect_of, insert_of, table_of
 from modelfleet.registry.tables import Variant
-from modelfleet.rollout.ingest.rows import dialect_of, insert_of, table_of
 from modelfleet.rollout.ingest.write_counters import Growth
 from modelfleet.rollout.tables import TelemetryHour
 

@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, ForeignKey, Index, String, bindparam, dele
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from modelfleet.agent_client.protocol import WAITING_KIND, DeviceState, Status, Waiting, WaitReason
+from modelfleet.registry.rows import bound, dialect_of, insert_of, new_rows, table_of
 from modelfleet.registry.tables import Base, Device
-from modelfleet.rollout.ingest.rows import bound, dialect_of, insert_of, new_rows, table_of
 from modelfleet.rollout.tables import DeviceTrial
 
 REASONS: tuple[WaitReason, ...] = ("window", "network", "power", "battery")

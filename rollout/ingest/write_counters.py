@@ -16,7 +16,8 @@ from sqlalchemy import bindparam, delete, select, text
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import Metrics
-from modelfleet.rollout.ingest.rows import bound, bound_for, dialect_of, insert_of, new_rows, table_of
+from modelfleet.registry.rows import bound, dialect_of, insert_of, new_rows, table_of
+from modelfleet.rollout.ingest.rows import bound_for
 from modelfleet.rollout.states import LEAVING, ON_TRIAL
 from modelfleet.rollout.tables import DeviceCounters, RolloutProfile
 

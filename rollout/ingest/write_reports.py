@@ -21,8 +21,9 @@ from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import SIGNED_STATES, DeviceState, Metrics, Report, Status
 from modelfleet.registry import audit
+from modelfleet.registry.rows import bound, dialect_of, insert_of, new_rows, table_of
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.ingest.rows import bound, bound_for, dialect_of, insert_of, new_rows, table_of
+from modelfleet.rollout.ingest.rows import bound_for
 from modelfleet.rollout.ingest.waits import waits
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout
 

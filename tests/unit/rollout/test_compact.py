@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select, text
 
 from modelfleet.agent_client.protocol import Bench
+from modelfleet.registry.rows import table_of
 from modelfleet.rollout.ingest.compact import MEASURED, Counts, Digest, Measured
-from modelfleet.rollout.ingest.rows import table_of
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial
 from modelfleet.service.database import open_database
 

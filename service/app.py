@@ -27,12 +27,23 @@ from modelfleet.service.metrics import Metrics, TimedRequests
 from modelfleet.service.metrics import router as metrics_router
 
 
-def create_app(service: Service, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
-    """Return the application; its lifespan starts and stops the service, `on_ready` is called in between."""
+def create_app(
+    service: Service,
+    on_ready: Callable[[], None] = lambda: None,
+    on_failure: Callable[[Exception], None] = lambda _error: None,
+) -> FastAPI:
+    """Return the application; its lifespan starts and stops the service.
+
+    `on_ready` is called in between, `on_failure` with what kept it from starting.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        await anyio.to_thread.run_sync(service.start)
+        try:
+            await anyio.to_thread.run_sync(service.start)
+        except Exception as error:
+            on_failure(error)
+            raise
         app.state.registry, app.state.controller = service.registry, service.controller
         app.state.webhook_key, app.state.jobs = service.webhook_key, service.jobs
         metrics.watch(FleetCollector(service.registry, service.controller))

@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ from modelfleet.service.errors import ServiceError
 from modelfleet.service.simulate.cli import simulate
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from modelfleet.service.settings import Settings
 
 
@@ -109,23 +112,24 @@ def serve(as_json: bool, roles: tuple[str, ...], **given: str | int | Path | Non
 
     Example: modelfleet serve --data ./fleet --tenant acme --port 8080
     """
-    from pydantic import ValidationError
-
     from modelfleet.service.settings import Settings
+    from modelfleet.service.starting import one_line
 
     log_to_stderr(as_json=as_json)
     for noisy in ("amqtt", "transitions", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     named = {name: value for name, value in (*given.items(), ("roles", ",".join(roles) or None)) if value is not None}
-    try:
+    with one_line(as_json=as_json):
         settings = Settings(**named)  # pyright: ignore[reportArgumentType]
         run(settings, as_json=as_json)
-    except (ServiceError, ValidationError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def run(settings: "Settings", *, as_json: bool) -> None:
-    """Serve until a signal ends it; prints one ready line with the addresses on standard output."""
+    """Serve until a signal ends it; prints one ready line with the addresses on standard output.
+
+    Raises:
+        Exception: whatever kept the service from starting.
+    """
     import uvicorn
 
     from modelfleet.service.app import create_app
@@ -142,12 +146,26 @@ def run(settings: "Settings", *, as_json: bool) -> None:
         click.echo(json.dumps(addresses) if as_json else f"modelfleet serves {url}, MQTT at {addresses['mqtt']}")
         sys.stdout.flush()
 
-    config = uvicorn.Config(create_app(service, ready), log_config=None, lifespan="on", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn shuts down in order, then raises the signal again
-        server.run(sockets=[listener])
-    if not server.started:
-        raise ServiceError("the service did not start; the reason is above")
+    failures: list[Exception] = []
+    app = create_app(service, ready, failures.append)
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=5)
+    until_signal(uvicorn.Server(config), listener, failures)
+
+
+def until_signal(server: "uvicorn.Server", listener: socket.socket, failures: Sequence[Exception]) -> None:
+    """Run uvicorn; raises the first of `failures`, which the application notes while it starts, in place of logging it."""
+
+    def told_by_us(_record: logging.LogRecord) -> bool:
+        return not failures
+
+    logging.getLogger("uvicorn.error").addFilter(told_by_us)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn shuts down in order, then raises the signal again
+            server.run(sockets=[listener])
+    except SystemExit as error:  # uvicorn's own status for a start that failed means something else here
+        raise failures[0] if failures else ServiceError("the service did not start; the reason is above") from error
+    finally:
+        logging.getLogger("uvicorn.error").removeFilter(told_by_us)
 
 
 def listen(settings: "Settings") -> socket.socket:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import click
 
 from modelfleet.agent_client.logs import log_to_stderr
-from modelfleet.service.errors import ServiceError
 
 if TYPE_CHECKING:
     from modelfleet.service.settings import Settings
@@ -35,19 +34,16 @@ def worker(as_json: bool, can: tuple[str, ...], **given: str | int | Path | None
 
     Example: modelfleet worker --data ./fleet --tenant acme --name mac-1 --can hw-coreml --can hw-mlx
     """
-    from pydantic import ValidationError
-
     from modelfleet.service.settings import Settings
+    from modelfleet.service.starting import one_line
 
     log_to_stderr(as_json=as_json)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     named = {name: value for name, value in given.items() if value is not None}
     if can:
         named["can"] = ",".join(can)
-    try:
+    with one_line(as_json=as_json):
         run_worker(Settings(**named, roles="worker"), as_json=as_json)  # pyright: ignore[reportArgumentType]
-    except (ServiceError, ValidationError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def run_worker(settings: "Settings", *, as_json: bool) -> None:

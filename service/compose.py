@@ -33,7 +33,7 @@ from modelfleet.rollout.webhooks.send import Sender
 from modelfleet.rollout.webhooks.sending import Sending
 from modelfleet.rollout.webhooks.signature import WebhookKey
 from modelfleet.service.broker_tls import EmbeddedTls, controller_certificate, public_host
-from modelfleet.service.database import migrate, open_database, session_factory, without_password
+from modelfleet.service.database import migrate, open_database, require_reachable, session_factory, without_password
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.service.errors import NotInitialisedError, SettingsError
 from modelfleet.service.jobs import Jobs
@@ -111,6 +111,11 @@ class Service:
         require_initialised(settings)
         engine = open_database(settings.sqlalchemy_url)
         parts.callback(engine.dispose)
+        require_reachable(engine)
+        if settings.jobs_database_url.startswith("postgresql"):
+            jobs_engine = open_database(settings.jobs_database_url)
+            parts.callback(jobs_engine.dispose)
+            require_reachable(jobs_engine, "MODELFLEET_JOBS_DATABASE_URL")
         with folder_lock(settings.data / "service" / "starting"):  # other processes on this folder make the same files
             migrate(engine)
             sessions = session_factory(engine)
@@ -398,6 +403,8 @@ def open_store(settings: Settings) -> BlobStore:
 
 def require_initialised(settings: Settings) -> None:
     """Refuse to start on a folder that `modelfleet init` has not made."""
+    if settings.data.exists() and not settings.data.is_dir():
+        raise SettingsError(f"MODELFLEET_DATA: expected a folder, {settings.data} is none")
     if not (settings.data / "root.json").is_file():
         raise NotInitialisedError(f"{settings.data} holds no fleet: run `modelfleet init --data {settings.data}` first")
     if settings.mqtt_url.startswith("mqtt:") and not settings.mqtt_username:

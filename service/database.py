@@ -12,7 +12,10 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+
+from modelfleet.service.errors import DatabaseUnreachableError, SettingsError
 
 BUSY_TIMEOUT_SECONDS = 30
 CONNECT_SECONDS = 10
@@ -21,10 +24,49 @@ IDLE_IN_TRANSACTION_SECONDS = 60
 MIGRATION_LOCK = 0x6D6F64656C666C74
 """PostgreSQL's advisory lock under which one of several processes migrates; the others wait, and find it done."""
 _READING = "modelfleet_reading"
+EXPECTED = "sqlite:////folder/file.db or postgresql+psycopg://user@host/database"
 
 
 def open_database(url: str) -> Engine:
-    """Return an engine for `url`, with the pragmas that SQLite needs."""
+    """Return an engine for `url`, with the pragmas that SQLite needs; nothing is connected yet.
+
+    Raises:
+        SettingsError: no URL of SQLite or PostgreSQL, or one whose driver is not installed.
+    """
+    try:
+        return _engine(url)
+    except (ArgumentError, ImportError, ValueError) as error:  # the URL itself may hold a password
+        scheme = url.partition(":")[0][:40]
+        raise SettingsError(
+            f"expected a database URL such as {EXPECTED}, got one of {scheme!r} that is none"
+        ) from error
+
+
+def require_reachable(engine: Engine, setting: str = "MODELFLEET_DATABASE_URL") -> None:
+    """Refuse to go on without a database.
+
+    Args:
+        engine: of the database.
+        setting: what names it.
+
+    Raises:
+        DatabaseUnreachableError: it did not answer, does not know this user, or is a file of something else.
+    """
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        shown = without_password(engine.url.render_as_string(hide_password=False))
+        raise DatabaseUnreachableError(
+            f"cannot open the database {shown}: {first_line(error)}; does it run, may this user use it, is {setting} right?"
+        ) from error
+
+
+def first_line(error: DBAPIError) -> str:
+    """Return what the driver said, without its explanations."""
+    return str(error.orig).partition("\n")[0]
+
+
+def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True, connect_args=_of_postgresql(url))
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})

@@ -212,7 +212,9 @@ class EmbeddedBroker:
         """
         self._thread.start()
         if not self._ready.wait(START_TIMEOUT_SECONDS) or self._error is not None:
-            raise BrokerStartError(f"the embedded broker did not start on {self.url}: {self._error}") from self._error
+            raise BrokerStartError(
+                f"the embedded broker did not start on {self.url}: {self._error or 'no answer'}; choose another --mqtt-port"
+            ) from self._error
 
     def stop(self) -> None:
         """Close every connection; retained messages are gone, and rebuilt from the database at the next start."""
@@ -236,7 +238,8 @@ class EmbeddedBroker:
             asyncio.run(self._serve())
         except Exception as error:
             self._error = error
-            log.exception("embedded broker ended")
+            if self._ready.is_set():  # else `start` tells
+                log.exception("embedded broker ended")
         finally:
             self._ready.set()
 
@@ -261,9 +264,13 @@ class EmbeddedBroker:
 
         context = self._tls.context if self._tls is not None else None
         timeout = HANDSHAKE_TIMEOUT_SECONDS if context is not None else None
-        server = await asyncio.start_server(
-            connected, self._host, self._port, ssl=context, ssl_handshake_timeout=timeout
-        )
+        try:
+            server = await asyncio.start_server(
+                connected, self._host, self._port, ssl=context, ssl_handshake_timeout=timeout
+            )
+        except OSError:
+            await _shut_down(broker)
+            raise
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()
         try:
@@ -272,8 +279,7 @@ class EmbeddedBroker:
             server.close()
             for each in self._connections.values():  # before the shutdown, which can wait for clients that never answer
                 each.writer.transport.abort()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(broker.shutdown(), STOP_TIMEOUT_SECONDS)
+            await _shut_down(broker)
 
     def _config(self) -> BrokerConfig:
         # EXTERNAL: we open the socket ourselves, which alone lets port 0 pick a free port and tell us which.
@@ -281,6 +287,11 @@ class EmbeddedBroker:
             listeners={"default": ListenerConfig(type=ListenerType.EXTERNAL)},
             plugins={f"{FleetPlugin.__module__}.FleetPlugin": {"key": self._key}},
         )
+
+
+async def _shut_down(broker: Broker) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(broker.shutdown(), STOP_TIMEOUT_SECONDS)
 
 
 def _connection(writer: asyncio.StreamWriter) -> _Connection:

@@ -13,6 +13,10 @@ class NotInitialisedError(ServiceError):
     """The data folder holds no tenant yet: run `modelfleet init` first."""
 
 
+class DatabaseUnreachableError(ServiceError):
+    """The database did not answer, or is none: start it, or mend its URL."""
+
+
 class BrokerStartError(ServiceError):
     """The embedded broker did not come up."""
 

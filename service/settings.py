@@ -7,6 +7,7 @@ import enum
 import re
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -114,6 +115,7 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.s3_endpoint_url and not self.s3_bucket:
             raise SettingsError("MODELFLEET_S3_ENDPOINT_URL is set without MODELFLEET_S3_BUCKET")
+        _require_broker_url(self.mqtt_url)
         if Role.API in self.role_set and Role.CONTROLLER not in self.role_set and not self.mqtt_url:
             raise SettingsError(
                 "MODELFLEET_ROLES has api without controller: set MODELFLEET_MQTT_URL, which devices are told at enrolment"
@@ -177,6 +179,16 @@ class Settings(BaseSettings):
         """The schema of the durable workflows in PostgreSQL: tenants that share a database do not share their queues."""
         plain = re.fullmatch(r"[a-z0-9_]{1,40}", self.tenant) is not None
         return f"jobs_{self.tenant if plain else sha256_of(self.tenant.encode())[:32]}"
+
+
+def _require_broker_url(url: str) -> None:
+    try:
+        found = urlsplit(url)
+        usable = found.scheme in ("mqtt", "mqtts") and bool(found.hostname) and found.port != 0
+    except ValueError:  # the port is no number, or the brackets of an address do not close
+        usable = False
+    if url and not usable:
+        raise SettingsError(f"MODELFLEET_MQTT_URL: expected mqtts://host:port or mqtt://host:port, got {url[:80]!r}")
 
 
 def _named(text: str) -> list[str]:

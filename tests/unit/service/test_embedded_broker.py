@@ -1,5 +1,6 @@
 """The embedded broker lets a device speak for itself only. Real amqtt, real paho clients."""
 
+import logging
 import socket
 import threading
 import time
@@ -150,11 +151,15 @@ def test_a_device_reads_its_own_and_its_tenants_documents_and_no_others(controll
     assert {topic for topic, _ in device.received} == set(permitted)
 
 
-def test_a_taken_port_is_an_error_that_names_it(broker: EmbeddedBroker) -> None:
+def test_a_taken_port_is_an_error_that_names_it_and_nothing_else_is_logged(
+    broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
     port = int(broker.url.rpartition(":")[2])
     second = EmbeddedBroker("acme", lambda _device, _token: True, port=port)
-    with pytest.raises(BrokerStartError, match=str(port)):
+    with pytest.raises(BrokerStartError, match=f"{port}.*--mqtt-port"):
         second.start()
+    second.stop()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_device_that_is_revoked_while_it_is_let_in_gets_no_connection() -> None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from modelfleet.benchmarks.suites._canary_restarts import NEVER, first_trips
 from modelfleet.benchmarks.suites._canary_traffic import (
     CANARIES,
     DEVICES,
@@ -38,7 +39,6 @@ from modelfleet.rollout.decisions.statistics import (
     relative_threshold,
 )
 
-NEVER = 1 << 30
 WINDOW_LOOKS = round(30 / LOOK_MINUTES)
 SHARE = 0.01
 
@@ -90,29 +90,53 @@ def ours(plan: Plan) -> Rule:
     return lambda traffic: tripped(plan, traffic).look
 
 
-def tripped(plan: Plan, traffic: Traffic) -> Tripped:
-    """Return when `decide` would roll each run back, and why, from tables of the least counts that trip."""
-    scenario, limit = traffic.scenario, math.log(1 / plan.guardrail_alpha)
-    n = np.arange(1, scenario.looks + 1) * scenario.per_look
-    errors, slow = traffic.errors.cumsum(axis=1), traffic.slow.cumsum(axis=1)
-    both = errors + traffic.stable_errors.cumsum(axis=1)
-    q = relative_threshold(scenario.per_look / (scenario.per_look + scenario.stable_per_look), plan.delta)
-    stages, p0 = len(plan.stages), plan.error_threshold
-    of_errors = [_least(int(each), p0, limit, stages) for each in n]
-    of_slow = [_least(int(each), plan.slow_threshold, limit, stages) for each in n]
-    of_both = np.array([_least(each, q, limit, stages) for each in range(int(both.max()) + 1)])
+def without_restarts(plan: Plan) -> Rule:
+    """The same, were its alarms to begin with stages only, with all their weight."""
+    return lambda traffic: tripped(plan, traffic, restarts=False).look
+
+
+def tripped(plan: Plan, traffic: Traffic, *, restarts: bool = True) -> Tripped:
+    """Return when `decide` would roll each run back, and why."""
+    limit, stages = math.log(1 / plan.guardrail_alpha), len(plan.stages)
     failing = np.array([_install(each, stages) >= limit for each in range(CANARIES + 1)])
     window_n, window_errors = _window(traffic)
     firsts = {
-        "errors": _first(errors >= np.array(of_errors)),
-        "relative": _first(errors >= of_both[both]),
+        **(_restarting(plan, traffic) if restarts else _by_tables(plan, traffic)),
         "install": np.where(failing[traffic.failed], 0, NEVER),
         "silence": _silence(plan, traffic, limit),
-        "slow": _first(slow >= np.array(of_slow)),
         "literal": _first((window_n >= plan.literal.min_inferences) & (window_errors > plan.literal.share * window_n)),
     }
     table = np.stack([firsts[name] for name in ORDER])
     return Tripped(look=table.min(axis=0), guardrail=table.argmin(axis=0))
+
+
+def _restarting(plan: Plan, traffic: Traffic) -> dict[str, Looks]:
+    limit, stages = math.log(1 / plan.guardrail_alpha), len(plan.stages)
+    nulls = {"errors": plan.error_threshold, "relative": _q(plan, traffic), "slow": plan.slow_threshold}
+    return {kind: first_trips(traffic, kind, p0, limit, stages) for kind, p0 in nulls.items()}
+
+
+def _q(plan: Plan, traffic: Traffic) -> float:
+    scenario = traffic.scenario
+    return relative_threshold(scenario.per_look / (scenario.per_look + scenario.stable_per_look), plan.delta)
+
+
+def _by_tables(plan: Plan, traffic: Traffic) -> dict[str, Looks]:
+    """Return when alarms that begin with the stage only trip, from tables of the least counts that do."""
+    scenario, limit = traffic.scenario, math.log(1 / plan.guardrail_alpha)
+    n = np.arange(1, scenario.looks + 1) * scenario.per_look
+    errors, slow = traffic.errors.cumsum(axis=1), traffic.slow.cumsum(axis=1)
+    both = errors + traffic.stable_errors.cumsum(axis=1)
+    q = _q(plan, traffic)
+    stages, p0 = len(plan.stages), plan.error_threshold
+    of_errors = [_least(int(each), p0, limit, stages) for each in n]
+    of_slow = [_least(int(each), plan.slow_threshold, limit, stages) for each in n]
+    of_both = np.array([_least(each, q, limit, stages) for each in range(int(both.max()) + 1)])
+    return {
+        "errors": _first(errors >= np.array(of_errors)),
+        "relative": _first(errors >= of_both[both]),
+        "slow": _first(slow >= np.array(of_slow)),
+    }
 
 
 def promoted(plan: Plan, traffic: Traffic) -> Looks:
@@ -141,6 +165,7 @@ def _interval(traffic: Traffic, run: int, look: int) -> Interval:
     return Interval(
         candidate=Counts(n=scenario.per_look, errors=int(traffic.errors[run, look])),
         stable=Counts(n=scenario.stable_per_look, errors=int(traffic.stable_errors[run, look])),
+        slow=int(traffic.slow[run, look]),
     )
 
 

@@ -46,7 +46,7 @@ class Scenario:
         return self.per_look * (DEVICES - CANARIES) // CANARIES
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Traffic:
     """What `runs` rollouts counted; counts per look have shape (runs, looks), installs (runs,), silences (runs, spans)."""
 

@@ -28,6 +28,7 @@ from modelfleet.benchmarks.suites._canary_rules import (
     promoted,
     replayed,
     tripped,
+    without_restarts,
 )
 from modelfleet.benchmarks.suites._canary_traffic import LOOK_MINUTES, Scenario, draw
 from modelfleet.benchmarks.suites._report import Target, bar, console, show, verdict
@@ -43,12 +44,13 @@ BAD = tuple(
     Scenario(name=f"{share:.1%} errors", rate=20, minutes=DAY, errors=share) for share in (0.015, 0.02, 0.05, 0.2)
 )
 LATE = Scenario(name="5 % errors from the 3rd hour on", rate=20, minutes=DAY, errors=0.05, fault_minute=120)
+LATE_MINUTES = 12
 CAUGHT = BAD[2]
 EDGE = Scenario(name="1 % errors in both arms", rate=100, minutes=DAY, errors=SHARE, stable_errors=SHARE)
 
 DEFAULT, UNSPLIT = plans()
 WITHOUT, BEGINNING = "literal, no minimum", "literal, no minimum, from the first minute"
-OURS, OURS_UNSPLIT = "ours", "ours, alpha not split"
+OURS, OURS_UNSPLIT, STAGES_ONLY = "ours", "ours, alpha not split", "ours, were it to start with stages only"
 RULES: Mapping[str, Rule] = {
     WITHOUT: literal(0),
     BEGINNING: literal(0, full_window=False),
@@ -58,6 +60,7 @@ RULES: Mapping[str, Rule] = {
     "Argo: 5m, failureLimit 3": failed_checks(5, 3),
     # usage/metrics.md and the examples of flagger: interval: 1m, threshold: 5 (rolls back at it), thresholdRange.min: 99
     "Flagger: 1m, threshold 5": failed_checks(1, 4),
+    STAGES_ONLY: without_restarts(DEFAULT),
     OURS_UNSPLIT: ours(UNSPLIT),
     OURS: ours(DEFAULT),
 }
@@ -198,6 +201,7 @@ def _targets(
     differing: int,
 ) -> list[Target]:
     caught = next(each for each in bad if each.scenario is CAUGHT)
+    late = next(each for each in bad if each.scenario is LATE)
     false = [
         Target(
             what=f"good releases rolled back, {each.scenario.rate}/min, {hours // 60} h",
@@ -220,6 +224,12 @@ def _targets(
             what=f"the same, alpha = 0.01 / {DEFAULT.alpha / DEFAULT.guardrail_alpha:.0f}",
             got=caught.quantile(OURS, 0.5),
             limit=10,
+            unit="min",
+        ),
+        Target(
+            what="5 % errors after two good hours, median, the same",
+            got=late.quantile(OURS, 0.5),
+            limit=LATE_MINUTES,
             unit="min",
         ),
         Target(what="a stage of a good release, median", got=float(np.median(promotions[100])), limit=30, unit="min"),

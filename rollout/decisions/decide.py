@@ -15,6 +15,7 @@ from typing import Any
 from modelfleet.policies.bounds import clopper_pearson
 from modelfleet.policies.plan import Plan
 from modelfleet.rollout.decisions.drift import Difference, as_evidence
+from modelfleet.rollout.decisions.restarts import Alarm, alarm_over, restarts_of_arms, restarts_of_counts
 from modelfleet.rollout.decisions.statistics import (
     Counts,
     Interval,
@@ -70,8 +71,9 @@ class ProfileHealth:
 
     errors_since and slow_since hold the candidate's counts since the start of each stage so far, the first one first,
     `installs_since` the devices that started since then and how many of them failed (none: the tally's), `intervals_since` the
-    closed stretches in which both arms were counted. `window` is the literal rule's window. `blocking` counts started devices
-    that have neither ended nor fallen silent. `silence_look` numbers the spans of `silent_seconds` since the trial began.
+    closed stretches in which both arms were counted; those since the trial began say where alarms begin anew. `window` is the
+    literal rule's window. `blocking` counts started devices that have neither ended nor fallen silent. `silence_look` numbers the
+    spans of `silent_seconds` since the trial began.
     `differences` are how the answers differ from concurrent stable's, where the stage's one look at them was taken; `accepted`
     those that a person has let pass, measure -> value.
     """
@@ -167,26 +169,48 @@ def decide(plan: Plan, stage: int, health: ProfileHealth, now: datetime) -> Deci
 
 def evidence_of(plan: Plan, health: ProfileHealth) -> Evidence:
     """Return every figure that decisions rest on, as plain JSON; e-values by their natural logarithm."""
-    stages, p0 = len(plan.stages), plan.error_threshold
-    errors, slow, devices = health.errors_since, health.slow_since, health.devices
+    stages, errors, devices = len(plan.stages), health.errors_since, health.devices
     installs = health.installs_since or (Counts(n=devices.started, errors=devices.failed),)
+    alarms = _alarms(plan, health)
     return {
         "alarm_limit": _figure(math.log(1 / plan.guardrail_alpha)),
         "promotion_limit": _figure(math.log(1 / plan.beta)),
         "inferences": {"stage": _pair(errors[-1]), "trial": _pair(errors[0]), "window": _pair(health.window)},
         "devices": {name: getattr(devices, name) for name in DeviceTally.__dataclass_fields__}
         | {"blocking": health.blocking},
-        "errors": _figure(log_over_starts([log_alarm(each, p0) for each in errors], stages)),
-        "slow": _figure(log_over_starts([log_alarm(each, plan.slow_threshold) for each in slow], stages)),
-        "relative": _figure(
-            log_over_starts([log_relative_alarm(each, plan.delta) for each in health.intervals_since], stages)
-        ),
+        **{name: _figure(each.log_evidence) for name, each in alarms.items()},
+        "since": {name: since for name, each in alarms.items() if (since := _since(health, each)) is not None},
         "install": _figure(log_over_starts([log_alarm(each, INSTALL_FAILURE_THRESHOLD) for each in installs], stages)),
         "silence": _figure(log_over_looks(_log_silence(plan, devices), health.silence_look)),
-        "promotion": _figure(log_promotion(errors[-1], p0)),
+        "promotion": _figure(log_promotion(errors[-1], plan.error_threshold)),
         "accuracy": _accuracy(plan, health.accuracy),
         "differences": {each.measure: as_evidence(each) for each in health.differences},
     }
+
+
+def _alarms(plan: Plan, health: ProfileHealth) -> dict[str, Alarm]:
+    """Return the alarms that begin anew inside stages, too."""
+    stretches = health.intervals_since[0] if health.intervals_since else ()
+    n = [each.candidate.n for each in stretches]
+    watched = {
+        "errors": (health.errors_since, [each.candidate.errors for each in stretches], plan.error_threshold),
+        "slow": (health.slow_since, [each.slow for each in stretches], plan.slow_threshold),
+    }
+    stages, found = len(plan.stages), dict[str, Alarm]()
+    for name, (since, counted, p0) in watched.items():
+        restarts = restarts_of_counts(n, counted, since[0], p0)
+        found[name] = alarm_over([log_alarm(each, p0) for each in since], restarts, stages)
+    of_stages = [log_relative_alarm(each, plan.delta) for each in health.intervals_since]
+    found["relative"] = alarm_over(of_stages, restarts_of_arms(stretches, plan.delta), stages)
+    return found
+
+
+def _since(health: ProfileHealth, alarm: Alarm) -> str | None:
+    """Return from when on the alarm's heaviest part counts, where that is inside a stage."""
+    if alarm.after is None:
+        return None
+    until = health.intervals_since[0][alarm.after - 1].until
+    return None if until is None else until.isoformat(timespec="seconds")
 
 
 _ALARMS = {
@@ -203,7 +227,9 @@ def trip(plan: Plan, health: ProfileHealth, evidence: Evidence) -> RollBack | No
     limit = math.log(1 / plan.guardrail_alpha)
     for guardrail, meaning in _ALARMS.items():
         if evidence[guardrail] >= limit:
-            reason = f"{meaning}: log e-value {evidence[guardrail]:.2f}, limit {limit:.2f}"
+            since = evidence["since"].get(guardrail)
+            counted = "" if since is None else f", counted from {since} on"
+            reason = f"{meaning}: log e-value {evidence[guardrail]:.2f}, limit {limit:.2f}{counted}"
             return RollBack(guardrail=guardrail, reason=reason, evidence=evidence)
     window, literal = health.window, plan.literal
     if window.n >= literal.min_inferences and window.share > literal.share:

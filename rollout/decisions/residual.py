@@ -69,7 +69,7 @@ def smallest_caught(plan: Plan, inferences: int, probability: float = CAUGHT) ->
 
     def trips(errors: int) -> bool:
         evidence = log_alarm(Counts(n=inferences, errors=errors), plan.error_threshold)
-        return log_over_starts([evidence], len(plan.stages)) >= limit
+        return log_over_starts([evidence], len(plan.stages), ()) >= limit
 
     if inferences < 1 or not trips(inferences):
         return None

@@ -15,6 +15,7 @@ All functions are pure and work on logarithms; a count is an int, a share lies i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import TypeVar
 
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 
 ALTERNATIVES = 20
 _FLOOR = 1e-12
+RESTART_SHARE = 2 / 3
+"""How much of an alarm's weight belongs to starts inside stages, where it has any; the rest to the starts of stages."""
 _CACHED = 256
 """Thresholds whose alternatives and logarithms are kept: a plan has two, and its decisions are taken every second."""
 
@@ -53,10 +56,15 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """What both arms counted in the same stretch of time."""
+    """What both arms counted in the same stretch of time.
+
+    slow: how many of the candidate's inferences passed the latency limit. until: when the stretch was closed, where known.
+    """
 
     candidate: Counts
     stable: Counts
+    slow: int = 0
+    until: datetime | None = None
 
 
 @lru_cache(maxsize=_CACHED)
@@ -118,18 +126,30 @@ def start_weights(stages: int) -> tuple[float, ...]:
     return (*(2.0 ** -(stage + 1) for stage in range(stages - 1)), 2.0 ** -(stages - 1))
 
 
-def log_over_starts(log_evidence: Sequence[float], stages: int) -> float:
-    """Return the log e-value of alarms that start anew with every stage, so that good early traffic hides no later fault.
+def restart_weight(place: int) -> float:
+    """Return the weight of the alarm's k-th start inside a stage, of the whole trial: 2/3 of 1 / (k (k + 1))."""
+    return RESTART_SHARE / (place * (place + 1))
 
-    E = sum_s w_s E_s, where E_s counts from the start of stage s and is 1 before it: a mixture of test martingales is one
-    (J. Shin, A. Ramdas, A. Rinaldo, "E-detectors", 2022), and needs no further share of alpha.
+
+def log_over_starts(log_evidence: Sequence[float], stages: int, restarts: Sequence[float] | None = None) -> float:
+    """Return the log e-value of alarms that start anew, so that good early traffic hides no later fault.
+
+    E = (1 - r) sum_s w_s E_s + r sum_k E_k / (k (k + 1)): E_s counts from the start of stage s, E_k from the k-th start inside a
+    stage, and each is 1 before it. A mixture of test martingales is one (J. Shin, A. Ramdas, A. Rinaldo, "E-detectors", 2023),
+    and needs no further share of alpha.
 
     Args:
         log_evidence: log E_s of the stages that have started, the first one first.
         stages: how many stages the plan has.
+        restarts: log E_k so far, in order of time; None: this alarm starts with stages only, r = 0.
     """
     reached = list(log_evidence[:stages]) + [0.0] * (stages - len(log_evidence))
-    return log_sum_exp([math.log(w) + value for w, value in zip(start_weights(stages), reached, strict=True)])
+    of_stages = log_sum_exp([math.log(w) + value for w, value in zip(start_weights(stages), reached, strict=True)])
+    if restarts is None:
+        return of_stages
+    begun = [math.log(restart_weight(place)) + value for place, value in enumerate(restarts, start=1)]
+    to_come = math.log(RESTART_SHARE / (len(restarts) + 1))  # the sum of 1 / (k (k + 1)) over all later k
+    return log_sum_exp([math.log(1 - RESTART_SHARE) + of_stages, *begun, to_come])
 
 
 def log_over_looks(log_evidence: float, look: int) -> float:
@@ -169,17 +189,24 @@ def log_relative_alarm(intervals: Sequence[Interval], delta: float) -> float:
     step being q's definition. The intervals must be closed: an open one, looked at again while its exposure moves, is not one
     look.
     """
-    rows = [
-        (each.candidate.n, each.stable.n, each.candidate.errors, each.stable.errors)
-        for each in intervals
-        if each.candidate.n and each.candidate.errors + each.stable.errors
-    ]
-    if not rows:
-        return 0.0
-    candidate_n, stable_n, wrong, stable_errors = np.array(rows, dtype=np.float64).T
-    q = relative_threshold(candidate_n / (candidate_n + stable_n), delta)
-    tells = (q > 0) & (q < 1)
-    return _log_mean_exp(_summed_ratios(wrong[tells], stable_errors[tells], q[tells]).tolist())
+    return _log_mean_exp(relative_ratios(intervals, delta).sum(axis=0).tolist())
+
+
+def relative_ratios(intervals: Sequence[Interval], delta: float) -> _Floats:
+    """Return each stretch's log-likelihood ratios of the relative alarm, shape (stretches, 20); 0 where it tells nothing."""
+    rows = [(each.candidate.n, each.stable.n, each.candidate.errors, each.stable.errors) for each in intervals]
+    candidate_n, stable_n, wrong, right = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+    found = np.zeros((len(rows), ALTERNATIVES))
+    tells = (candidate_n > 0) & (stable_n > 0) & (wrong + right > 0)
+    q = relative_threshold(candidate_n[tells] / (candidate_n[tells] + stable_n[tells]), delta)
+    found[tells] = _ratios_of_stretches(wrong[tells], right[tells], q)
+    return found
+
+
+def log_ratios(n: _Floats, errors: _Floats, p0: float, alternatives: Sequence[float]) -> _Floats:
+    """Return `log_ratio` for many counts and alternatives at once; n and errors have shape (m,), the result (m, alternatives)."""
+    wrong, right = np.array(_logs(p0, tuple(alternatives))).reshape(-1, 2).T
+    return errors[:, None] * wrong + (n - errors)[:, None] * right
 
 
 def log_sum_exp(values: Sequence[float]) -> float:
@@ -210,8 +237,8 @@ def _inside(p: float) -> float:
     return min(max(p, _FLOOR), 1 - _FLOOR)
 
 
-def _summed_ratios(wrong: _Floats, right: _Floats, q: _Floats) -> _Floats:
-    """Return the 20 log-likelihood ratios of `alarm_alternatives`, each summed over stretches with their own q in (0, 1).
+def _ratios_of_stretches(wrong: _Floats, right: _Floats, q: _Floats) -> _Floats:
+    """Return the 20 log-likelihood ratios of `alarm_alternatives`, of stretches with their own q in (0, 1).
 
     The same figures as `log_ratio` of each stretch and alternative, in one pass: a decision weighs hundreds of stretches.
 
@@ -225,5 +252,4 @@ def _summed_ratios(wrong: _Floats, right: _Floats, q: _Floats) -> _Floats:
     spaced = first[:, None] * np.exp(steps[:, None] * np.arange(ALTERNATIVES))
     other = np.clip(np.where(room[:, None], spaced, 1 - spaced), _FLOOR, 1 - _FLOOR)
     null = np.clip(q, _FLOOR, 1 - _FLOOR)[:, None]
-    ratios = wrong[:, None] * np.log(other / null) + right[:, None] * np.log((1 - other) / (1 - null))
-    return ratios.sum(axis=0)
+    return wrong[:, None] * np.log(other / null) + right[:, None] * np.log((1 - other) / (1 - null))

@@ -128,11 +128,21 @@ def counted_since(points: Sequence[Point], since: datetime) -> Totals:
 
 
 def intervals_since(points: Sequence[Point], since: datetime) -> tuple[Interval, ...]:
-    """Return what both arms counted between each two points from `since` on."""
-    kept = [point.totals for point in points if point.at >= since]
-    return tuple(
-        Interval(candidate=later.candidate - sooner.candidate, stable=later.stable - sooner.stable)
-        for sooner, later in pairwise(kept)
+    """Return what both arms counted between each two points from `since` on; nothing for an arm of which a total fell."""
+    return tuple(_interval(*pair) for pair in pairwise(point for point in points if point.at >= since))
+
+
+def _interval(sooner: Point, later: Point) -> Interval:
+    a, b = sooner.totals, later.totals
+    whole = b.n >= a.n and b.errors >= a.errors and b.slow >= a.slow
+    stable_whole = b.stable_n >= a.stable_n and b.stable_errors >= a.stable_errors
+    return Interval(
+        candidate=Counts(n=b.n - a.n, errors=b.errors - a.errors) if whole else Counts(),
+        stable=Counts(n=b.stable_n - a.stable_n, errors=b.stable_errors - a.stable_errors)
+        if stable_whole
+        else Counts(),
+        slow=b.slow - a.slow if whole else 0,
+        until=later.at,
     )
 
 

@@ -52,7 +52,7 @@ def test_what_is_shown_names_times_chances_and_what_is_caught():
         "at the least it takes 180 min",
         "20 inferences a minute",
         "as last counted",
-        "4.6% or more",
+        "4.8% or more",
         "alpha",
         "beta",
     ):

@@ -4,12 +4,13 @@ from dataclasses import replace
 from datetime import timedelta
 
 from modelfleet.policies.plan import parse_plan
-from modelfleet.rollout.decisions.statistics import log_alarm
-from modelfleet.rollout.evidence import totals
-from modelfleet.rollout.evidence.tally import FAILURES, count_started
+from modelfleet.rollout.decisions.restarts import Restarts, restarts_of_counts
+from modelfleet.rollout.decisions.statistics import Counts, log_alarm
+from modelfleet.rollout.evidence import started, totals
+from modelfleet.rollout.evidence.started import FAILURES
 from modelfleet.rollout.evidence.totals import Point, Totals
 from tests.unit.rollout.conftest import START
-from tests.unit.rollout.test_tally import NOW, random_fleet, sessions  # noqa: F401 - a fixture
+from tests.unit.rollout.test_tally import NOW, random_fleet
 
 MINUTE = timedelta(minutes=1)
 
@@ -34,7 +35,31 @@ def test_a_device_that_leaves_takes_its_inferences_and_leaves_no_alarm():
     assert log_alarm(replace(found.candidate, n=100, errors=50), 0.01) > 100
 
 
-def test_installs_are_counted_by_the_stage_in_which_a_device_started(sessions):  # noqa: F811
+def test_an_arm_of_which_a_total_fell_counts_nothing_in_that_stretch_and_no_alarm_begins_anew_of_it():
+    """A revoked device takes 9,900 of the candidate's inferences; on stable, one takes 900 and 40 errors."""
+    course = [(0, 0, 0, 0), (9_950, 48, 1000, 50), (50, 60, 2000, 60), (10_050, 61, 1100, 20), (10_150, 62, 2000, 25)]
+    known = [
+        Point(at=START + MINUTE * place, totals=Totals(n=n, errors=errors, stable_n=stable_n, stable_errors=stable))
+        for place, (n, errors, stable_n, stable) in enumerate(course)
+    ]
+    found = totals.intervals_since(known, START)
+    assert [each.candidate for each in found] == [
+        Counts(n=n, errors=e) for n, e in ((9950, 48), (0, 0), (10_000, 1), (100, 1))
+    ]
+    assert [each.stable for each in found] == [
+        Counts(n=n, errors=e) for n, e in ((1000, 50), (1000, 10), (0, 0), (900, 5))
+    ]
+    assert [each.until for each in found] == [point.at for point in known[1:]]
+    since = totals.counted_since(known, START).candidate
+    assert (
+        sum(each.candidate.n for each in found) == since.n
+        and sum(each.candidate.errors for each in found) == since.errors
+    )
+    counted = [each.candidate for each in found]
+    assert restarts_of_counts([c.n for c in counted], [c.errors for c in counted], since, 0.01) == Restarts()
+
+
+def test_installs_are_counted_by_the_stage_in_which_a_device_started(sessions):
     for seed in range(8):
         require_installs(sessions, seed)
 
@@ -54,7 +79,7 @@ def require_installs(made, seed: int) -> None:
         session.flush()
         session.add_all([known.row, *known.slots, *known.trials, *known.counters])
         session.flush()
-        found = count_started(session, known.rollout, known.row, plan, NOW).since
+        found = started.count(session, known.rollout, [known.row], plan, NOW)[known.row.profile].since
         session.rollback()
     expected = [[failed for at, failed in begun if stage == 0 or at >= start] for stage, start in enumerate(starts)]
     assert [each.n for each in found] == [len(each) for each in expected]

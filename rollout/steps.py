@@ -1,6 +1,6 @@
 """What one tick changes of a rollout, profile by profile: decisions made from measured health, as steps to apply."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -17,6 +17,7 @@ from modelfleet.rollout.decisions.decide import (
     Halt,
     Hold,
     Pause,
+    ProfileHealth,
     RollBack,
     decide,
     evidence_of,
@@ -25,7 +26,6 @@ from modelfleet.rollout.decisions.decide import (
 )
 from modelfleet.rollout.decisions.emergency import judge
 from modelfleet.rollout.evidence import answers, health, tally, totals
-from modelfleet.rollout.evidence.totals import Totals
 from modelfleet.rollout.states import LEAVING, ON_TRIAL, RUNNING, VERDICTS, Event, Verdict
 from modelfleet.rollout.tables import Rollout, RolloutProfile
 from modelfleet.signer.statements import TrustPolicy
@@ -45,21 +45,33 @@ class Step:
     unproven: tuple[str, ...] = ()
 
 
-def steps_of(session: Session, rollout: Rollout, plan: Plan, policy: TrustPolicy, now: datetime) -> list[Step]:
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one look at a rollout found: what is to change, and profile -> the health of those on trial."""
+
+    steps: Sequence[Step]
+    measured: Mapping[str, ProfileHealth]
+
+
+def look_at(session: Session, rollout: Rollout, plan: Plan, policy: TrustPolicy, now: datetime) -> Look:
     """Return what is to change now, per profile; keeps a sample of the totals beside."""
     steps: list[Step] = []
-    for row in profiles_of(session, rollout):
+    measured: dict[str, ProfileHealth] = {}
+    rows = profiles_of(session, rollout)
+    on_trial = [row for row in rows if Verdict(row.verdict) in ON_TRIAL]
+    arms = tally.count_arms(session, rollout, on_trial, plan, now)
+    for row in rows:
         verdict = Verdict(row.verdict)
         step: Step | None = None
         if verdict in ON_TRIAL:
-            counted = totals.count(session, rollout, row)
-            step = _trial_step(session, rollout, row, plan, policy, counted, now)
-            totals.record_sample(session, row, plan, counted, now)
+            measured[row.profile] = health.measure(session, rollout, row, plan, now, arms[row.profile])
+            step = _trial_step(session, rollout, row, plan, policy, measured[row.profile], now)
+            totals.record_sample(session, row, plan, arms[row.profile].totals, now)
         elif verdict in LEAVING:
             step = _leaving_step(session, rollout, row, plan, now)
         if step is not None:
             steps.append(step)
-    return steps
+    return Look(steps=steps, measured=measured)
 
 
 def _trial_step(
@@ -68,10 +80,9 @@ def _trial_step(
     row: RolloutProfile,
     plan: Plan,
     policy: TrustPolicy,
-    counted: Totals,
+    measured: ProfileHealth,
     now: datetime,
 ) -> Step | None:
-    measured = health.measure(session, rollout, row, plan, now, counted)
     if Verdict(row.verdict) in RUNNING:
         decision = judge(plan, row.stage, measured, now, emergency=rollout.emergency)
         if isinstance(decision, Advance) and not rollout.emergency:

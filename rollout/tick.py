@@ -20,7 +20,7 @@ from modelfleet.rollout.errors import NotLeadingError, StaleRevisionError
 from modelfleet.rollout.evidence import readings
 from modelfleet.rollout.leadership import Leadership
 from modelfleet.rollout.states import LEAVING, ON_TRIAL, State, Verdict
-from modelfleet.rollout.steps import Step, steps_of
+from modelfleet.rollout.steps import Look, Step, look_at
 from modelfleet.rollout.tables import Rollout, RolloutProfile
 
 _UNSTARTED = frozenset({State.AWAITING_APPROVAL, State.SCHEDULED})
@@ -74,16 +74,18 @@ class Ticks:
                 return
             revision, state, plan = rollout.revision, State(rollout.state), parse_plan(rollout.plan)
             policy = self._registry.repository.policy()
-            steps = [] if state in _UNSTARTED else steps_of(session, rollout, plan, policy, now)
+            found = Look(steps=(), measured={})
+            if state not in _UNSTARTED:
+                found = look_at(session, rollout, plan, policy, now)
         if state in _UNSTARTED:
             lifecycle.tend(self._direction, rollout_id, revision, now)
             schedule.start_if_due(self._direction, rollout_id, plan, now)
-        elif steps:
-            self.apply(rollout_id, revision, steps, now)
-            self._keep_readings(rollout_id, now)
+            return
+        if found.steps:
+            self.apply(rollout_id, revision, found.steps, now)
         else:
             self._ask_again(rollout_id, plan, now)
-            self._keep_readings(rollout_id, now)
+        self._keep_readings(rollout_id, found, now)
 
     def _ask_again(self, rollout_id: str, plan: Plan, now: datetime) -> None:
         """Ask devices whose reports got lost where they stand."""
@@ -120,12 +122,13 @@ class Ticks:
                 extra={"rollout": rollout_id, "profile": step.profile, "event": step.event, "reason": step.reason},
             )
 
-    def _keep_readings(self, rollout_id: str, now: datetime) -> None:
+    def _keep_readings(self, rollout_id: str, found: Look, now: datetime) -> None:
         """Have people see of a large fleet what was counted a moment ago."""
+        moved = {step.profile for step in found.steps}
+        known = {profile: health for profile, health in found.measured.items() if profile not in moved}
         with self._registry.sessions.begin() as session:
             rollout = lifecycle.find(session, self._registry.tenant, rollout_id)
-            for row in profiles_of(session, rollout):
-                readings.keep(session, rollout, row, now)
+            readings.keep(session, rollout, profiles_of(session, rollout), known, now)
 
     def _renew(self, now: datetime) -> None:
         with self._registry.sessions.begin() as session:

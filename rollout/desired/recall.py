@@ -6,7 +6,7 @@ assignment to measure and report where it stands (request `re-benchmark`); signe
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, select, union
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import DeviceState
@@ -62,31 +62,34 @@ def _unheard(
     session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime, patience: timedelta
 ) -> list[Device]:
     """Return the devices that are there, and whose report on the candidate, or on having left it, is missing."""
+    running = newest_digest(rollout)
     if Verdict(row.verdict) in ON_TRIAL:
-        missing = _stuck(rollout, now - patience) | _runs_untold(rollout, row.release["sha256"], now - patience)
+        missing = _untold(rollout, row.release["sha256"], now - patience)
+        missing &= Device.id.in_(_stuck(rollout, now - patience)) | (running == row.release["sha256"])
     else:
         left = tally.unproven(session, rollout, row, plan, now, limit=MAX_LOOKED_AT)
-        running = newest_digest(rollout)
         missing = Device.id.in_(left) & (running != row.release["sha256"])
     there = heard_from(rollout, Device.id, now - timedelta(seconds=plan.silent_seconds))
     query = select(Device).where(population.of_profile(rollout, row.profile), missing, there)
     return list(session.scalars(query.order_by(Device.id).limit(MAX_ASKED)))
 
 
-def _stuck(rollout: Rollout, before: datetime) -> ColumnElement[bool]:
-    """Return whether the device's last word on the rollout is old, and of a state that never stands for long."""
-    return Device.id.in_(_open_trials(rollout, before).where(DeviceTrial.state.in_(PASSING)))
+def _untold(rollout: Rollout, digest: str, before: datetime) -> ColumnElement[bool]:
+    """Return whether the device has counted on the candidate and told nothing, or its last word on the rollout is old.
 
-
-def _runs_untold(rollout: Rollout, digest: str, before: datetime) -> ColumnElement[bool]:
-    """Return whether the device's counters show the candidate, of which it has not reported the end."""
+    These are few: a database that begins with them looks at no other device.
+    """
     counted = select(DeviceCounters.device).where(
         DeviceCounters.sha256 == digest,
         DeviceCounters.slot == rollout.slot,
         ~exists().where(DeviceTrial.rollout == rollout.id, DeviceTrial.device == DeviceCounters.device),
     )
-    told_of_none = Device.id.in_(counted) | Device.id.in_(_open_trials(rollout, before))
-    return told_of_none & (newest_digest(rollout) == digest)
+    return Device.id.in_(union(counted, _open_trials(rollout, before)))
+
+
+def _stuck(rollout: Rollout, before: datetime) -> Select[str]:
+    """Return the devices whose last word on the rollout is old, and of a state that never stands for long."""
+    return _open_trials(rollout, before).where(DeviceTrial.state.in_(PASSING))
 
 
 def _open_trials(rollout: Rollout, before: datetime) -> Select[str]:

@@ -12,8 +12,9 @@ from modelfleet.policies.plan import Plan
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.decisions.decide import AccuracySample, ProfileHealth
 from modelfleet.rollout.evidence import answers, population, totals
-from modelfleet.rollout.evidence.tally import FAILURES, tally_with_installs
-from modelfleet.rollout.evidence.totals import Point, Totals
+from modelfleet.rollout.evidence.started import FAILURES
+from modelfleet.rollout.evidence.tally import Arms, count_arms, tally
+from modelfleet.rollout.evidence.totals import Point
 from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile
 
 BENCHES = 2000
@@ -21,15 +22,15 @@ BENCHES = 2000
 
 
 def measure(
-    session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime, counted: Totals | None = None
+    session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime, counted: Arms | None = None
 ) -> ProfileHealth:
-    """Return the health of a profile that is on trial; `counted` are the totals, where the caller has them."""
+    """Return the health of a profile that is on trial; `counted` are its arms, where the caller has them."""
     assert row.trial_started_at is not None
     assert row.stage_started_at is not None
     assert row.hold_started_at is not None
-    devices, blocking, installs = tally_with_installs(session, rollout, row, plan, now)
+    arms = counted or count_arms(session, rollout, [row], plan, now)[row.profile]
     closed = totals.points_of(session, row)
-    points = [*closed, Point(at=now, totals=counted or totals.count(session, rollout, row))]
+    points = [*closed, Point(at=now, totals=arms.totals)]
     starts = [totals.moment_of(baseline) for baseline in row.baselines]
     since = [totals.counted_since(points, start) for start in starts]
     window = totals.known_at(points, now - timedelta(seconds=plan.literal.window_seconds))
@@ -37,21 +38,21 @@ def measure(
         trial_started_at=row.trial_started_at,
         stage_started_at=row.stage_started_at,
         hold_started_at=row.hold_started_at,
-        devices=devices,
-        blocking=blocking,
+        devices=tally(session, rollout, row, plan, arms),
+        blocking=arms.started.blocking,
         errors_since=tuple(each.candidate for each in since),
         slow_since=tuple(each.slowness for each in since),
         intervals_since=tuple(totals.intervals_since(closed, start) for start in starts),
         window=totals.counted_since(points, window).candidate,
-        accuracy=_accuracy(_benches(session, rollout, row)),
-        installs_since=installs,
+        accuracy=_accuracy(_benches(session, rollout, row, arms.started.started)),
+        installs_since=arms.started.since,
         silence_look=1 + int((now - row.trial_started_at).total_seconds() / plan.silent_seconds),
         differences=answers.known(row),
         accepted=answers.accepted(row),
     )
 
 
-def _benches(session: Session, rollout: Rollout, row: RolloutProfile) -> Iterable[Mapping[str, Any]]:
+def _benches(session: Session, rollout: Rollout, row: RolloutProfile, started: int) -> Iterable[Mapping[str, Any]]:
     """Return what devices measured of a candidate that they did not refuse."""
     query = (
         select(DeviceTrial.bench, DeviceTrial.outcome)
@@ -59,7 +60,7 @@ def _benches(session: Session, rollout: Rollout, row: RolloutProfile) -> Iterabl
         .where(DeviceTrial.rollout == rollout.id, population.of_profile(rollout, row.profile))
         .where(DeviceTrial.bench.is_not(None))
     )
-    found = session.execute(query.order_by(DeviceTrial.device).limit(BENCHES))
+    found = population.first_trials(session, query, BENCHES, of=started)
     return [bench for bench, outcome in found if bench is not None and outcome not in FAILURES]
 
 

@@ -43,14 +43,17 @@ def heard_after(
     return anything if counted is None else case((counted.c.at > since, true()), else_=anything)
 
 
-def is_silent(
-    rollout: Rollout, device: InstrumentedAttribute[str], since: datetime, counted: Subquery
-) -> ColumnElement[bool]:
-    """Return whether nothing came since; who was never heard of counts from its enrolment."""
+def is_silent(rollout: Rollout, device: InstrumentedAttribute[str], since: datetime) -> ColumnElement[bool]:
+    """Return whether nothing came since; who was never heard of counts from its enrolment.
+
+    It is the later one of two times that counts; each is looked up once for a device that is silent.
+    """
     enrolled = aliased(Device)
     enrolled_at = select(enrolled.enrolled_at).where(enrolled.id == device).scalar_subquery()
-    last = func.coalesce(counted_at(rollout, device), reported_at(rollout, device), enrolled_at)
-    return case((heard_from(rollout, device, since, counted), false()), else_=last < since)
+    counted, reported = counted_at(rollout, device), reported_at(rollout, device)
+    return (func.coalesce(reported, counted, enrolled_at) < since) & (
+        func.coalesce(counted, reported, enrolled_at) < since
+    )
 
 
 def counted_at(rollout: Rollout, device: InstrumentedAttribute[str]) -> ScalarSelect[datetime]:

@@ -6,22 +6,22 @@ Counting a million trials takes seconds, so a look must not do it: the leader ke
 
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, case, false, func, select
 from sqlalchemy.orm import Session
 
 from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.policies.plan import parse_plan
 from modelfleet.registry.tables import Device
-from modelfleet.rollout.decisions.decide import Decision, Hold
+from modelfleet.rollout.decisions.decide import Decision, Hold, ProfileHealth
 from modelfleet.rollout.decisions.emergency import judge
-from modelfleet.rollout.evidence import health, population
-from modelfleet.rollout.evidence.tally import FAILURES
+from modelfleet.rollout.evidence import answers, health, population
+from modelfleet.rollout.evidence.started import FAILURES
 from modelfleet.rollout.ingest.waits import count_waits
 from modelfleet.rollout.states import LEAVING, ON_TRIAL, Verdict
 from modelfleet.rollout.tables import DeviceTrial, ProfileReading, Rollout, RolloutProfile
@@ -87,14 +87,31 @@ def reading_of(session: Session, rollout: Rollout, row: RolloutProfile, now: dat
     return count_reading(session, rollout, row, now)
 
 
-def keep(session: Session, rollout: Rollout, row: RolloutProfile, now: datetime) -> None:
-    """Count a large profile anew where the last count is too old, in the session's transaction."""
-    kept = session.get(ProfileReading, (rollout.id, row.profile))
+def keep(
+    session: Session,
+    rollout: Rollout,
+    rows: Sequence[RolloutProfile],
+    measured: Mapping[str, ProfileHealth],
+    now: datetime,
+) -> None:
+    """Count the large profiles anew of which the last count is too old, in the session's transaction.
+
+    Args:
+        session: whose transaction.
+        rollout: which one.
+        rows: its profiles.
+        measured: profile -> what the caller has just measured; the others are measured here.
+        now: when.
+    """
+    for row in [row for row in rows if _is_due(session, row, now) and is_large(session, rollout, row)]:
+        found = count_reading(session, rollout, row, now, measured.get(row.profile))
+        session.merge(_as_row(rollout, row, found))
+
+
+def _is_due(session: Session, row: RolloutProfile, now: datetime) -> bool:
+    kept = session.get(ProfileReading, (row.rollout, row.profile))
     going_on = Verdict(row.verdict) in ON_TRIAL | LEAVING
-    if kept is not None and going_on and now - kept.at < timedelta(seconds=KEPT_SECONDS):
-        return
-    if is_large(session, rollout, row):
-        session.merge(_as_row(rollout, row, count_reading(session, rollout, row, now)))
+    return kept is None or not going_on or now - kept.at >= timedelta(seconds=KEPT_SECONDS)
 
 
 def is_large(session: Session, rollout: Rollout, row: RolloutProfile) -> bool:
@@ -102,10 +119,13 @@ def is_large(session: Session, rollout: Rollout, row: RolloutProfile) -> bool:
     return len(population.first_ids(session, rollout, row.profile, SMALL + 1)) > SMALL
 
 
-def count_reading(session: Session, rollout: Rollout, row: RolloutProfile, now: datetime) -> Reading:
-    """Count how the profile stands now."""
-    outcomes, returned = _outcomes(session, row)
-    decision = decision_of(session, rollout, row, now)
+def count_reading(
+    session: Session, rollout: Rollout, row: RolloutProfile, now: datetime, measured: ProfileHealth | None = None
+) -> Reading:
+    """Count how the profile stands now; what was `measured` a moment ago is not counted again."""
+    population.give_room(session)
+    outcomes, returned, errors = _outcomes(session, row)
+    decision = decision_of(session, rollout, row, now, measured)
     failed = sum(number for outcome, number in outcomes.items() if outcome in FAILURES)
     return Reading(
         at=now,
@@ -115,46 +135,54 @@ def count_reading(session: Session, rollout: Rollout, row: RolloutProfile, now: 
         failed=failed - returned,
         returned=returned,
         waits=count_waits(session, rollout.id, row.profile),
-        errors=_error_kinds(session, row),
-        median_seconds=_median_seconds(session, row),
+        errors=errors,
+        median_seconds=_median_seconds(session, row, outcomes.get(DeviceState.COMMITTED.value, 0)),
         waiting_for=decision.waiting_for if isinstance(decision, Hold) else None,
         evidence=None if decision is None else decision.evidence,
     )
 
 
-def decision_of(session: Session, rollout: Rollout, row: RolloutProfile, now: datetime) -> Decision | None:
+def decision_of(
+    session: Session, rollout: Rollout, row: RolloutProfile, now: datetime, measured: ProfileHealth | None = None
+) -> Decision | None:
     """Return what would be decided now of a profile on trial, with its evidence; None for others."""
     if Verdict(row.verdict) not in ON_TRIAL:
         return None
     plan = parse_plan(rollout.plan)
-    return judge(plan, row.stage, health.measure(session, rollout, row, plan, now), now, emergency=rollout.emergency)
+    if measured is None:
+        found = health.measure(session, rollout, row, plan, now)
+    else:  # the look at the answers may have been taken after it
+        found = replace(measured, differences=answers.known(row), accepted=answers.accepted(row))
+    return judge(plan, row.stage, found, now, emergency=rollout.emergency)
 
 
-def _outcomes(session: Session, row: RolloutProfile) -> tuple[dict[str | None, int], int]:
-    """Return outcome -> trials, and how many failed only after the rollout went back."""
-    query = select(DeviceTrial.outcome, func.count()).join(Device, Device.id == DeviceTrial.device)
+def _outcomes(session: Session, row: RolloutProfile) -> tuple[dict[str | None, int], int, dict[str, int]]:
+    """Return outcome -> trials, how many failed only after the rollout went back, and class of error -> trials."""
+    later: ColumnElement[bool] = false()
+    if row.rollback_started_at is not None:
+        later = DeviceTrial.outcome.in_(FAILURES) & (DeviceTrial.outcome_at > row.rollback_started_at)
+    kind, back = DeviceTrial.error["kind"].as_string().label("kind"), case((later, 1), else_=0).label("back")
+    told = DeviceTrial.error.is_not(None).label("told")
+    query = (
+        select(DeviceTrial.outcome, back, told, kind, func.count())
+        .join(Device, Device.id == DeviceTrial.device)
+        .where(DeviceTrial.rollout == row.rollout, Device.profile == row.profile)
+        .group_by(DeviceTrial.outcome, "back", "told", "kind")
+    )
+    outcomes, errors, returned = dict[str | None, int](), dict[str, int](), 0
+    for outcome, gone_back, has_error, error, number in session.execute(query.order_by("kind")):
+        outcomes[outcome] = outcomes.get(outcome, 0) + number
+        returned += number if gone_back else 0
+        if has_error:
+            errors[error] = errors.get(error, 0) + number
+    return outcomes, returned, errors
+
+
+def _median_seconds(session: Session, row: RolloutProfile, committed: int) -> float | None:
+    query = select(DeviceTrial.device, DeviceTrial.seconds).join(Device, Device.id == DeviceTrial.device)
     mine = (DeviceTrial.rollout == row.rollout) & (Device.profile == row.profile)
-    found = dict(session.execute(query.where(mine).group_by(DeviceTrial.outcome)).tuples().all())
-    if row.rollback_started_at is None:
-        return found, 0
-    later = DeviceTrial.outcome.in_(FAILURES) & (DeviceTrial.outcome_at > row.rollback_started_at)
-    after = select(func.count()).select_from(DeviceTrial).join(Device, Device.id == DeviceTrial.device)
-    return found, session.scalar(after.where(mine, later)) or 0
-
-
-def _error_kinds(session: Session, row: RolloutProfile) -> dict[str, int]:
-    """Return the classes of the errors that devices gave as their reason, counted."""
-    kind = DeviceTrial.error["kind"].as_string().label("kind")
-    query = select(kind, func.count()).join(Device, Device.id == DeviceTrial.device)
-    mine = (DeviceTrial.rollout == row.rollout) & (Device.profile == row.profile) & DeviceTrial.error.is_not(None)
-    return dict(session.execute(query.where(mine).group_by("kind").order_by("kind")).tuples().all())
-
-
-def _median_seconds(session: Session, row: RolloutProfile) -> float | None:
-    query = select(DeviceTrial.seconds).join(Device, Device.id == DeviceTrial.device)
-    mine = (DeviceTrial.rollout == row.rollout) & (Device.profile == row.profile)
-    committed = mine & (DeviceTrial.outcome == DeviceState.COMMITTED.value)
-    seconds = session.scalars(query.where(committed).order_by(DeviceTrial.device).limit(MEDIAN_OF)).all()
+    done = query.where(mine, DeviceTrial.outcome == DeviceState.COMMITTED.value)
+    seconds = [each for _, each in population.first_trials(session, done, MEDIAN_OF, of=committed)]
     return median(seconds) if seconds else None
 
 

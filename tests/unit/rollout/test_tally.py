@@ -2,10 +2,8 @@
 
 import random
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +12,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from modelfleet.agent_client.protocol import DeviceState
 from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.registry import catalog
-from modelfleet.registry.tables import Base, Device, Group, Tenant
+from modelfleet.registry.tables import Device
 from modelfleet.rollout.decisions.decide import DeviceTally
 from modelfleet.rollout.desired import recall
-from modelfleet.rollout.evidence import population, tally, totals
+from modelfleet.rollout.evidence import population, started, tally, totals
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, RolloutProfile
-from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.desired import bucket_of
 from tests.unit.rollout.conftest import FLOAT, INT8, PLAN, SLOT, START, TENANT
 
@@ -40,20 +37,6 @@ class Fleet:
     slots: list[DeviceSlot]
     trials: list[DeviceTrial]
     counters: list[DeviceCounters]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sessionmaker[Session]]:
-    url = f"sqlite:///{tmp_path / 'x.db'}" if request.param == "sqlite" else request.getfixturevalue("postgresql")
-    engine = open_database(url)
-    Base.metadata.create_all(engine)
-    made = session_factory(engine)
-    with made.begin() as session:
-        session.add(Tenant(name=TENANT, created_at=START))
-        session.flush()
-        session.add_all(Group(tenant=TENANT, name=name, created_at=START) for name in ("lab", "shop", "else"))
-    yield made
-    engine.dispose()
 
 
 def random_fleet(seed: int) -> Fleet:
@@ -121,7 +104,7 @@ def a_device(chance: random.Random) -> Device:
     return Device(
         id=str(uuid.UUID(int=chance.getrandbits(128))),
         tenant=TENANT,
-        group=chance.choice(["lab", "lab", "shop", "else"]),
+        group=chance.choice(["lab", "lab", "shop", "elsewhere"]),
         profile=chance.choice([FLOAT, FLOAT, FLOAT, INT8]),
         public_key="",
         key_sha256=str(chance.getrandbits(200)),
@@ -217,7 +200,7 @@ class Model:
         done = {name for name, trial in self.trials.items() if self.ended(trial)}
         stall = timedelta(seconds=self.plan.stall_seconds)
         stalled = {n for n, trial in self.trials.items() if n not in done and NOW - trial.started_at > stall}
-        failed = {n for n, trial in self.trials.items() if trial.outcome in tally.FAILURES} | (stalled - silent)
+        failed = {n for n, trial in self.trials.items() if trial.outcome in started.FAILURES} | (stalled - silent)
         alive_since = START - silent_after
         stable = [n for n in self.control if n not in self.trials and self.heard.get(n, alive_since) > alive_since]
         return DeviceTally(
@@ -232,12 +215,12 @@ class Model:
         ), len(set(self.trials) - done - stalled - silent)
 
     def ended(self, trial: DeviceTrial) -> bool:
-        again = (trial.boot, trial.seq) > (trial.outcome_boot, trial.outcome_seq) and trial.state in tally.INSTALLING
+        again = (trial.boot, trial.seq) > (trial.outcome_boot, trial.outcome_seq) and trial.state in started.INSTALLING
         if trial.outcome is not None and not again:
             return True
         if trial.state == DeviceState.PROBATION:
             return NOW - trial.received_at > timedelta(seconds=self.plan.limits.probation_seconds)
-        return trial.state in tally.GAVE_UP
+        return trial.state in started.GAVE_UP
 
     def unproven(self) -> list[str]:
         silent = timedelta(seconds=self.plan.silent_seconds)
@@ -248,7 +231,7 @@ class Model:
             if name in slots
             and (
                 CANDIDATE in (slots[name].proven, slots[name].active)
-                or (slots[name].digest == CANDIDATE and slots[name].state in tally.INSTALLING)
+                or (slots[name].digest == CANDIDATE and slots[name].state in started.INSTALLING)
             )
             and (device.online or NOW - self.heard[name] < silent)
         ]
@@ -294,7 +277,10 @@ def test_the_database_counts_what_python_counts(
             fleet.row.control_until = population.control_until(session, fleet.rollout, FLOAT)
             model, patience = Model(fleet), timedelta(seconds=40)
             about = (session, fleet.rollout, fleet.row, fleet.plan, NOW)
-            assert tally.tally(*about) == model.tally(), seed
+            arms = tally.count_arms(session, fleet.rollout, [fleet.row], fleet.plan, NOW)[FLOAT]
+            counted = tally.tally(session, fleet.rollout, fleet.row, fleet.plan, arms)
+            assert (counted, arms.started.blocking) == model.tally(), seed
+            assert arms.totals == totals.Totals(**model.totals()), seed
             assert tally.unproven(*about) == model.unproven(), seed
             assert totals.count(session, fleet.rollout, fleet.row) == totals.Totals(**model.totals()), seed
             assert [d.id for d in recall._unheard(*about, patience)] == model.unheard(patience, leaving=False), seed

@@ -1,9 +1,7 @@
 """Devices that wait for a window or a network, as the server counts them: on SQLite and on PostgreSQL."""
 
 import uuid
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +9,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.agent_client.protocol import WAITING_KIND, DeviceState, Report, ReportedError, Status, Waiting
 from modelfleet.policies.plan import parse_plan
-from modelfleet.registry.tables import Base, Device, Group, Tenant
-from modelfleet.rollout.evidence import tally
+from modelfleet.registry.tables import Device
+from modelfleet.rollout.evidence import started
 from modelfleet.rollout.ingest.intake import write
 from modelfleet.rollout.ingest.waits import count_waits
 from modelfleet.rollout.ingest.write_reports import Received
 from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile
-from modelfleet.service.database import open_database, session_factory
 from tests.unit.rollout.conftest import FLOAT, PLAN, SLOT, START, TENANT
 
 ROLLOUT = "rollout-1"
@@ -25,22 +22,15 @@ DEVICES = [str(uuid.uuid5(uuid.NAMESPACE_DNS, str(number))) for number in range(
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sessionmaker[Session]]:
-    url = f"sqlite:///{tmp_path / 'x.db'}" if request.param == "sqlite" else request.getfixturevalue("postgresql")
-    engine = open_database(url)
-    Base.metadata.create_all(engine)
-    made = session_factory(engine)
-    with made.begin() as session:
-        session.add(Tenant(name=TENANT, created_at=START))
-        session.flush()
-        session.add(Group(tenant=TENANT, name="lab", created_at=START))
+@pytest.fixture
+def sessions(sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions of a database with three devices of a rollout."""
+    with sessions.begin() as session:
         session.add(rollout_row())
         session.flush()
         session.add(profile_row())
         session.add_all(device_row(name) for name in DEVICES)
-    yield made
-    engine.dispose()
+    return sessions
 
 
 def rollout_row() -> Rollout:
@@ -114,11 +104,11 @@ def waiting(device: str, *reasons: Any, slot: str = SLOT, state: Any = "online")
     return device, Status(state=state, waiting=waits)
 
 
-def counted(sessions: sessionmaker[Session], at: datetime) -> tally.Started:
+def counted(sessions: sessionmaker[Session], at: datetime) -> started.Started:
     with sessions() as session:
         rollout, row = session.get(Rollout, ROLLOUT), session.get(RolloutProfile, (ROLLOUT, FLOAT))
         assert rollout is not None and row is not None
-        return tally.count_started(session, rollout, row, parse_plan(PLAN), at)
+        return started.count(session, rollout, [row], parse_plan(PLAN), at)[row.profile]
 
 
 def test_a_device_that_stopped_to_wait_neither_blocks_nor_stalls(sessions: sessionmaker[Session]) -> None:

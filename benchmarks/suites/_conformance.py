@@ -2,16 +2,17 @@
 
 import json
 import os
+import pickle
 import selectors
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from modelfleet.benchmarks.suites._cases import TargetRule
+from modelfleet.benchmarks.suites._cases import TargetRule, made_cases
 from modelfleet.benchmarks.suites._trial import REFUSED, Verdict
 
 TABLES = Path(__file__).with_name("conformance_tables")
@@ -24,8 +25,9 @@ def run_cases(
     rule: TargetRule, names: Iterable[str], *, workers: int = 2, on_verdict: Callable[[Verdict], None] = lambda _: None
 ) -> dict[str, Verdict]:
     """Return the verdict of each named case; a case that ends or hangs its process is refused, and the rest go on."""
+    asked = list(names)
     waiting: SimpleQueue[str] = SimpleQueue()
-    for name in names:
+    for name in asked:
         waiting.put(name)
     found: dict[str, Verdict] = {}
 
@@ -33,11 +35,16 @@ def run_cases(
         found[verdict.case] = verdict
         on_verdict(verdict)
 
-    threads = [threading.Thread(target=_work, args=(rule.name, waiting, keep)) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with tempfile.NamedTemporaryFile(prefix="conformance-", suffix=".pickle") as cases:
+        pickle.dump({name: made_cases()[name] for name in asked}, cases)
+        cases.flush()
+        command = [sys.executable, "-m", "modelfleet.benchmarks.suites._trial", rule.name, cases.name]
+        count = min(workers, len(asked))
+        threads = [threading.Thread(target=_work, args=(command, waiting, keep)) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     return dict(sorted(found.items()))
 
 
@@ -57,7 +64,7 @@ def write_table(target: str, verdicts: Mapping[str, Verdict]) -> None:
     (TABLES / f"{target}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
-def _work(target: str, waiting: "SimpleQueue[str]", keep: Callable[[Verdict], None]) -> None:
+def _work(command: Sequence[str], waiting: "SimpleQueue[str]", keep: Callable[[Verdict], None]) -> None:
     child: subprocess.Popen[bytes] | None = None
     with tempfile.TemporaryFile() as said:
         while True:
@@ -65,7 +72,7 @@ def _work(target: str, waiting: "SimpleQueue[str]", keep: Callable[[Verdict], No
                 name = waiting.get_nowait()
             except Empty:
                 break
-            child = child or _start(target, said.fileno())
+            child = child or _start(command, said.fileno())
             line = _ask(child, name)
             if line:
                 keep(Verdict(**json.loads(line)))
@@ -81,15 +88,14 @@ def _work(target: str, waiting: "SimpleQueue[str]", keep: Callable[[Verdict], No
             _end(child)
 
 
-def _start(target: str, said: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "modelfleet.benchmarks.suites._trial", target]
+def _start(command: Sequence[str], said: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, cwd=ROOT, env=environment
     )
     if _line(child, SECONDS_TO_START) != b"ready\n":
         _end(child)
-        raise RuntimeError(f"a worker for {target} did not start within {SECONDS_TO_START:g} s")
+        raise RuntimeError(f"{' '.join(command[2:])} did not start within {SECONDS_TO_START:g} s")
     return child
 
 

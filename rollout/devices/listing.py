@@ -19,7 +19,7 @@ from modelfleet.registry.tables import Device
 from modelfleet.rollout.changes.transitions import profiles_of
 from modelfleet.rollout.devices.standing import MAX_PAGE, RETRYABLE, Standing
 from modelfleet.rollout.evidence import population
-from modelfleet.rollout.evidence.tally import FAILURES, GAVE_UP, INSTALLING
+from modelfleet.rollout.evidence.started import FAILURES, GAVE_UP, INSTALLING
 from modelfleet.rollout.ingest.compact import Digest
 from modelfleet.rollout.states import Verdict
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout, RolloutProfile

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from base64 import b64decode
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,12 +26,13 @@ from typing import Any
 import psycopg
 from sqlalchemy import func, insert, select, text
 
+from modelfleet.benchmarks.suites._ingest_parts import PARTS, Parts, TimedIngest, per_message, verification_us
 from modelfleet.benchmarks.suites._ingest_traffic import ROLLOUT, SLOT, TENANT, Sender, make_senders, messages, publish
 from modelfleet.registry.tables import AuditRecord, Device, Tenant
 from modelfleet.rollout.ingest.compact import Counts
 from modelfleet.rollout.mqtt.broker import WINDOW
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout
-from modelfleet.service.database import prepare_database, session_factory
+from modelfleet.service.database import open_database, prepare_database, session_factory
 from tests.postgresql import PostgreSql, postgresql_server
 from tests.servers import free_port, program, running
 
@@ -54,15 +55,17 @@ class IngestFigures:
     """CPU time of the subscribing processes per message, in microseconds: what a busy machine distorts less than rates."""
     one_process_cpu_us: float
     two_processes_cpu_us: float
+    one_process_of_bare: float
+    """Median of the rounds' own ratios: what else the machine does in a round slows both sides of it."""
+    two_processes_of_bare: float
+    parts_us: Mapping[str, float]
+    """Where one process's time goes, in microseconds a message; see `_ingest_parts`."""
+    verification_us: float
+    """Of its checks: the signatures."""
     lost: int
     """Devices without their terminal state, and messages never acknowledged, over all rounds of ours."""
     bytes_per_device: float
     """Slot, counters of two activations, trial and presence in PostgreSQL; see `device_bytes`."""
-
-    @property
-    def ratio(self) -> float:
-        """The better configuration of ours to the bare pipeline."""
-        return max(self.one_process_per_second, self.two_processes_per_second) / self.bare_per_second
 
 
 def ingest_rows(
@@ -76,6 +79,7 @@ def ingest_rows(
     """
     rates: dict[str, list[float]] = {"bare": [], "one": [], "two": []}
     costs: dict[str, list[float]] = {side: [] for side in rates}
+    parts: list[Mapping[str, float]] = []
     lost = 0
     with _servers() as (broker, server):
         senders = make_senders(devices)
@@ -96,7 +100,9 @@ def ingest_rows(
                 lost += missing
                 if number:
                     rates[side].append(len(traffic) / seconds)
-                    costs[side].append(1e6 * spent / len(traffic))
+                    costs[side].append(1e6 * spent[0] / len(traffic))
+                    if side == "one":
+                        parts.append(per_message(spent[1:], len(traffic)))
                     say(
                         f"round {number}, {side:>4}: {len(traffic) / seconds:8.0f} messages/s,"
                         f" {costs[side][-1]:.0f} µs CPU a message, lost {missing}"
@@ -112,9 +118,17 @@ def ingest_rows(
         bare_cpu_us=statistics.median(costs["bare"]),
         one_process_cpu_us=statistics.median(costs["one"]),
         two_processes_cpu_us=statistics.median(costs["two"]),
+        one_process_of_bare=_of(rates["one"], rates["bare"]),
+        two_processes_of_bare=_of(rates["two"], rates["bare"]),
+        parts_us={part: statistics.median(each[part] for each in parts) for part in PARTS},
+        verification_us=verification_us(),
         lost=lost,
         bytes_per_device=figure,
     )
+
+
+def _of(ours: list[float], bare: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(ours, bare, strict=True))
 
 
 def device_bytes(url: str) -> float:
@@ -160,10 +174,13 @@ def _servers() -> Generator[tuple[int, PostgreSql]]:
 
 def _drain(
     side: Callable[..., None], port: int, url: str, names: list[str], traffic: list[tuple[str, bytes]]
-) -> tuple[float, int, float]:
-    """Return the seconds from the first publication to the last commit, how many messages never were, CPU seconds."""
+) -> tuple[float, int, list[float]]:
+    """Return the seconds from the first publication to the last commit, how many messages never were, and `spent`.
+
+    That is: CPU seconds of the subscribing processes, then `PARTS` of ours.
+    """
     context = multiprocessing.get_context("spawn")
-    done, spent, stop = context.Value("q", 0), context.Value("d", 0.0), context.Event()
+    done, spent, stop = context.Value("q", 0), context.Array("d", 1 + len(PARTS)), context.Event()
     ready = [context.Event() for _ in names]
     workers = [
         context.Process(target=side, args=(port, url, name, event, done, spent, stop), daemon=True)
@@ -185,7 +202,7 @@ def _drain(
     stop.set()
     for worker in [*workers, publisher]:
         worker.join(30)
-    return seconds, len(traffic) - done.value, spent.value
+    return seconds, len(traffic) - done.value, spent[:]
 
 
 def _alive(worker: Any) -> bool:
@@ -193,25 +210,27 @@ def _alive(worker: Any) -> bool:
 
 
 def _ours(port: int, url: str, name: str, ready: Any, done: Any, spent: Any, stop: Any) -> None:
-    from sqlalchemy import create_engine
-
-    from modelfleet.rollout.ingest.intake import Ingest
     from modelfleet.rollout.mqtt.broker import MqttVersion, PahoBroker
 
-    engine = create_engine(url)
-    ingest = Ingest(session_factory(engine), TENANT)
+    engine = open_database(url)
+    parts = Parts(engine)
+    ingest = TimedIngest(session_factory(engine), TENANT, parts)
     broker = PahoBroker(f"mqtt://127.0.0.1:{port}", name, version=MqttVersion.V5, one_of_several=True)
     broker.subscribe(REPORTS, ingest.offer, share="ingest")
     broker.connect(on_connected=lambda: Thread(target=_later, args=(ready,)).start())
     ready.wait()
-    began = time.process_time()
+    began, own, writing = time.process_time(), time.thread_time(), 0.0
     while not stop.is_set():
         if ingest.arrived.wait(0.05):
+            started = time.perf_counter()
             taken = ingest.flush(datetime.now(UTC))
+            writing += time.perf_counter() - started
             with done.get_lock():
                 done.value += taken
+    cpu, own = time.process_time() - began, time.thread_time() - own
     with spent.get_lock():
-        spent.value += time.process_time() - began
+        for index, seconds in enumerate([cpu, *parts.seconds(writing=writing, connection=cpu - own)]):
+            spent[index] += seconds
     time.sleep(0.2)  # the last acknowledgements
     broker.close()
     engine.dispose()
@@ -262,7 +281,7 @@ def _bare(port: int, url: str, name: str, ready: Any, done: Any, spent: Any, sto
                 done.value += len(waiting)
             waiting.clear()
     with spent.get_lock():
-        spent.value += time.process_time() - began
+        spent[0] += time.process_time() - began
     client.disconnect()
 
 
@@ -369,7 +388,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     figures = ingest_rows(options.devices, options.rounds, say=print)
-    print(json.dumps({**asdict(figures), "ratio": round(figures.ratio, 3)}, indent=2))
+    print(json.dumps(asdict(figures), indent=2))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def disagreements(random: np.random.Generator) -> int:
         Scenario(name="good", rate=100, minutes=HOUR),
         Scenario(name="bad", rate=20, minutes=HOUR, errors=0.05),
         Scenario(name="borderline", rate=200, minutes=HOUR, errors=0.012),
+        Scenario(name="late", rate=20, minutes=HOUR, errors=0.08, fault_minute=HOUR // 2),
     ):
         traffic = draw(scenario, REPLAYED, random)
         quick = tripped(DEFAULT, traffic)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from modelfleet.service.database import prepare_database
 from tests.postgresql import PostgreSql, postgresql_server
 
 _SKIPPED = pytest.StashKey[list[str]]()
@@ -43,3 +44,17 @@ def postgresql_of_worker() -> Iterator[PostgreSql]:
 def postgresql(postgresql_of_worker: PostgreSql) -> str:
     """The SQLAlchemy URL of a fresh, empty database on a real PostgreSQL."""
     return postgresql_of_worker.new_database()
+
+
+@pytest.fixture(scope="session")
+def schema_of_worker(postgresql_of_worker: PostgreSql) -> str:
+    """The name of a database that the migrations have made, to be copied."""
+    engine = prepare_database(postgresql_of_worker.new_database())
+    engine.dispose()
+    return str(engine.url.database)
+
+
+@pytest.fixture
+def migrated_postgresql(postgresql_of_worker: PostgreSql, schema_of_worker: str) -> str:
+    """The SQLAlchemy URL of a fresh database with the service's schema on a real PostgreSQL."""
+    return postgresql_of_worker.new_database(template=schema_of_worker)

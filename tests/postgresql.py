@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from tests.servers import free_port, program, running
 from tests.waiting import until
@@ -30,13 +31,14 @@ class PostgreSql:
         """Return the SQLAlchemy URL of a database."""
         return f"postgresql+psycopg://test@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
-        """Make an empty database, and return its SQLAlchemy URL."""
+    def new_database(self, template: str = "template1") -> str:
+        """Make a database as `template` is, which nobody is connected to, and return its SQLAlchemy URL."""
         name = f"test_{uuid.uuid4().hex}"
         with psycopg.connect(
             host="127.0.0.1", port=self.port, user="test", dbname="postgres", autocommit=True
         ) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # pyright: ignore[reportArgumentType]
+            made = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            connection.execute(made)
         return self.url(name)
 
 

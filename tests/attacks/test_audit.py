@@ -18,11 +18,11 @@ from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.audit_tree import Tree
 from modelfleet.registry.audit_verify import Verified, compare_checkpoints, verify_export
 from modelfleet.registry.errors import AuditError
-from modelfleet.registry.tables import Base
-from modelfleet.service.database import open_database, session_factory
+from modelfleet.service.database import session_factory
 from modelfleet.signer.checkpoint import Checkpoint, encode_proof, sign_checkpoint, verify_checkpoint, verify_proof
 from modelfleet.signer.errors import AuditTamperedError, DigestError, UnknownKeyError
 from modelfleet.signer.keys import CryptoSigner, Signer
+from tests.databases import new_sqlite
 
 TENANT = "acme"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -38,8 +38,7 @@ class Trail:
     now: datetime = NOW
 
     def __post_init__(self) -> None:
-        self.engine: Engine = open_database(f"sqlite:///{self.folder / self.name}")
-        Base.metadata.create_all(self.engine)
+        self.engine: Engine = new_sqlite(self.folder / self.name)
         self.sessions = session_factory(self.engine)
         self.log = AuditLog(self.sessions, TENANT, self.key, self.folder / f"{self.name}.checkpoint")
 

@@ -29,13 +29,14 @@ from modelfleet.registry.context import Registry, UploadLimits
 from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.routes import router
 from modelfleet.registry.store import FolderStore
-from modelfleet.registry.tables import Base, Variant, Version
-from modelfleet.service.database import open_database, session_factory
+from modelfleet.registry.tables import Variant, Version
+from modelfleet.service.database import session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.keys import generate_key, load_signer
 from modelfleet.signer.statements import SOURCE_PAYLOAD_TYPE
+from tests.databases import lend_engine, new_sqlite
 from tests.unit.registry.samples import golden_of, small_model
 from tests.waiting import until
 
@@ -109,7 +110,7 @@ class Fleet:
         shutil.copytree(template, folder)
         self.paths = locate(folder / "data", TENANT)
         self.tokens: dict[str, str] = json.loads((folder / "tokens.json").read_text())
-        self.engine = open_database(f"sqlite:///{folder / 'registry.db'}")
+        self.engine = lend_engine(f"sqlite:///{folder / 'registry.db'}")
         self.sessions = session_factory(self.engine)
         self.queue = Queue()
         self.blobs = folder / "blobs"
@@ -170,8 +171,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every fleet begins with, made once: keys, signed metadata, a database with one user per role."""
     folder, now = tmp_path_factory.mktemp("template"), datetime.now(UTC)
     create_repository(folder / "data", TENANT, bits=1, approvers=["bob"], now=now)
-    engine = open_database(f"sqlite:///{folder / 'registry.db'}")
-    Base.metadata.create_all(engine)
+    engine = new_sqlite(folder / "registry.db")
     tokens = bootstrap(session_factory(engine), tenant=TENANT, users=USERS, now=now)
     engine.dispose()
     (folder / "tokens.json").write_text(json.dumps(tokens))

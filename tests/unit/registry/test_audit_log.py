@@ -17,12 +17,13 @@ from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.audit_verify import verify_export
 from modelfleet.registry.cli_audit import audit as command
 from modelfleet.registry.errors import NotFoundError
-from modelfleet.registry.tables import AuditCheckpoint, AuditRecord, AuditTile, Base
-from modelfleet.service.database import migrate, open_database, session_factory
+from modelfleet.registry.tables import AuditCheckpoint, AuditRecord, AuditTile
+from modelfleet.service.database import session_factory
 from modelfleet.signer.checkpoint import verify_checkpoint, verify_proof
 from modelfleet.signer.errors import FormatError
 from modelfleet.signer.keys import CryptoSigner
 from modelfleet.signer.merkle import verify_consistency
+from tests.databases import lend_engine, new_sqlite
 
 TENANT = "acme"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -42,8 +43,7 @@ def fill(sessions: sessionmaker[Session], count: int, *, first: int = 0) -> None
 
 @pytest.fixture
 def sessions(tmp_path: Path) -> Iterator[sessionmaker[Session]]:
-    engine = open_database(f"sqlite:///{tmp_path / 'audit.db'}")
-    Base.metadata.create_all(engine)
+    engine = new_sqlite(tmp_path / "audit.db")
     yield session_factory(engine)
     engine.dispose()
 
@@ -205,9 +205,8 @@ def test_concurrent_transactions_leave_no_gap_on_sqlite(sessions, tmp_path: Path
     hurry(sessions, tmp_path)
 
 
-def test_concurrent_transactions_leave_no_gap_on_postgresql(postgresql: str, tmp_path: Path) -> None:
-    engine = open_database(postgresql)
-    migrate(engine)
+def test_concurrent_transactions_leave_no_gap_on_postgresql(migrated_postgresql: str, tmp_path: Path) -> None:
+    engine = lend_engine(migrated_postgresql)
     made = session_factory(engine)
     with made() as early:  # its id comes first, its commit last: no place is kept free for it
         early.begin_nested()

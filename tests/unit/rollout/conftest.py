@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from sqlalchemy import Engine, event, select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.agent_client.protocol import (
@@ -34,14 +34,14 @@ from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.context import Registry
 from modelfleet.registry.fleet_ca import create_ca
 from modelfleet.registry.store import FolderStore
-from modelfleet.registry.tables import AuditRecord, Base, Device, DeviceCertificate, Group, Tenant, Variant, Version
+from modelfleet.registry.tables import AuditRecord, Device, DeviceCertificate, Group, Tenant, Variant, Version
 from modelfleet.rollout import tables
 from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.changes.lifecycle import RolloutRequest
 from modelfleet.rollout.changes.transitions import profiles_of
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.mqtt.broker import MemoryBroker, Message
-from modelfleet.service.database import migrate, open_database, session_factory
+from modelfleet.service.database import session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient
 from modelfleet.signer.desired import Assignment, GroupDocument, Release, Slot, device_scope, group_scope, takes
@@ -50,8 +50,10 @@ from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.sign import sign_approval, sign_report
 from modelfleet.signer.statements import TrustPolicy
 from modelfleet.signer.verify import Floors, accept_document
+from tests.databases import lend_engine, new_sqlite
 
 TENANT, SLOT, FLOAT, INT8 = "acme", "detector", "linux-cpu-float", "linux-cpu-int8"
+GROUPS = ("lab", "shop", "elsewhere")
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 STEP = timedelta(seconds=10)
 PLAN: dict[str, Any] = {
@@ -473,15 +475,8 @@ def make_registry(sessions: sessionmaker[Session], ceremony: CeremonyResult, fol
 
 
 def make_fleet(folder: Path, ceremony: CeremonyResult, url: str = "") -> Fleet:
-    """Return a fleet without devices, its database in `folder` or at `url`, and its controller started."""
-    engine = open_database(url or f"sqlite:///{folder / 'fleet.sqlite'}")
-    if url:
-        migrate(engine)
-    else:
-        event.listen(
-            engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF")
-        )  # a test's disk
-        Base.metadata.create_all(engine)
+    """Return a fleet without devices, its database in `folder` or, migrated, at `url`, and its controller started."""
+    engine = lend_engine(url) if url else new_sqlite(folder / "fleet.sqlite")
     sessions = session_factory(engine)
     with sessions.begin() as session:
         session.add(Tenant(name=TENANT, created_at=START))
@@ -489,6 +484,26 @@ def make_fleet(folder: Path, ceremony: CeremonyResult, url: str = "") -> Fleet:
         session.add_all(Group(tenant=TENANT, name=name, created_at=START) for name in ("lab", "shop"))
     made = Fleet(make_registry(sessions, ceremony, folder), ceremony, engine, MemoryBroker())
     made.start_controller()
+    return made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """The engine of a database with the schema and without rows, on SQLite and on PostgreSQL."""
+    on_sqlite = request.param == "sqlite"
+    made = new_sqlite(tmp_path / "x.db") if on_sqlite else lend_engine(request.getfixturevalue("migrated_postgresql"))
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    """Sessions of a database with the tenant and its groups, on SQLite and on PostgreSQL."""
+    made = session_factory(engine)
+    with made.begin() as session:
+        session.add(Tenant(name=TENANT, created_at=START))
+        session.flush()
+        session.add_all(Group(tenant=TENANT, name=name, created_at=START) for name in GROUPS)
     return made
 
 

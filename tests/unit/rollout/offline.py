@@ -13,17 +13,18 @@ from fastapi import FastAPI
 from modelfleet.agent_client.identity import key_path
 from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
-from modelfleet.registry.tables import Base, Device, DeviceCertificate, Group, Tenant
+from modelfleet.registry.tables import Device, DeviceCertificate, Group, Tenant
 from modelfleet.rollout.bundles.routes import router
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.desired.documents import as_json
 from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.rollout.tables import DesiredDocument, SlotStable
-from modelfleet.service.database import open_database, session_factory
+from modelfleet.service.database import session_factory
 from modelfleet.signer.desired import Release, device_scope, group_scope
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.names import sha256_of
+from tests.databases import new_sqlite
 from tests.unit.agent_client.fleet import GROUP, SLOT, TENANT, Fleet, make_device, now
 from tests.unit.agent_client.fleet import Device as EdgeDevice
 from tests.unit.rollout.conftest import make_registry
@@ -111,8 +112,7 @@ class Office:
 @contextmanager
 def make_office(fleet: Fleet, folder: Path) -> Iterator[Office]:
     folder.mkdir()
-    engine = open_database(f"sqlite:///{folder / 'fleet.sqlite'}")
-    Base.metadata.create_all(engine)
+    engine = new_sqlite(folder / "fleet.sqlite")
     sessions = session_factory(engine)
     with sessions.begin() as session:
         session.add(Tenant(name=TENANT, created_at=now()))

@@ -8,16 +8,16 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from modelfleet.registry.tables import Base
 from modelfleet.rollout.desired import dispatch
 from modelfleet.rollout.desired.dispatch import Dispatch, documents_topic
 from modelfleet.rollout.desired.documents import DEVICES, GROUPS
 from modelfleet.rollout.leadership import Alone
 from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.rollout.tables import DesiredDocument
-from modelfleet.service.database import open_database, session_factory
+from modelfleet.service.database import session_factory
 from modelfleet.signer.dsse import sign_envelope
 from modelfleet.signer.keys import generate_key, load_signer
+from tests.databases import new_sqlite
 from tests.unit.rollout.conftest import START, TENANT
 
 GROUP = "g/lab/linux-cpu-float"
@@ -42,8 +42,7 @@ class Acknowledging(MemoryBroker):
 
 @pytest.fixture
 def sessions(tmp_path: Path) -> Iterator[sessionmaker[Session]]:
-    engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
-    Base.metadata.create_all(engine)
+    engine = new_sqlite(tmp_path / "x.db")
     yield session_factory(engine)
     engine.dispose()
 

@@ -2,10 +2,9 @@
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +19,7 @@ from modelfleet.policies.plan import Plan, parse_plan
 from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
 from modelfleet.registry.auth import undeclared_routes
-from modelfleet.registry.tables import AuditRecord, Base, Device, Group, Tenant, Variant
+from modelfleet.registry.tables import AuditRecord, Device, Variant
 from modelfleet.rollout.cli import COMMANDS
 from modelfleet.rollout.decisions.statistics import Counts, log_promotion
 from modelfleet.rollout.forecast import cli as forecast_cli
@@ -39,7 +38,6 @@ from modelfleet.rollout.forecast.routes import router
 from modelfleet.rollout.ingest.telemetry import make_partition
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.rollout.tables import DeviceSlot, Rollout, SlotStable, TelemetryHour
-from modelfleet.service.database import migrate, open_database, session_factory
 from tests.unit.rollout.conftest import FLOAT, INT8, SLOT, START, TENANT, Fleet, add_version, digest_of
 
 MB = 1_000_000
@@ -166,15 +164,6 @@ def test_a_fleet_without_devices_costs_nothing() -> None:
 # From the database
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sessionmaker[Session]]:
-    url = f"sqlite:///{tmp_path / 'x.db'}" if request.param == "sqlite" else request.getfixturevalue("postgresql")
-    engine = open_database(url)
-    migrate(engine) if request.param == "postgresql" else Base.metadata.create_all(engine)
-    yield session_factory(engine)
-    engine.dispose()
-
-
 def device(number: int, group: str = "lab", profile: str = FLOAT, **values: Any) -> Device:
     name = str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{group}{profile}{number}"))
     base: dict[str, Any] = {"tenant": TENANT, "public_key": "", "claim_sha256": "", "facts": {}, "agent_version": ""}
@@ -206,9 +195,6 @@ def test_facts_are_counted_by_the_database(sessions: sessionmaker[Session]) -> N
         device(7, profile=INT8, online=True),
     ]
     with sessions.begin() as session:
-        session.add(Tenant(name=TENANT, created_at=START))
-        session.flush()
-        session.add_all(Group(tenant=TENANT, name=name, created_at=START) for name in ("lab", "shop", "elsewhere"))
         add_version(session, "1.0.0", 1, (FLOAT, INT8))
         add_version(session, "1.1.0", 2, (FLOAT, INT8))
         same, weights = ({"name": name, "sha256": name * 64, "length": 1000, "role": "model"} for name in ("a", "b"))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, select
 
 from modelfleet.agent_client.protocol import (
     Bench,
@@ -19,17 +19,17 @@ from modelfleet.agent_client.protocol import (
     device_topic,
     encode,
 )
-from modelfleet.registry.tables import AuditRecord, Base, Device, Tenant, Variant, Version
+from modelfleet.registry.tables import AuditRecord, Device, Tenant, Variant, Version
 from modelfleet.rollout.ingest import write_reports as writing
 from modelfleet.rollout.ingest.intake import Ingest
 from modelfleet.rollout.ingest.keep import keep
-from modelfleet.rollout.ingest.telemetry import PARTITIONS
 from modelfleet.rollout.ingest.waiting import MAX_UNACKNOWLEDGEABLE, Waiting
 from modelfleet.rollout.mqtt.broker import Message
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, Rollout, TelemetryHour
 from modelfleet.rollout.usage.by_day import percentile_ms, usage
-from modelfleet.service.database import open_database, session_factory
+from modelfleet.service.database import session_factory
 from modelfleet.signer.sign import sign_report
+from tests.databases import new_sqlite
 
 TENANT, SLOT, ROLLOUT, DIGEST = "acme", "detector", "r1", "a" * 64
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -39,14 +39,8 @@ BENCH = Bench(samples=5, p50_ms=1.0, p95_ms=2.0, p99_ms=3.0, load_ms=9.0, peak_m
 class Fleet:
     """A database with a few devices, one version and one rollout, and an ingest."""
 
-    def __init__(self, url: str, devices: int = 3) -> None:
-        self.engine: Engine = open_database(url)
-        with (
-            self.engine.begin() as connection
-        ):  # what migrations lead to, as test_database.py shows, in a tenth of the time
-            if url.startswith("postgresql"):
-                connection.execute(text(f"CREATE SCHEMA {PARTITIONS}"))
-            Base.metadata.create_all(connection)
+    def __init__(self, engine: Engine, devices: int = 3) -> None:
+        self.engine = engine
         self.sessions = session_factory(self.engine)
         self.ids = [str(uuid.UUID(int=number + 1)) for number in range(devices)]
         self.keys = {name: CryptoSigner.generate_ecdsa() for name in self.ids}
@@ -132,16 +126,13 @@ def a_variant(version: int) -> Variant:
     return Variant(**named, state="READY", counter=1, manifest_sha256=DIGEST, created_at=NOW)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def fleet(request: pytest.FixtureRequest, tmp_path):
-    on_sqlite = request.param == "sqlite"
-    made = Fleet(f"sqlite:///{tmp_path / 'fleet.db'}" if on_sqlite else request.getfixturevalue("postgresql"))
-    yield made
-    made.engine.dispose()
+@pytest.fixture
+def fleet(engine: Engine) -> Fleet:
+    return Fleet(engine)
 
 
 def other_fleet(tmp_path, like: Fleet) -> Fleet:
-    made = Fleet(f"sqlite:///{tmp_path / 'other.db'}")
+    made = Fleet(new_sqlite(tmp_path / "other.db"))
     made.keys = like.keys
     with made.sessions.begin() as session:
         for name, key in like.keys.items():

@@ -1,6 +1,7 @@
 """What people may do with a rollout, and when."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 import pytest
@@ -19,10 +20,11 @@ from modelfleet.rollout.errors import (
     TransitionError,
 )
 from modelfleet.rollout.tables import Rollout
-from modelfleet.signer.ceremony import update_policy
+from modelfleet.signer.ceremony import CeremonyResult, update_policy
 from modelfleet.signer.errors import SignatureError, UnknownKeyError
 from modelfleet.signer.keys import load_signer
 from modelfleet.signer.sign import sign_approval
+from tests.unit.rollout.conftest import TENANT
 
 FLOAT, INT8 = "linux-cpu-float", "linux-cpu-int8"
 
@@ -173,9 +175,7 @@ def test_an_approval_that_expired_before_the_start_no_longer_counts(ready):
 
 def test_two_persons_must_approve_where_the_policy_says_two(ready):
     ceremony = ready.ceremony
-    update_policy(
-        ceremony.data_dir, "acme", lambda policy: msgspec.structs.replace(policy, approvals_required=2), ready.now
-    )
+    require_approvals(ceremony, 2)
     try:
         rollout = ready.create("1.0.0")
         ready.approve(rollout, "bob")
@@ -187,9 +187,13 @@ def test_two_persons_must_approve_where_the_policy_says_two(ready):
         ready.controller.dispatch()
         assert len(ready.wanted(FLOAT).candidates[0].release.approvals) == 2
     finally:
-        update_policy(
-            ceremony.data_dir, "acme", lambda policy: msgspec.structs.replace(policy, approvals_required=1), ready.now
-        )
+        require_approvals(ceremony, 1)
+
+
+def require_approvals(ceremony: CeremonyResult, count: int) -> None:
+    """Have the policy ask for so many, signed at the real time: other tests go on with these keys and this metadata."""
+    change = partial(msgspec.structs.replace, approvals_required=count)
+    update_policy(ceremony.data_dir, TENANT, change, datetime.now(UTC))
 
 
 def test_refusing_the_approval_ends_the_rollout(ready):

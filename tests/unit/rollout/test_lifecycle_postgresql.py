@@ -19,8 +19,8 @@ FLOAT = "linux-cpu-float"
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, ceremony: CeremonyResult, postgresql: str) -> Iterator[Fleet]:
-    made = make_fleet(tmp_path, ceremony, postgresql)
+def fleet(tmp_path: Path, ceremony: CeremonyResult, migrated_postgresql: str) -> Iterator[Fleet]:
+    made = make_fleet(tmp_path, ceremony, migrated_postgresql)
     yield made
     made.controller.stop()
     made.engine.dispose()

@@ -14,7 +14,7 @@ from tests.unit.rollout.ddi.conftest import Ddi, polling
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def on_database(request: pytest.FixtureRequest, tmp_path: Path, ceremony: CeremonyResult) -> Iterator[Ddi]:
-    url = "" if request.param == "sqlite" else request.getfixturevalue("postgresql")
+    url = "" if request.param == "sqlite" else request.getfixturevalue("migrated_postgresql")
     fleet = make_fleet(tmp_path, ceremony, url)
     with polling(fleet, tmp_path) as made:
         yield made

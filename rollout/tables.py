@@ -251,7 +251,7 @@ class DeviceCounters(Base):
 class TelemetryHour(Base):
     """What the devices of one group and profile counted on one version in one hour (UTC, of receipt); see `telemetry`.
 
-    `latency` counts per bucket of the protocol, `classes` per class, trailing zeros cut; `devices` counts activations heard.
+    `latency` counts per bucket of the protocol, `classes` per class, trailing zeros cut; `devices` counts devices heard.
     On PostgreSQL it is partitioned by month of `hour`.
     """
 

@@ -30,7 +30,7 @@ SlotKey = tuple[str, str]
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
-    """What one device's slot counted since its last message; `first`: nothing of this activation was known this hour."""
+    """What one device's slot counted since its last message; `first`: it had said nothing of this manifest this hour."""
 
     device: str
     sha256: str
@@ -47,13 +47,15 @@ def write_counters(session: Session, metrics: Sequence[Metrics], at: datetime) -
     if not metrics:
         return []
     known = _known(session, {each.device for each in metrics})
+    heard = _heard_this_hour(known, at)
     growths: list[Growth] = []
     changed: dict[tuple[str, str, int], Row] = {}
     for each in sorted(metrics, key=lambda each: (each.boot, each.seq)):
         rows = known[each.device, each.slot]
         old = rows.get(each.activation)
         if _counts(each, old, rows):
-            growths.append(_growth(each, old, at))
+            growths.append(_growth(each, old, first=(each.device, each.sha256) not in heard))
+            heard.add((each.device, each.sha256))
             row = _row(each) | {"received_at": at}
             rows[each.activation] = changed[each.device, each.slot, each.activation] = row
     if changed:
@@ -89,13 +91,19 @@ def _counts(new: Metrics, old: Row | None, rows: Mapping[int, Row]) -> bool:
     return place > (old["boot"], old["seq"]) and grows and new.sha256 == old["sha256"]
 
 
-def _growth(new: Metrics, old: Row | None, at: datetime) -> Growth:
+def _heard_this_hour(known: Mapping[SlotKey, Mapping[int, Row]], at: datetime) -> set[tuple[str, str]]:
+    """Return (device, manifest digest) of what was said since the hour began, by whichever activation or slot."""
     hour = at.replace(minute=0, second=0, microsecond=0)
+    each = ((device, row) for (device, _), rows in known.items() for row in rows.values())
+    return {(device, row["sha256"]) for device, row in each if row["received_at"] >= hour}
+
+
+def _growth(new: Metrics, old: Row | None, *, first: bool) -> Growth:
     before: Row = old or {"n": 0, "errors": 0, "slow": 0, "latency": (), "classes": ()}
     return Growth(
         device=new.device,
         sha256=new.sha256,
-        first=old is None or old["received_at"] < hour,
+        first=first,
         n=new.n - before["n"],
         errors=new.errors - before["errors"],
         slow=new.slow - before["slow"],

@@ -29,7 +29,7 @@ class UsageDay(BaseModel):
     errors: int
     slow: int
     devices: int
-    """The most that were heard in one of the day's hours."""
+    """The most devices that were heard in one of the day's hours; how many different ones a day had is not kept."""
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None

@@ -13,7 +13,7 @@ COLUMNS = (
     "inferences",
     "errors",
     "slow",
-    "devices",
+    "devices_an_hour",
     "p50_ms",
     "p95_ms",
     "p99_ms",
@@ -38,4 +38,5 @@ def usage(
     Example: modelfleet usage --model digits --since 7
     """
     found = client.get("/v1/usage", model=model, version=version, profile=profile, days=days)
-    show(found["days"], as_json, COLUMNS)
+    rows = found["days"] if as_json else [day | {"devices_an_hour": day["devices"]} for day in found["days"]]
+    show(rows, as_json, COLUMNS)

@@ -1,10 +1,9 @@
 """When devices were last heard of: by the server's time of receipt of their reports and counters in a rollout's slot.
 
 Most devices of a running trial have just sent counters of the release that they run. So these are gathered first, in one pass
-over an index; only of devices that they do not show alive is everything looked up, one by one.
+(`started`, `control`); only of devices that they do not show alive is everything looked up, one by one.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, ScalarSelect, Subquery, case, false, func, select, true
@@ -12,15 +11,6 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, Rollout
-
-
-def newest_counters(rollout: Rollout, digests: Sequence[str], until: str | None = None) -> Subquery:
-    """Return (device, at): when counters of these releases came last; of the devices with ids up to `until`."""
-    mine = (DeviceCounters.slot == rollout.slot) & DeviceCounters.sha256.in_(digests)
-    if until is not None:
-        mine &= DeviceCounters.device <= until
-    newest = func.max(DeviceCounters.received_at).label("at")
-    return select(DeviceCounters.device, newest).where(mine).group_by(DeviceCounters.device).subquery()
 
 
 def heard_from(
@@ -34,7 +24,10 @@ def heard_from(
 
 
 def heard_after(
-    rollout: Rollout, device: InstrumentedAttribute[str], since: datetime, counted: Subquery | None = None
+    rollout: Rollout,
+    device: InstrumentedAttribute[str],
+    since: datetime,
+    counted: Subquery | None = None,
 ) -> ColumnElement[bool]:
     """Return whether a report or counters came later than `since`; see `heard_from`."""
     anything = func.coalesce(reported_at(rollout, device) > since, false()) | func.coalesce(

@@ -30,7 +30,10 @@ SCANNED = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePosition:
-    """One device of a rollout. `offline_since` is when it was last heard of, where it is offline now."""
+    """One device of a rollout. `offline_since` is when it was last heard of, where it is offline now.
+
+    `state` is what it said last of this rollout, None: nothing. `heard_at` is its last report on the slot, whatever of.
+    """
 
     device: str
     group: str
@@ -132,7 +135,7 @@ def _positions(rollout: Rollout, digest: ColumnElement[str]) -> Select[*tuple[An
         Device.group.label("group"),
         Device.profile.label("profile"),
         _standing(digest).label("standing"),
-        func.coalesce(DeviceTrial.state, DeviceSlot.state).label("state"),
+        _state(digest).label("state"),
         DeviceTrial.error.label("error"),
         func.coalesce(DeviceTrial.retries, 0).label("retries"),
         DeviceTrial.started_at.label("started_at"),
@@ -142,6 +145,13 @@ def _positions(rollout: Rollout, digest: ColumnElement[str]) -> Select[*tuple[An
         ),
     )
     return _joined(rollout, select(*columns))
+
+
+def _state(digest: ColumnElement[str]) -> ColumnElement[Any]:
+    """Return a device's last word on this rollout; what it said of its slot before is about another one."""
+    has_it = or_(DeviceSlot.proven == digest, DeviceSlot.active == digest, DeviceSlot.state.in_(INSTALLING))
+    of_candidate = case((and_(DeviceSlot.digest == digest, has_it), DeviceSlot.state), else_=None)
+    return func.coalesce(DeviceTrial.state, of_candidate)
 
 
 def _joined(rollout: Rollout, query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:

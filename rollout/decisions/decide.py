@@ -15,7 +15,7 @@ from typing import Any
 from modelfleet.policies.bounds import clopper_pearson
 from modelfleet.policies.plan import Plan
 from modelfleet.rollout.decisions.drift import Difference, as_evidence
-from modelfleet.rollout.decisions.restarts import Alarm, alarm_over, restarts_of_arms, restarts_of_counts
+from modelfleet.rollout.decisions.restarts import Alarm, alarm_over, relative_alarm_over, restarts_of_counts
 from modelfleet.rollout.decisions.statistics import (
     Counts,
     Interval,
@@ -23,7 +23,6 @@ from modelfleet.rollout.decisions.statistics import (
     log_over_looks,
     log_over_starts,
     log_promotion,
-    log_relative_alarm,
     relative_threshold,
 )
 from modelfleet.signer.windows import is_open, next_opening, open_seconds, overlap_seconds
@@ -200,9 +199,7 @@ def _alarms(plan: Plan, health: ProfileHealth) -> dict[str, Alarm]:
     for name, (since, counted, p0) in watched.items():
         restarts = restarts_of_counts(n, counted, since[0], p0)
         found[name] = alarm_over([log_alarm(each, p0) for each in since], restarts, stages)
-    of_stages = [log_relative_alarm(each, plan.delta) for each in health.intervals_since]
-    found["relative"] = alarm_over(of_stages, restarts_of_arms(stretches, plan.delta), stages)
-    return found
+    return found | {"relative": relative_alarm_over(health.intervals_since, plan.delta, stages)}
 
 
 def _since(health: ProfileHealth, alarm: Alarm) -> str | None:

@@ -77,9 +77,20 @@ def restarts_of_counts(n: Sequence[int], errors: Sequence[int], total: Counts, p
     return Restarts(after=after, log_evidence=_mixed(log_ratios(since_n, since_errors, p0, alternatives)))
 
 
-def restarts_of_arms(intervals: Sequence[Interval], delta: float) -> Restarts:
-    """Return where the relative alarm begins anew, and its evidence since; see `statistics.log_relative_alarm`."""
-    ratios = relative_ratios(intervals, delta)
+def relative_alarm_over(intervals_since: Sequence[Sequence[Interval]], delta: float, stages: int) -> Alarm:
+    """Return the relative alarm over the starts of stages and the restarts; see `statistics.log_relative_alarm`.
+
+    Args:
+        intervals_since: the closed stretches since the start of each stage so far: the trial's, and the last ones of these.
+    """
+    ratios = relative_ratios(intervals_since[0] if intervals_since else (), delta)
+    first = [len(ratios) - len(each) for each in intervals_since]
+    of_stages = _mixed(np.array([ratios[at:].sum(axis=0) for at in first]).reshape(len(first), -1)) if first else ()
+    return alarm_over(of_stages, restarts_of_ratios(ratios), stages)
+
+
+def restarts_of_ratios(ratios: _Floats) -> Restarts:
+    """Return where an alarm begins anew, and its evidence since, from what each stretch adds; shape (stretches, 20)."""
     after = suspicious(ratios[:, WATCHED])
     if not after:
         return Restarts()
@@ -125,6 +136,6 @@ def suspicious(ratios: _Floats) -> tuple[int, ...]:
 
 
 def _mixed(ratios: _Floats) -> tuple[float, ...]:
-    """Return the log of the mean over the alternatives; shape (restarts, alternatives)."""
+    """Return the log of the mean over the alternatives; shape (starts, alternatives)."""
     highest = ratios.max(axis=1)
     return tuple((highest + np.log(np.exp(ratios - highest[:, None]).mean(axis=1))).tolist())

@@ -16,8 +16,9 @@ from modelfleet.rollout.decisions.restarts import (
     MOST,
     Restarts,
     alarm_over,
-    restarts_of_arms,
+    relative_alarm_over,
     restarts_of_counts,
+    restarts_of_ratios,
     suspicious,
 )
 from modelfleet.rollout.decisions.statistics import (
@@ -27,6 +28,7 @@ from modelfleet.rollout.decisions.statistics import (
     log_alarm,
     log_over_starts,
     log_relative_alarm,
+    relative_ratios,
     restart_weight,
 )
 
@@ -74,12 +76,23 @@ def test_over_all_starts_the_relative_alarm_is_an_e_value(stable):
     }
     for course in product(chance, repeat=3):
         intervals = [Interval(candidate=Counts(n=1, errors=c), stable=Counts(n=others, errors=s)) for c, s in course]
-        restarts = restarts_of_arms(intervals, delta)
+        restarts = restarts_of_ratios(relative_ratios(intervals, delta))
         begun += len(restarts.after) > 0 and restarts.after[0] < 3
-        evidence = alarm_over([log_relative_alarm(intervals, delta)], restarts, 1).log_evidence
+        evidence = relative_alarm_over([intervals], delta, 1).log_evidence
         expected += math.prod(chance[each] for each in course) * math.exp(evidence)
     assert begun > 5
     assert expected <= 1 + 1e-9
+
+
+def test_the_relative_alarm_of_each_stage_is_that_of_its_own_stretches():
+    whole = [Interval(candidate=Counts(n=500, errors=e), stable=Counts(n=5000, errors=25)) for e in (2, 3, 4, 9, 12)]
+    since = [whole, whole[2:], []]
+    found = relative_alarm_over(since, 0.25, 4)
+    expected = alarm_over(
+        [log_relative_alarm(each, 0.25) for each in since], restarts_of_ratios(relative_ratios(whole, 0.25)), 4
+    )
+    assert found.log_evidence == pytest.approx(expected.log_evidence)
+    assert relative_alarm_over([], 0.25, 4).log_evidence == pytest.approx(0.0)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 1200))
@@ -129,7 +142,7 @@ def test_slow_inferences_make_an_alarm_begin_anew_too():
 
 def test_nothing_begins_anew_without_closed_stretches():
     assert restarts_of_counts([], [], Counts(n=10, errors=5), 0.01) == Restarts()
-    assert restarts_of_arms([], 0.25) == Restarts()
+    assert restarts_of_ratios(relative_ratios([], 0.25)) == Restarts()
 
 
 def health(errors: Sequence[int], slow: Sequence[int] | None = None) -> ProfileHealth:

@@ -54,6 +54,8 @@ STAGES = (0.05, 0.25, 0.5, 1.0)
 CHUNK = 20_000
 WAIT_SECONDS = 120.0
 READS = 40
+PATIENCE = timedelta(minutes=5)
+"""So long after a stage's begin a tick looks for devices to ask again, too: it is measured with that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,7 @@ def planning_rows(
             time.sleep(0.1)
         stages = [run_stage(it, rollout, 0, len(places), lambda: start(it, rollout))]
         reporting = report_trials(it, rollout, started)
-        tick_seconds = tuple(_timed(lambda: it.controller.tick(datetime.now(UTC))) for _ in range(ticks))
+        tick_seconds = tuple(_timed(lambda: it.controller.tick(datetime.now(UTC) + PATIENCE)) for _ in range(ticks))
         api = read_api(it, rollout)
         stages += [
             run_stage(it, rollout, number, len(places), lambda: advance(it, rollout, profiles))

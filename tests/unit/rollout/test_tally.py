@@ -318,3 +318,16 @@ def test_a_large_cohort_is_the_one_that_its_stage_began_with(
         assert tally.count_cohort(session, fleet.rollout, fleet.row) == 12345
         fleet.row.cohort = None  # of a rollout that an older version began
         assert tally.count_cohort(session, fleet.rollout, fleet.row) == Model(fleet).tally()[0].cohort
+
+
+def test_profiles_counted_together_are_counted_as_each_alone(sessions: sessionmaker[Session]) -> None:
+    for seed in range(8):
+        fleet = random_fleet(seed)
+        other = a_profile(fleet.rollout, 0)
+        other.profile, other.release = INT8, {"sha256": OTHER}
+        with sessions() as session:
+            stored(session, fleet)
+            about, rows = (session, fleet.rollout), [fleet.row, other]
+            alone = {row.profile: tally.count_arms(*about, [row], fleet.plan, NOW)[row.profile] for row in rows}
+            assert tally.count_arms(*about, rows, fleet.plan, NOW) == alone, seed
+            session.rollback()

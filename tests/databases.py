@@ -43,7 +43,7 @@ def lend_engine(url: str) -> Engine:
     SQLite does not wait for the disk (synchronous=OFF): no test of one process loses power.
     """
     wanted = make_url(url)
-    server = wanted.set(database=None)
+    server = wanted.set(database="")  # None would leave it as it is
     kept = _idle[server].pop() if _idle[server] else _Kept(url)
     return kept.lend(wanted.database or "", _idle[server])
 

@@ -12,8 +12,8 @@ from modelfleet.benchmarks.suites._canary_traffic import Scenario
 BLOCKS = " ▁▂▃▄▅▆▇█"
 CELLS = 24
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 760, 260, 44, 30, 34, 14
-DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 4", "1 3", "10 2 2 2")
-COLOURS = ("#b3261e", "#e2711d", "#b08900", "#6a994e", "#7b2d8b", "#33658a", "#5c7a99", "#0b6e4f")
+DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 4", "1 3", "10 2 2 2", "14 3 1 3")
+COLOURS = ("#b3261e", "#e2711d", "#b08900", "#6a994e", "#7b2d8b", "#33658a", "#5c7a99", "#0b6e4f", "#8c5e3c")
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:820px;margin:2rem auto;padding:0 1rem;color:#1c2733;background:#fff}
 table{border-collapse:collapse;width:100%;font-size:14px}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #dde3e9;text-align:right}

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import urllib3
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
 from urllib3.util import Retry, Timeout
 
-from modelfleet.registry.errors import ApiError, ServerUnreachableError
+from modelfleet.registry.errors import ApiError, ServerUnreachableError, UnansweredError
+from modelfleet.registry.looking import where_to_look
 
 CHUNK_BYTES = 1024 * 1024
 MAX_PROBLEM_BYTES = 64 * 1024
@@ -43,7 +44,7 @@ class ApiClient:
 
         Raises:
             ApiError: the server refused.
-            ServerUnreachableError: it did not answer.
+            ServerUnreachableError: it did not answer; `UnansweredError` where what was asked for may have been done.
         """
         fields = {name: str(value) for name, value in params.items() if value is not None}
         return self._request("GET", path, fields=fields)
@@ -122,8 +123,18 @@ class ApiClient:
         try:
             answer = self._pool.request(method, self._url + path, headers=sent, **kind)
         except (HTTPError, OSError) as error:
-            raise ServerUnreachableError(f"{self._url} did not answer: {_reason(error)}") from error
+            said = f"{self._url} did not answer: {_reason(error)}"
+            look = None if method == "GET" or _was_not_sent(error) else where_to_look(path)
+            if look is None:
+                raise ServerUnreachableError(said) from error
+            raise UnansweredError(f"{said}; it may have been done: look with `{look}` before you repeat it") from error
         return _parse(answer.status, answer.data)
+
+
+def _was_not_sent(error: Exception) -> bool:
+    """Whether no connection was made; once bytes went out, the server may have done what they ask."""
+    cause = error.reason if isinstance(error, MaxRetryError) else error
+    return isinstance(cause, NewConnectionError | ConnectTimeoutError)
 
 
 def _reason(error: Exception) -> str:

@@ -98,6 +98,10 @@ class ServerUnreachableError(ClientError):
     """The server did not answer: check the URL and that `modelfleet serve` runs."""
 
 
+class UnansweredError(ServerUnreachableError):
+    """What was asked for may have been done, and may not: look, before it is asked for again."""
+
+
 class ApiError(ClientError):
     """The server refused. `status` is HTTP's; `problem` is the problem+json it sent."""
 

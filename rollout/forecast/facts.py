@@ -17,9 +17,12 @@ from modelfleet.policies.plan import Plan
 from modelfleet.registry.tables import Device, Variant
 from modelfleet.rollout.forecast.estimate import ASSUMED_SHARE, ProfileFacts, Reach, Traffic
 from modelfleet.rollout.forecast.traffic import inferences_per_minute
-from modelfleet.rollout.tables import DeviceSlot, RolloutProfile, SlotStable, TelemetryHour
+from modelfleet.rollout.tables import DeviceCounters, DeviceSlot, DeviceTrial, RolloutProfile, SlotStable, TelemetryHour
 
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
+LEAST_MINUTES = 10.0
+"""Minutes of devices: what is known of a fleet in less is not said."""
+SAMPLED = 1000
 MAX_VERSIONS = 500
 """So many of the versions that devices run are looked at, the most frequent ones; others are taken to share nothing."""
 
@@ -79,23 +82,65 @@ def gather(
 def traffic_of(
     session: Session, target: Target, plan: Plan, profile: str, devices: int, now: datetime
 ) -> Traffic | None:
-    """Return what the profile's devices on stable do now, by the last day's counters, else by the slot's last rollout."""
+    """Return what the profile's devices on stable do now.
+
+    By the hours of the last day that lie wholly after it became stable; in a fleet that is younger, by what some devices have
+    counted since they committed it, None where that is less than `LEAST_MINUTES`; where nothing was counted, by the slot's last
+    rollout.
+    """
     hours = _hours(session, target, profile, now)
+    since = _stable_since(session, target, profile)
     hour = now.replace(minute=0, second=0, microsecond=0)
-    whole = [row for row in hours if row.hour < hour]
-    minutes = sum(60.0 * row.devices for row in whole)
-    if not whole:
-        minutes = sum(max(1.0, (now - hour).total_seconds() / 60) * row.devices for row in hours)
-    counted = whole or hours
-    n = sum(row.n for row in counted)
-    if n and minutes:
-        errors = sum(row.errors for row in counted)
-        return Traffic(per_device_minute=n / minutes, error_share=errors / n, source="counters of the last day")
+    whole = [row for row in hours if row.hour < hour and (since is None or row.hour >= since)]
+    if any(row.n for row in whole):
+        minutes = sum(60.0 * row.devices for row in whole)
+        return _traffic(sum(row.n for row in whole), sum(row.errors for row in whole), minutes, "the last day")
+    if any(row.n for row in hours):
+        return traffic_since_activation(session, target, profile)
     rate = inferences_per_minute(session, target.tenant, target.slot, profile)
     if rate is None or devices == 0:
         return None
     assumed = plan.error_threshold * ASSUMED_SHARE
     return Traffic(per_device_minute=rate / devices, error_share=assumed, source="the slot's last rollout")
+
+
+def _traffic(n: int, errors: int, minutes: float, of: str) -> Traffic | None:
+    if not n or minutes < LEAST_MINUTES:
+        return None
+    return Traffic(per_device_minute=n / minutes, error_share=errors / n, source=f"counters of {of}")
+
+
+def traffic_since_activation(session: Session, target: Target, profile: str) -> Traffic | None:
+    """Return what devices have counted on stable since each of them committed it, or enrolled, of `SAMPLED` at most."""
+    start = func.coalesce(DeviceTrial.outcome_at, Device.enrolled_at).label("start")
+    counted = DeviceCounters
+    query = (
+        select(counted.n, counted.errors, counted.received_at, start)
+        .join(Device, Device.id == counted.device)
+        .outerjoin(SlotStable, _stables(target, profile) & (SlotStable.group == Device.group))
+        .outerjoin(DeviceTrial, (DeviceTrial.rollout == SlotStable.rollout) & (DeviceTrial.device == Device.id))
+        .join(DeviceSlot, (DeviceSlot.device == Device.id) & (DeviceSlot.slot == counted.slot))
+        .where(Device.tenant == target.tenant, Device.group.in_(target.groups), Device.profile == profile)
+        .where(counted.slot == target.slot, counted.sha256 == DeviceSlot.active)
+    )
+    rows = [(*row[:2], (row[2] - row[3]).total_seconds() / 60) for row in session.execute(query.limit(SAMPLED))]
+    seen = [row for row in rows if row[2] >= 1.0]
+    return _traffic(
+        sum(row[0] for row in seen), sum(row[1] for row in seen), sum(row[2] for row in seen), "each activation"
+    )
+
+
+def _stables(target: Target, profile: str) -> Any:
+    mine = (SlotStable.tenant == target.tenant) & SlotStable.group.in_(target.groups)
+    return mine & (SlotStable.profile == profile) & (SlotStable.slot == target.slot)
+
+
+def _stable_since(session: Session, target: Target, profile: str) -> datetime | None:
+    """Return when the last of the target's groups came to its stable release; None: no rollout is known that brought it."""
+    by = (RolloutProfile.rollout == SlotStable.rollout) & (RolloutProfile.profile == SlotStable.profile)
+    return session.scalar(
+        select(func.max(RolloutProfile.ended_at)).join(SlotStable, by).where(_stables(target, profile))
+    )
 
 
 def _of(target: Target, releases: Mapping[str, Any]) -> Any:
@@ -158,12 +203,7 @@ def _missing(wanted: Mapping[str, int], held: Mapping[str, int], same: bool) -> 
 
 def _hours(session: Session, target: Target, profile: str, now: datetime) -> Sequence[Any]:
     """Return the last day's hours of the versions that are stable in the target."""
-    query = select(SlotStable.release).where(
-        SlotStable.tenant == target.tenant,
-        SlotStable.group.in_(target.groups),
-        SlotStable.profile == profile,
-        SlotStable.slot == target.slot,
-    )
+    query = select(SlotStable.release).where(_stables(target, profile))
     stables = {(release["model"], release["version"]) for release in session.scalars(query) if release is not None}
     if not stables:
         return []

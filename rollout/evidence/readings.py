@@ -6,6 +6,7 @@ Counting a million trials takes seconds, so a look must not do it: the leader ke
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -22,9 +23,10 @@ from modelfleet.rollout.decisions.decide import Decision, Hold, ProfileHealth
 from modelfleet.rollout.decisions.emergency import judge
 from modelfleet.rollout.evidence import answers, health, population
 from modelfleet.rollout.evidence.started import FAILURES
+from modelfleet.rollout.evidence.tally import on_candidate
 from modelfleet.rollout.ingest.waits import count_waits
 from modelfleet.rollout.states import LEAVING, ON_TRIAL, Verdict
-from modelfleet.rollout.tables import DeviceTrial, ProfileReading, Rollout, RolloutProfile
+from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, ProfileReading, Rollout, RolloutProfile
 
 SMALL = 2_000
 """Up to that many devices a profile is counted at every look."""
@@ -124,19 +126,20 @@ def count_reading(
 ) -> Reading:
     """Count how the profile stands now; what was `measured` a moment ago is not counted again."""
     population.give_room(session)
-    outcomes, returned, errors = _outcomes(session, row)
+    outcomes, back, errors = _outcomes(session, rollout, row)
     decision = decision_of(session, rollout, row, now, measured)
-    failed = sum(number for outcome, number in outcomes.items() if outcome in FAILURES)
+    failed = sum(number - back[outcome] for outcome, number in outcomes.items() if outcome in FAILURES)
+    committed = DeviceState.COMMITTED.value
     return Reading(
         at=now,
         total=SIZES.of(session, rollout, row.profile),
         started=sum(outcomes.values()),
-        committed=outcomes.get(DeviceState.COMMITTED.value, 0),
-        failed=failed - returned,
-        returned=returned,
+        committed=outcomes.get(committed, 0) - back[committed],
+        failed=failed,
+        returned=back.total(),
         waits=count_waits(session, rollout.id, row.profile),
         errors=errors,
-        median_seconds=_median_seconds(session, row, outcomes.get(DeviceState.COMMITTED.value, 0)),
+        median_seconds=_median_seconds(session, row, outcomes.get(committed, 0)),
         waiting_for=decision.waiting_for if isinstance(decision, Hold) else None,
         evidence=None if decision is None else decision.evidence,
     )
@@ -156,11 +159,17 @@ def decision_of(
     return judge(plan, row.stage, found, now, emergency=rollout.emergency)
 
 
-def _outcomes(session: Session, row: RolloutProfile) -> tuple[dict[str | None, int], int, dict[str, int]]:
-    """Return outcome -> trials, how many failed only after the rollout went back, and class of error -> trials."""
+def _outcomes(
+    session: Session, rollout: Rollout, row: RolloutProfile
+) -> tuple[dict[str | None, int], Counter[str | None], dict[str, int]]:
+    """Return outcome -> trials, how many of them went back because the rollout did, and class of error -> trials."""
     later: ColumnElement[bool] = false()
     if row.rollback_started_at is not None:
         later = DeviceTrial.outcome.in_(FAILURES) & (DeviceTrial.outcome_at > row.rollback_started_at)
+        if Verdict(row.verdict) not in ON_TRIAL:
+            slots = select(DeviceSlot.device).where(DeviceSlot.device == DeviceTrial.device)
+            on_it = slots.where(DeviceSlot.slot == rollout.slot, on_candidate(row)).exists()
+            later |= (DeviceTrial.outcome == DeviceState.COMMITTED.value) & ~on_it
     kind, back = DeviceTrial.error["kind"].as_string().label("kind"), case((later, 1), else_=0).label("back")
     told = DeviceTrial.error.is_not(None).label("told")
     query = (
@@ -169,10 +178,10 @@ def _outcomes(session: Session, row: RolloutProfile) -> tuple[dict[str | None, i
         .where(DeviceTrial.rollout == row.rollout, Device.profile == row.profile)
         .group_by(DeviceTrial.outcome, "back", "told", "kind")
     )
-    outcomes, errors, returned = dict[str | None, int](), dict[str, int](), 0
+    outcomes, errors, returned = dict[str | None, int](), dict[str, int](), Counter[str | None]()
     for outcome, gone_back, has_error, error, number in session.execute(query.order_by("kind")):
         outcomes[outcome] = outcomes.get(outcome, 0) + number
-        returned += number if gone_back else 0
+        returned[outcome] += number if gone_back else 0
         if has_error:
             errors[error] = errors.get(error, 0) + number
     return outcomes, returned, errors

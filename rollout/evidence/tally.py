@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from modelfleet.policies.plan import Plan
@@ -89,6 +89,17 @@ def count_cohort(session: Session, rollout: Rollout, row: RolloutProfile) -> int
     return count_below(rollout.salt, devices, row.below)
 
 
+def on_candidate(row: RolloutProfile) -> ColumnElement[bool]:
+    """Return whether a device's slot has not shown to be off the candidate: it proved or names it as active, or installs it."""
+    digest = row.release["sha256"]
+    installing = DeviceSlot.state.in_(INSTALLING) & (DeviceSlot.digest == digest)
+    return (
+        func.coalesce(DeviceSlot.proven == digest, false())
+        | func.coalesce(DeviceSlot.active == digest, false())
+        | installing
+    )
+
+
 def unproven(
     session: Session, rollout: Rollout, row: RolloutProfile, plan: Plan, now: datetime, *, limit: int | None = None
 ) -> list[str]:
@@ -97,14 +108,12 @@ def unproven(
     A device is off it when its last signed report names another release as active, and its last report of all neither names
     the candidate as active nor has it under way.
     """
-    digest, since = row.release["sha256"], now - timedelta(seconds=plan.silent_seconds)
-    installing = DeviceSlot.state.in_(INSTALLING) & (DeviceSlot.digest == digest)
-    on_it = (DeviceSlot.proven == digest) | (DeviceSlot.active == digest) | installing
+    since = now - timedelta(seconds=plan.silent_seconds)
     there = or_(Device.online, heard_after(rollout, Device.id, since))
     query = (
         select(Device.id)
         .join(DeviceSlot, and_(DeviceSlot.device == Device.id, DeviceSlot.slot == rollout.slot))
-        .where(population.of_profile(rollout, row.profile), on_it, there)
+        .where(population.of_profile(rollout, row.profile), on_candidate(row), there)
         .order_by(Device.id)
         .limit(limit)
     )

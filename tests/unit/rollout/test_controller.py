@@ -8,13 +8,15 @@ from sqlalchemy import event, select
 from modelfleet.agent_client.protocol import group_desired_topic, host_topic, parse_status
 from modelfleet.registry import catalog
 from modelfleet.rollout.changes import lifecycle
+from modelfleet.rollout.changes.transitions import find, profiles_of
 from modelfleet.rollout.controller import Controller
+from modelfleet.rollout.evidence.readings import reading_of
 from modelfleet.rollout.mqtt.broker import MemoryBroker
 from modelfleet.rollout.tables import DesiredDocument, DeviceTrial, HealthSample
 from modelfleet.signer.keys import load_signer
 from tests.waiting import until
 
-FLOAT, INT8 = "linux-cpu-float", "linux-cpu-int8"
+TENANT, FLOAT, INT8 = "acme", "linux-cpu-float", "linux-cpu-int8"
 
 
 def rolled_out(fleet, version: str = "1.0.0", counter: int = 1, floats: int = 6, int8s: int = 0) -> str:
@@ -157,6 +159,14 @@ def test_a_completed_rollout_can_be_rolled_back_to_the_former_stable(fleet):
         assert stable.version == "1.0.0"
 
 
+def counted(fleet, rollout):
+    """How many started, have committed and run it still, and went back because the rollout did."""
+    with fleet.registry.sessions() as session:
+        found = find(session, TENANT, rollout)
+        reading = reading_of(session, found, profiles_of(session, found)[0], fleet.now)
+    return reading.started, reading.committed, reading.returned
+
+
 def test_devices_that_do_not_prove_to_be_back_are_listed_until_they_do(fleet):
     rolled_out(fleet)
     fleet.publish("1.1.0", 2)
@@ -166,12 +176,14 @@ def test_devices_that_do_not_prove_to_be_back_are_listed_until_they_do(fleet):
     stuck.come_online()
     lifecycle.rollback(fleet.controller.direction, rollout, actor="bob", now=fleet.now, reason="wrong at night")
     fleet.run_until(rollout, "ROLLBACK_INCOMPLETE")
+    assert counted(fleet, rollout) == (6, 1, 5)
     assert fleet.profile(rollout, FLOAT).unproven == [stuck.id]
     assert fleet.profile(rollout, FLOAT).reason == "wrong at night; 1 devices have not proved to be back"
     fleet.devices.append(stuck)
     assert fleet.run_until(rollout, "ROLLED_BACK") == "ROLLED_BACK"
     assert fleet.profile(rollout, FLOAT).unproven == []
     assert fleet.profile(rollout, FLOAT).reason == "wrong at night", "who looks now asks why it went back"
+    assert counted(fleet, rollout) == (6, 0, 6)
 
 
 def test_a_device_that_is_offline_neither_blocks_nor_dilutes(fleet):

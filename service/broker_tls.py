@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from modelfleet.registry.certificates import accepts
 from modelfleet.registry.fleet_ca import CERTIFICATE_FILE, FleetCa
 from modelfleet.registry.service_certificates import controller_name, keep_controller, keep_server
-from modelfleet.rollout.mqtt.broker import ClientCertificate
+from modelfleet.rollout.mqtt.client_certificate import ClientCertificate
 from modelfleet.service.embedded_broker import BrokerTls
 from modelfleet.service.errors import SettingsError
 from modelfleet.service.settings import Settings

@@ -3,7 +3,6 @@
 `Service.start` brings them up in the order in which they need each other, `stop` takes them down in reverse.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,7 +27,8 @@ from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.ddi.devices import forget_absent
 from modelfleet.rollout.ingest import keep
 from modelfleet.rollout.leadership import leadership_of
-from modelfleet.rollout.mqtt.broker import ClientCertificate, MqttVersion, PahoBroker
+from modelfleet.rollout.mqtt.client_certificate import ClientCertificate
+from modelfleet.rollout.mqtt.paho_broker import MqttVersion, PahoBroker
 from modelfleet.rollout.webhooks.send import Sender
 from modelfleet.rollout.webhooks.sending import Sending
 from modelfleet.rollout.webhooks.signature import WebhookKey
@@ -43,11 +43,9 @@ from modelfleet.service.presence import Presence, executor_name
 from modelfleet.service.reaper import Reaper
 from modelfleet.service.settings import Role, Settings
 from modelfleet.service.shared_signer import SharedSigner
+from modelfleet.service.upkeep import ca_expiry, refresh_at_start, refresh_metadata
 from modelfleet.service.workflows import Work
-from modelfleet.signer.client import renew_bins
 from modelfleet.signer.current_key import CurrentSigner
-from modelfleet.signer.errors import FormatError, SignerError
-from modelfleet.signer.expiry import Expiring
 from modelfleet.signer.files import folder_lock
 from modelfleet.signer.key_book import locate
 from modelfleet.signer.repository import OnlineRepository
@@ -341,37 +339,6 @@ def tick(registry: Registry, controller: Controller, now: datetime) -> None:
         if controller.leads:
             keep_audit(registry, now)
             forget_absent(registry, now)
-
-
-def refresh_metadata(registry: Registry) -> None:
-    """Have everything signed again that expires soon, and log what still does: the service's own first.
-
-    Snapshot and timestamp are signed here, bins by the signer process, whose absence must not let the timestamp expire.
-
-    Raises:
-        SignerError: the signer process did not answer, or what it holds is not to be published.
-    """
-    now = datetime.now(UTC)
-    try:
-        registry.repository.refresh(now)
-        renew_bins(registry.signer, registry.repository, now)
-    finally:
-        with contextlib.suppress(FormatError):  # a damaged repository has raised above
-            registry.trust.alarm(now)
-
-
-def refresh_at_start(registry: Registry) -> None:
-    """Refresh, but serve what there is where that fails: devices need it, and who repairs it may need this service."""
-    try:
-        refresh_metadata(registry)
-    except SignerError:
-        log.exception("re-signing failed at start; after a rotation that was cut off run `modelfleet keys publish`")
-
-
-def ca_expiry(ca: FleetCa) -> Expiring:
-    """Return when the fleet's CA ends, and with it every certificate."""
-    remedy = "make its successor in time: devices have to enrol again under it"
-    return Expiring(kind="ca", name="the fleet CA", expires=ca.expires, remedy=remedy)
 
 
 def kinds_in(profiles: Mapping[str, HardwareProfile]) -> frozenset[str]:

@@ -21,7 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from modelfleet.registry.fleet_ca import FleetCa, Issued, RevokedSerial, create_ca, private_pem
 from modelfleet.registry.service_certificates import controller_name
-from modelfleet.rollout.mqtt.broker import ClientCertificate
+from modelfleet.rollout.mqtt.client_certificate import ClientCertificate
 from modelfleet.service.database import prepare_database
 from modelfleet.service.mosquitto import TenantListener, write_configuration
 from modelfleet.service.settings import Settings

@@ -30,7 +30,7 @@ from modelfleet.benchmarks.suites._ingest_parts import PARTS, Parts, TimedIngest
 from modelfleet.benchmarks.suites._ingest_traffic import ROLLOUT, SLOT, TENANT, Sender, make_senders, messages, publish
 from modelfleet.registry.tables import AuditRecord, Device, Tenant
 from modelfleet.rollout.ingest.compact import Counts
-from modelfleet.rollout.mqtt.broker import WINDOW
+from modelfleet.rollout.mqtt.paho_broker import WINDOW
 from modelfleet.rollout.tables import DeviceSlot, DeviceTrial, Rollout
 from modelfleet.service.database import open_database, prepare_database, session_factory
 from tests.postgresql import PostgreSql, postgresql_server
@@ -210,7 +210,7 @@ def _alive(worker: Any) -> bool:
 
 
 def _ours(port: int, url: str, name: str, ready: Any, done: Any, spent: Any, stop: Any) -> None:
-    from modelfleet.rollout.mqtt.broker import MqttVersion, PahoBroker
+    from modelfleet.rollout.mqtt.paho_broker import MqttVersion, PahoBroker
 
     engine = open_database(url)
     parts = Parts(engine)

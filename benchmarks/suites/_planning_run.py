@@ -24,34 +24,41 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from modelfleet.agent_client.protocol import TOPIC_ROOT
+from modelfleet.benchmarks.suites._planning_rows import (
+    MODEL,
+    NEW,
+    PROFILES,
+    SLOT,
+    TENANT,
+    count_candidate,
+    prepare_versions,
+    register,
+    settle,
+    trial_row,
+)
 from modelfleet.benchmarks.suites._report import console, percentile
 from modelfleet.registry import catalog
 from modelfleet.registry.context import Registry
 from modelfleet.registry.copy_rows import copy_rows
 from modelfleet.registry.no_builds import registry_without_builds
-from modelfleet.registry.tables import Device, Group, Tenant, Variant, Version
+from modelfleet.registry.tables import Tenant
 from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.desired.cohort import buckets_of
-from modelfleet.rollout.desired.documents import as_json
 from modelfleet.rollout.evidence import population
 from modelfleet.rollout.leadership import PostgresLeadership
-from modelfleet.rollout.mqtt.broker import PahoBroker
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.rollout.states import Event
 from modelfleet.rollout.steps import Step
-from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile, SlotStable
+from modelfleet.rollout.tables import DeviceTrial, Rollout, RolloutProfile
 from modelfleet.rollout.views import describe, summarise_many
 from modelfleet.service.database import migrate, open_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository
 from modelfleet.signer.keys import load_signer
-from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.sign import sign_approval
 
-TENANT, SLOT, MODEL, OLD, NEW = "planning", "detector", "digits", "1.0.0", "1.1.0"
 GROUPS = ("north", "south")
-PROFILES = ("linux-cpu-float", "linux-cpu-int8")
 STAGES = (0.05, 0.25, 0.5, 1.0)
-CHUNK = 20_000
 WAIT_SECONDS = 120.0
 READS = 40
 PATIENCE = timedelta(minutes=5)
@@ -164,7 +171,7 @@ def planning_rows(
     ):
         places = [(group, profile) for group in groups for profile in profiles]
         register_seconds = _timed(lambda: register(it.sessions, devices, places))
-        prepare_versions(it, groups, profiles)
+        prepare_versions(it.sessions, groups, profiles)
         began = time.monotonic()
         rollout = lifecycle.create(it.controller.direction, _request(groups), author="ada", now=datetime.now(UTC))
         create_seconds = time.monotonic() - began
@@ -221,66 +228,6 @@ def bench(url: str, broker_url: str, folder: Path) -> Generator[Bench]:
         engine.dispose()
 
 
-def register(sessions: sessionmaker[Session], devices: int, places: Sequence[tuple[str, str]]) -> None:
-    """Register the devices by COPY, and their last word and counters of the release before, as an idle fleet leaves them."""
-    now = datetime.now(UTC)
-    with sessions.begin() as session:
-        for group in sorted({group for group, _ in places}):
-            session.add(Group(tenant=TENANT, name=group, created_at=now))
-    for first in range(0, devices, CHUNK):
-        with sessions.begin() as session:
-            copy_rows(
-                session,
-                Device,
-                [_device(places[n % len(places)], now) for n in range(first, min(first + CHUNK, devices))],
-            )
-    with sessions.begin() as session:
-        old = {f"old_{number}": digest_of(OLD, profile) for number, profile in enumerate(PROFILES)}
-        which = f"CASE profile WHEN '{PROFILES[0]}' THEN decode(:old_0, 'hex') ELSE decode(:old_1, 'hex') END"
-        session.execute(
-            text(
-                "INSERT INTO device_slots (device, slot, boot, seq, state, digest, active, proven, proven_boot,"
-                " proven_seq, received_at)"
-                f" SELECT id, :slot, 1, 1, 'COMMITTED', {which}, {which}, {which}, 1, 1, :now"
-                " FROM devices"
-            ),
-            {"slot": SLOT, "now": now, **old},
-        )
-        _fill_counters(session, which, {"now": now + timedelta(minutes=10), **old})
-    settle(sessions)
-
-
-def settle(sessions: sessionmaker[Session]) -> None:
-    """Do what autovacuum does after a while."""
-    with sessions() as session:
-        engine = session.get_bind().engine
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
-
-
-def prepare_versions(it: Bench, groups: Sequence[str], profiles: Sequence[str]) -> None:
-    """Publish two versions; every place runs the older one."""
-    now = datetime.now(UTC)
-    with it.sessions.begin() as session:
-        for counter, version in enumerate((OLD, NEW), start=1):
-            _add_version(session, version, counter, profiles, now)
-        session.flush()
-        for group in groups:
-            for profile in profiles:
-                release = catalog.release_of(session, TENANT, MODEL, OLD, profile)
-                session.add(
-                    SlotStable(
-                        tenant=TENANT,
-                        group=group,
-                        profile=profile,
-                        slot=SLOT,
-                        release=as_json(release),
-                        rollout="before",
-                        updated_at=now,
-                    )
-                )
-
-
 def approve(it: Bench, rollout: str) -> None:
     """Approve the rollout as bob."""
     now = datetime.now(UTC)
@@ -329,8 +276,8 @@ def report_trials(it: Bench, rollout: str, wanted: int) -> int:
             cohort = [name for name, bucket in zip(ids, buckets_of(found.salt, ids), strict=True) if bucket < row.below]
         cohort = cohort[: wanted // len(PROFILES)]
         with it.sessions.begin() as session:
-            copy_rows(session, DeviceTrial, [_trial(rollout, name, now) for name in cohort])
-            _count_candidate(session, rollout, profile, now)
+            copy_rows(session, DeviceTrial, [trial_row(rollout, name, now) for name in cohort])
+            count_candidate(session, rollout, profile, now)
         reporting += len(cohort)
     settle(it.sessions)
     return reporting
@@ -361,115 +308,9 @@ def read_api(it: Bench, rollout: str) -> dict[str, float]:
     return {name: percentile([_timed(ask) for _ in range(READS)], 0.95) * 1000 for name, ask in questions.items()}
 
 
-def digest_of(version: str, profile: str) -> str:
-    """Return a manifest digest that stands for the variant."""
-    return sha256_of(f"manifest of {version} for {profile}".encode())
-
-
 def _request(groups: Sequence[str]) -> lifecycle.RolloutRequest:
     plan: dict[str, Any] = {"stages": list(STAGES), "bake_seconds": 86_400, "max_hold_seconds": 86_400}
     return lifecycle.RolloutRequest(model=MODEL, version=NEW, slot=SLOT, groups=groups, plan=plan)
-
-
-def _device(place: tuple[str, str], now: datetime) -> dict[str, Any]:
-    name = str(uuid.uuid4())
-    return {
-        "id": name,
-        "tenant": TENANT,
-        "group_name": place[0],
-        "profile": place[1],
-        "public_key": "",
-        "key_sha256": name,
-        "claim_sha256": "",
-        "serial": name,
-        "facts": {},
-        "agent_version": "0.1.0",
-        "enrolled_at": now,
-        "online": True,
-    }
-
-
-def _trial(rollout: str, device: str, now: datetime) -> dict[str, Any]:
-    return {
-        "rollout": rollout,
-        "device": device,
-        "boot": 1,
-        "seq": 9,
-        "state": "COMMITTED",
-        "seconds": 4.0,
-        "started_at": now,
-        "received_at": now,
-        "outcome": "COMMITTED",
-        "outcome_boot": 1,
-        "outcome_seq": 9,
-        "outcome_at": now,
-    }
-
-
-def _fill_counters(session: Session, which: str, values: dict[str, Any]) -> None:
-    session.execute(
-        text(
-            "INSERT INTO device_counters (device, slot, activation, sha256, boot, seq, n, errors, slow, latency, classes,"
-            f" confidence, received_at) SELECT id, :slot, 1, {which}, 1, 1, 1000, 5, 0, '', '', '', :now FROM devices"
-        ),
-        {"slot": SLOT, **values},
-    )
-
-
-def _count_candidate(session: Session, rollout: str, profile: str, now: datetime) -> None:
-    session.execute(
-        text(
-            "INSERT INTO device_counters (device, slot, activation, sha256, boot, seq, n, errors, slow, latency, classes,"
-            " confidence, received_at) SELECT device, :slot, 2, decode(:digest, 'hex'), 1, 9, 1000, 5, 0, '', '', '', :now"
-            " FROM device_trials JOIN devices ON devices.id = device WHERE rollout = :rollout AND profile = :profile"
-        ),
-        {
-            "slot": SLOT,
-            "digest": digest_of(NEW, profile),
-            "rollout": rollout,
-            "profile": profile,
-            "now": now + timedelta(minutes=10),
-        },
-    )
-
-
-def _add_version(session: Session, version: str, counter: int, profiles: Sequence[str], now: datetime) -> None:
-    row = Version(
-        tenant=TENANT,
-        model=MODEL,
-        version=version,
-        channel="stable",
-        counter=counter,
-        state=catalog.READY,
-        card={},
-        source_sha256="1" * 64,
-        source_length=1,
-        card_sha256="2" * 64,
-        golden_sha256="3" * 64,
-        statement_sha256="4" * 64,
-        published_by="ci",
-        published_at=now,
-    )
-    session.add(row)
-    session.flush()
-    for profile in profiles:
-        session.add(
-            Variant(
-                version_id=row.id,
-                tenant=TENANT,
-                model=MODEL,
-                version=version,
-                profile=profile,
-                state=catalog.READY,
-                precision="fp32",
-                counter=counter,
-                path=manifest_path(MODEL, version, profile),
-                manifest_sha256=digest_of(version, profile),
-                manifest_length=100,
-                created_at=now,
-                ready_at=now,
-            )
-        )
 
 
 def _documents_bytes(it: Bench) -> int:

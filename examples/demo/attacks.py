@@ -22,7 +22,7 @@ import urllib3
 from examples.demo.devices import SLOT, DemoDevice
 from modelfleet.agent_client.identity import device_token, identity_path, load_identity, load_key
 from modelfleet.agent_client.protocol import device_topic, group_desired_topic
-from modelfleet.rollout.mqtt.broker import PahoBroker
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.signer.desired import GROUP_PAYLOAD_TYPE, GroupDocument, Release, Slot
 from modelfleet.signer.dsse import sign_envelope

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.mqtt.broker import PahoBroker
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.service.errors import ServiceError
 from modelfleet.service.simulate.tenant import open_tenant
 

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.simulate.controller_process import Request, controller_process
 from modelfleet.service.simulate.mqtt_exchange import MqttExchange
 from modelfleet.service.simulate.setup import Setup

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from modelfleet.agent_client.protocol import TOPIC_ROOT, host_topic
-from modelfleet.rollout.mqtt.broker import MemoryBroker, Message
+from modelfleet.rollout.mqtt.broker import Message
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.simulate.line import Line
 
 

@@ -16,7 +16,7 @@ from modelfleet.hardware_profiles.profile import load_profiles
 from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.changes.lifecycle import RolloutRequest
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.simulate.fleet import Fleet
 from modelfleet.service.simulate.ledger import Ledger
 from modelfleet.service.simulate.line import Exchange

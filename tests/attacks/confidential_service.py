@@ -22,7 +22,7 @@ from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.changes.lifecycle import RolloutRequest
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.desired.device_keys import router as keys_router
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.rollout.routes import router
 from modelfleet.service.signer_process import SignerProcess
 from modelfleet.signer.keys import load_signer

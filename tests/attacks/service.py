@@ -15,7 +15,7 @@ from modelfleet.agent_client.protocol import DeviceState, Report
 from modelfleet.registry.tables import Device
 from modelfleet.rollout.bundles.routes import router as bundle_router
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.rollout.routes import router
 from modelfleet.rollout.tables import DeviceCounters, DeviceSlot
 from modelfleet.signer.keys import Signer, load_signer

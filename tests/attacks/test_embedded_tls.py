@@ -14,7 +14,7 @@ from modelfleet.registry.certificates import issue, parse_csr, revoke_device
 from modelfleet.registry.service_certificates import controller_name
 from modelfleet.registry.tables import Device
 from modelfleet.registry.tables import Tenant as TenantRow
-from modelfleet.rollout.mqtt.broker import ClientCertificate
+from modelfleet.rollout.mqtt.client_certificate import ClientCertificate
 from modelfleet.service.broker_tls import EmbeddedTls
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.leadership import PostgresLeadership
-from modelfleet.rollout.mqtt.broker import PahoBroker
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.ceremony import locate
 from modelfleet.signer.keys import load_signer

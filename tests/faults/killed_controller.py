@@ -18,7 +18,8 @@ from typing import Any
 from sqlalchemy import event
 
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.mqtt.broker import Handler, MemoryBroker, Message, Will, matches
+from modelfleet.rollout.mqtt.broker import Handler, Message, Will, matches
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.keys import load_signer
 from tests.unit.rollout.conftest import STEP, Fleet

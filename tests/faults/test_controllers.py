@@ -28,7 +28,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from modelfleet.registry.tables import AuditRecord, Group, Tenant
 from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.changes.direction import Direction
-from modelfleet.rollout.mqtt.broker import MemoryBroker, Message, PahoBroker
+from modelfleet.rollout.mqtt.broker import Message
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.rollout.tables import DesiredDocument, DeviceTrial, LeadershipTerm, Rollout
 from modelfleet.service.database import open_database, prepare_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository

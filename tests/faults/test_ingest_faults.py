@@ -21,7 +21,7 @@ from modelfleet.agent_client.protocol import DeviceState, Report, Status, device
 from modelfleet.registry.tables import Base, Device, Tenant
 from modelfleet.rollout.ingest.intake import Ingest
 from modelfleet.rollout.ingest.telemetry import PARTITIONS
-from modelfleet.rollout.mqtt.broker import WINDOW, MqttVersion, PahoBroker
+from modelfleet.rollout.mqtt.paho_broker import WINDOW, MqttVersion, PahoBroker
 from modelfleet.rollout.tables import DeviceSlot
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.sign import sign_report

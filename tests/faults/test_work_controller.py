@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from modelfleet.registry.tables import Group, Tenant
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult
 from tests.faults.killed_controller import NEVER, Killed

@@ -21,7 +21,8 @@ from modelfleet.registry.people import make_group
 from modelfleet.registry.service_certificates import controller_name
 from modelfleet.registry.tables import Device as DeviceRow
 from modelfleet.registry.tables import DeviceCertificate as CertificateRow
-from modelfleet.rollout.mqtt.broker import Message, PahoBroker
+from modelfleet.rollout.mqtt.broker import Message
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.service.app import create_app
 from modelfleet.service.compose import Service
 from modelfleet.service.initialise import initialise

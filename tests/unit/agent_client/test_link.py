@@ -20,7 +20,8 @@ from modelfleet.agent_client.protocol import (
     host_topic,
     parse_status,
 )
-from modelfleet.rollout.mqtt.broker import Message, PahoBroker
+from modelfleet.rollout.mqtt.broker import Message
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from modelfleet.signer.sign import sign_assignment, sign_group
 from modelfleet.signer.windows import DAYS, Window

@@ -40,7 +40,8 @@ from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.changes.lifecycle import RolloutRequest
 from modelfleet.rollout.changes.transitions import profiles_of
 from modelfleet.rollout.controller import Controller
-from modelfleet.rollout.mqtt.broker import MemoryBroker, Message
+from modelfleet.rollout.mqtt.broker import Message
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.database import session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
 from modelfleet.signer.client import SignerClient

@@ -17,7 +17,7 @@ from modelfleet.registry.tables import Device, DeviceCertificate, Group, Tenant
 from modelfleet.rollout.bundles.routes import router
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.desired.documents import as_json
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.rollout.routes import router as rollout_router
 from modelfleet.rollout.tables import DesiredDocument, SlotStable
 from modelfleet.service.database import session_factory

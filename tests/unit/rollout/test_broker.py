@@ -6,7 +6,9 @@ import time
 import pytest
 
 from modelfleet.rollout.errors import BrokerError
-from modelfleet.rollout.mqtt.broker import MemoryBroker, Message, PahoBroker, Will, matches
+from modelfleet.rollout.mqtt.broker import Message, Will, matches
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
+from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.service.embedded_broker import CONTROLLER, EmbeddedBroker
 from tests.waiting import until
 

@@ -11,7 +11,7 @@ from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.changes.transitions import find, profiles_of
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.evidence.readings import reading_of
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.rollout.tables import DesiredDocument, DeviceTrial, HealthSample
 from modelfleet.signer.keys import load_signer
 from tests.waiting import until

@@ -12,7 +12,7 @@ from modelfleet.rollout.desired import dispatch
 from modelfleet.rollout.desired.dispatch import Dispatch, documents_topic
 from modelfleet.rollout.desired.documents import DEVICES, GROUPS
 from modelfleet.rollout.leadership import Alone
-from modelfleet.rollout.mqtt.broker import MemoryBroker
+from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.rollout.tables import DesiredDocument
 from modelfleet.service.database import session_factory
 from modelfleet.signer.dsse import sign_envelope

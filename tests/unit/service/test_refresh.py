@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.service.compose import ca_expiry, refresh_at_start, refresh_metadata
+from modelfleet.service.upkeep import ca_expiry, refresh_at_start, refresh_metadata
 from modelfleet.signer.errors import SignerUnavailableError
 from modelfleet.signer.rotate import renewal
 from modelfleet.signer.stage import publish, sign_here

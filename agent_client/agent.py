@@ -42,6 +42,8 @@ from modelfleet.benchmarks.runtimes.table import LOCAL_BUILDS
 from modelfleet.signer.errors import UntrustedError
 
 TICK_SECONDS = 0.2
+TELL_SECONDS = 1.0
+"""How often a device that works looks whether something is to be told, at most."""
 MAX_REFUSALS = 200
 RETRY_START_SECONDS = 5.0
 
@@ -94,7 +96,7 @@ class Agent:
         self._running = False
         self._stop = threading.Event()
         self._link: MqttLink | None = None
-        self._told_at = 0.0
+        self._told_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set.
@@ -243,18 +245,20 @@ class Agent:
     def _look_at_work(self) -> None:
         """As `_look`, between two pieces of work of a slot: who works for long must not seem to have fallen silent."""
         self._look()
-        with contextlib.suppress(AgentError, UntrustedError, OSError):  # it is all tried again, and told then
-            self._poll()
-        self._alive()
+        self._tell(self._poll, self._send_metrics)
 
     def _alive(self) -> None:
+        self._tell(self._send_metrics)
+
+    def _tell(self, *tasks: Callable[[], None]) -> None:
+        """Do what tells that the device is alive, at most once in `TELL_SECONDS`; what fails is tried again, and told then."""
         now = time.monotonic()
-        if now - self._told_at < 1.0 or self._link is None:
+        if now - self._told_at < TELL_SECONDS or self._link is None:
             return
         self._told_at = now
-        with contextlib.suppress(AgentError, UntrustedError, OSError):
-            self._send_metrics()
-            self._link.flush()
+        for task in (*tasks, self._link.flush):
+            with contextlib.suppress(AgentError, UntrustedError, OSError):
+                task()
 
     def _work(self) -> None:
         assert self._crew is not None and self._link is not None

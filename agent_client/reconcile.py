@@ -172,6 +172,9 @@ class SlotWorker:
         try:
             bench = self._work.prove(manifest, goal.limits)
             self.state.look(at_once=True)
+        except StoppingError:
+            self.state.keep_survived()
+            raise
         finally:  # the process lived to see the end
             self.state.record = msgspec.structs.replace(self.state.record, benchmarks=0)
         return bench

@@ -3,6 +3,7 @@
 The record is on the disk before the act of its state begins. Every change of state is reported.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +14,13 @@ import msgspec
 
 from modelfleet.agent_client.conditions import moves_forward, require_conditions, unmet, waiting_error
 from modelfleet.agent_client.device import Device, StateChange
-from modelfleet.agent_client.errors import BenchmarkError, PreemptedError, StorageError, TimeoutInStateError
+from modelfleet.agent_client.errors import (
+    BenchmarkError,
+    PreemptedError,
+    StoppingError,
+    StorageError,
+    TimeoutInStateError,
+)
 from modelfleet.agent_client.link import full_jitter
 from modelfleet.agent_client.protocol import WAITING_KIND, DeviceState, ReportedError, Waiting
 from modelfleet.agent_client.record import Goal, SlotRecord
@@ -114,8 +121,16 @@ class SlotState:
         self.keep(benchmarks=tries + 1)
         try:
             act()
+        except StoppingError:
+            self.keep_survived()
+            raise
         finally:  # the process lived to see the end
             self.record = msgspec.structs.replace(self.record, benchmarks=0)
+
+    def keep_survived(self) -> None:
+        """Have the record say that nothing took the agent down: it was asked to end, as often as somebody likes."""
+        with contextlib.suppress(OSError):
+            self.keep(benchmarks=0)
 
     def report(self) -> None:
         """Say what the state is."""

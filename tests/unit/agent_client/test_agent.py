@@ -17,6 +17,7 @@ from modelfleet.agent_client.agent import Agent
 from modelfleet.agent_client.errors import LockedError
 from modelfleet.agent_client.identity import key_path
 from modelfleet.agent_client.protocol import MAX_CLASSES, device_topic
+from modelfleet.agent_client.slot_state import MAX_BENCHMARKS
 from modelfleet.benchmarks.runtimes.table import OPENERS
 from modelfleet.benchmarks.session import Session
 from modelfleet.signer.ceremony import update_policy
@@ -129,6 +130,34 @@ def test_rejects_what_its_own_benchmark_refuses_until_a_retry_is_asked_for(fleet
     time.sleep(0.5)
     assert device.slot["state"] == "REJECTED"
     fleet.asked = (Request(id="again", kind="retry"),)
+    device.told()
+    device.waits_for("COMMITTED", "1.0.0")
+    device.stop()
+
+
+def test_an_agent_that_is_asked_to_end_in_its_benchmark_again_and_again_rejects_nothing(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    measuring, go_on = threading.Event(), threading.Event()
+
+    def held(path: Path) -> Any:
+        measuring.set()
+        assert go_on.wait(20)
+        return OPENERS["onnxruntime"](path)
+
+    device = make_device(fleet, tmp_path / "held", runtimes={"onnxruntime": held})
+    fleet.candidates = (fleet.candidate(fleet.release("1.0.0")),)
+    for _ in range(MAX_BENCHMARKS + 1):
+        measuring.clear()
+        go_on.clear()
+        device.start()
+        device.told()
+        assert measuring.wait(20), device.slot
+        threading.Timer(0.1, go_on.set).start()
+        device.stop()
+        assert device.slot["state"] == "BENCHMARKING", device.slot
+    go_on.set()
+    device.start()
     device.told()
     device.waits_for("COMMITTED", "1.0.0")
     device.stop()

@@ -1,4 +1,7 @@
-"""In CI a skipped test is a failure, unless it is marked `hardware`: what can be installed is installed."""
+"""In CI a skipped test is a failure, unless it is marked `hardware`: what can be installed is installed.
+
+What takes long and resembles its neighbour runs in turns: `in_turn(place, of)` names the commits at which it does (`turns`).
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,12 +10,26 @@ import pytest
 
 from modelfleet.service.database import prepare_database
 from tests.postgresql import PostgreSql, postgresql_server
+from tests.turns import ALL, turn
 
 _SKIPPED = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SKIPPED] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `in_turn` and has not its turn; whoever names a test has it run."""
+    if ALL or any("::" in argument for argument in config.args):
+        return
+    late = [item for item in items if any(turn(of) != place for place, of in map(_place, item.iter_markers("in_turn")))]
+    config.hook.pytest_deselected(items=late)
+    items[:] = [item for item in items if item not in late]
+
+
+def _place(mark: pytest.Mark) -> tuple[int, int]:
+    return mark.args[0], mark.args[1]
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,8 +1,8 @@
 """Mutation checks: each entry of a `mutations.toml` under tests/ breaks one check in a copy, and named tests must fail.
 
-Run as `python -m tests.mutate [name ...]`. Without names a third of the entries is checked, and the commit says which;
+Run as `python -m tests.mutate [name ...]`. Without names a quarter of the entries is checked, and the commit says which;
 MODELFLEET_ALL=1 checks all of them. A mutation whose text is not found exactly once is an error, also outside this commit's
-third, and so is one whose tests fail without it: the list must follow the code. The tree itself is never changed. Where an
+quarter, and so is one whose tests fail without it: the list must follow the code. The tree itself is never changed. Where an
 entry names several tests, every one must fail; a parametrised test fails when it does for one of its parameters at least.
 """
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LISTS = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("mutations.toml")))
 WORKERS = 4
 """More than CI has cores: a test that fails has often waited for something first."""
-PARTS = 3
+PARTS = 4
 """A run checks one of so many parts of the entries; the commit chooses which (`tests/turns.py`)."""
 TIMEOUT_SECONDS = 120.0
 CONTROL_TIMEOUT_SECONDS = 600.0

@@ -87,6 +87,7 @@ def runs(root: Path, *versions: str) -> str:
     return "" if found in versions else f"expected one of {versions}, got {found}"
 
 
+@pytest.mark.in_turn(2, 3)
 def test_killed_at_every_change_of_the_disk(forkers: list[Forker], before: Before, changes: list[Change]) -> None:
     def check(forker: Forker, point: Change) -> str:
         root, ended = injected(forker, before, point, "signal=KILL")
@@ -110,7 +111,13 @@ def test_killed_again_and_again(forkers: list[Forker], before: Before, changes: 
     assert runs(root, NEW) == ""
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EIO"], ids=["full", "failing"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param("ENOSPC", id="full", marks=pytest.mark.in_turn(0, 3)),
+        pytest.param("EIO", id="failing", marks=pytest.mark.in_turn(1, 3)),
+    ],
+)
 def test_a_disk_that_refuses_any_one_change(
     error: str, forkers: list[Forker], before: Before, changes: list[Change]
 ) -> None:

@@ -11,6 +11,7 @@ BOTH = {FLOAT: COMPLETED, INT8: COMPLETED}
 
 
 @pytest.mark.slow
+@pytest.mark.in_turn(0, 2)
 @pytest.mark.timeout(300)
 def test_without_its_fault_1_2_0_completes_and_1_3_0_with_the_bytes_of_1_1_0_completes(tmp_path: Path) -> None:
     scenario = Scenario(
@@ -33,6 +34,7 @@ def test_without_its_fault_1_2_0_completes_and_1_3_0_with_the_bytes_of_1_1_0_com
 
 
 @pytest.mark.slow
+@pytest.mark.in_turn(1, 2)
 @pytest.mark.timeout(300)
 def test_the_demo_fails_when_a_verdict_is_not_the_expected_one(tmp_path: Path) -> None:
     scenario = Scenario(

@@ -18,14 +18,14 @@ from tests.integration.converters.zoo import (
 from tests.turns import has_its_turn
 
 MODELS = Path(__file__).parent / "models"
-PARTS = {"tflite": 2}
-"""Target -> into how many parts its networks are divided, one of which runs for each commit; for others all run."""
+PARTS = {"tflite": 4}
+"""Target -> into how many parts its networks are divided, one of which runs for each commit."""
 NETWORKS = sorted(path.stem for path in MODELS.glob("*.onnx"))
 PAIRS = [
     (network, target)
     for network in NETWORKS
     for target in TARGETS
-    if has_its_turn(f"{network} {target}", PARTS.get(target, 1))
+    if has_its_turn(f"{network} {target}", PARTS.get(target, 2))
 ]
 
 

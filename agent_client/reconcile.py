@@ -169,14 +169,9 @@ class SlotWorker:
 
     def _benchmark(self, manifest: Manifest, goal: Goal) -> Bench:
         self.state.enter(E.PASSED, benchmarks=self.state.record.benchmarks + 1)
-        try:
+        with self.state.surviving():
             bench = self._work.prove(manifest, goal.limits)
             self.state.look(at_once=True)
-        except StoppingError:
-            self.state.keep_survived()
-            raise
-        finally:  # the process lived to see the end
-            self.state.record = msgspec.structs.replace(self.state.record, benchmarks=0)
         return bench
 
     def _mend_build(self) -> None:

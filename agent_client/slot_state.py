@@ -5,7 +5,7 @@ The record is on the disk before the act of its state begins. Every change of st
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -119,18 +119,20 @@ class SlotState:
         if tries >= MAX_BENCHMARKS:
             raise BenchmarkError(f"expected a build that ends, got {tries} that took the agent down")
         self.keep(benchmarks=tries + 1)
-        try:
+        with self.surviving():
             act()
-        except StoppingError:
-            self.keep_survived()
-            raise
-        finally:  # the process lived to see the end
-            self.record = msgspec.structs.replace(self.record, benchmarks=0)
 
-    def keep_survived(self) -> None:
-        """Have the record say that nothing took the agent down: it was asked to end, as often as somebody likes."""
-        with contextlib.suppress(OSError):
-            self.keep(benchmarks=0)
+    @contextlib.contextmanager
+    def surviving(self) -> Generator[None]:
+        """Note afterwards that the process lived to see the end; also where it was asked to end, which is no crash."""
+        try:
+            yield
+        except StoppingError:
+            with contextlib.suppress(OSError):
+                self.keep(benchmarks=0)
+            raise
+        finally:
+            self.record = msgspec.structs.replace(self.record, benchmarks=0)
 
     def report(self) -> None:
         """Say what the state is."""

@@ -5,13 +5,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.rollout.controller import Controller
 from modelfleet.rollout.leadership import PostgresLeadership
 from modelfleet.rollout.mqtt.paho_broker import PahoBroker
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.signer.ceremony import locate
 from modelfleet.signer.keys import load_signer
-from tests.unit.rollout.conftest import TENANT, make_registry
+from tests.unit.rollout.conftest import TENANT
 
 TICK_SECONDS = 0.1
 LEASE_SECONDS = 1.0
@@ -21,7 +22,7 @@ def main(name: str, url: str, mqtt_url: str, ceremony: str, folder: str) -> None
     place = Path(folder)
     place.mkdir()
     found = locate(Path(ceremony), TENANT)
-    registry = make_registry(session_factory(open_database(url)), found, place)
+    registry = registry_without_builds(place, found, session_factory(open_database(url)))
     controller = Controller(
         registry,
         PahoBroker(mqtt_url, f"controller-{name}"),

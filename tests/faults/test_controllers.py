@@ -25,6 +25,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.registry.tables import AuditRecord, Group, Tenant
 from modelfleet.rollout.changes import lifecycle
 from modelfleet.rollout.changes.direction import Direction
@@ -47,7 +48,6 @@ from tests.unit.rollout.conftest import (
     certificate_row,
     device_row,
     digest_of,
-    make_registry,
 )
 from tests.waiting import until
 
@@ -179,7 +179,7 @@ def world(url: str, mqtt_url: str, folder: Path) -> Iterator[World]:
     engine = open_database(url)
     sessions = session_factory(engine)
     ceremony = create_repository(folder / "trust", TENANT, bits=1, approvers=["bob"], now=datetime.now(UTC))
-    registry = make_registry(sessions, ceremony, folder)
+    registry = registry_without_builds(folder, ceremony, sessions)
     direction = Direction(registry=registry, director=load_signer(ceremony.director_key))
     line = Line(mqtt_url)
     made = World(url, mqtt_url, folder, ceremony, sessions, line, direction)

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.registry.tables import Group, Tenant
 from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.database import prepare_database, session_factory
 from modelfleet.signer.ceremony import CeremonyResult
 from tests.faults.killed_controller import NEVER, Killed
-from tests.unit.rollout.conftest import START, TENANT, Fleet, ceremony, make_registry
+from tests.unit.rollout.conftest import START, TENANT, Fleet, ceremony
 
 __all__ = ["ceremony"]  # a fixture
 
@@ -49,7 +50,7 @@ def killed(url: str, folder: Path, ceremony: CeremonyResult) -> Killed:
         session.add(Tenant(name=TENANT, created_at=START))
         session.flush()
         session.add(Group(tenant=TENANT, name="lab", created_at=START))
-    fleet = Fleet(make_registry(sessions, ceremony, folder), ceremony, engine, MemoryBroker())
+    fleet = Fleet(registry_without_builds(folder, ceremony, sessions), ceremony, engine, MemoryBroker())
     fleet.start_controller()
     fleet.enrol(FLOAT, 6)
     fleet.publish("1.0.0", 1)

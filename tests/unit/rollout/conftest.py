@@ -29,11 +29,8 @@ from modelfleet.agent_client.protocol import (
     encode,
     group_desired_topic,
 )
-from modelfleet.hardware_profiles.profile import load_profiles
-from modelfleet.registry.audit_log import AuditLog
 from modelfleet.registry.context import Registry
-from modelfleet.registry.fleet_ca import create_ca
-from modelfleet.registry.store import FolderStore
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.registry.tables import AuditRecord, Device, DeviceCertificate, Group, Tenant, Variant, Version
 from modelfleet.rollout import tables
 from modelfleet.rollout.changes import lifecycle
@@ -44,9 +41,8 @@ from modelfleet.rollout.mqtt.broker import Message
 from modelfleet.rollout.mqtt.memory_broker import MemoryBroker
 from modelfleet.service.database import session_factory
 from modelfleet.signer.ceremony import CeremonyResult, create_repository, locate
-from modelfleet.signer.client import SignerClient
 from modelfleet.signer.desired import Assignment, GroupDocument, Release, Slot, device_scope, group_scope, takes
-from modelfleet.signer.keys import generate_key, load_signer
+from modelfleet.signer.keys import load_signer
 from modelfleet.signer.names import manifest_path, sha256_of
 from modelfleet.signer.sign import sign_approval, sign_report
 from modelfleet.signer.statements import TrustPolicy
@@ -79,11 +75,6 @@ def policy_in(folder: Path) -> TrustPolicy:
 
 def trust_policy(ceremony: CeremonyResult) -> TrustPolicy:
     return policy_in(ceremony.data_dir)
-
-
-class NoBuilds:
-    def enqueue(self, version_id: int) -> None:
-        raise AssertionError(f"nothing is built here: {version_id}")
 
 
 @dataclass
@@ -454,27 +445,6 @@ def ceremony(tmp_path_factory: pytest.TempPathFactory) -> CeremonyResult:
     return create_repository(folder, TENANT, bits=1, approvers=["bob", "eve"], now=datetime.now(UTC))
 
 
-def make_registry(sessions: sessionmaker[Session], ceremony: CeremonyResult, folder: Path) -> Registry:
-    return Registry(
-        tenant=TENANT,
-        sessions=sessions,
-        store=FolderStore(folder / "blobs"),
-        signer=SignerClient(folder / "signer.sock"),
-        repository=ceremony.repository(),
-        builds=NoBuilds(),
-        profiles=load_profiles(),
-        gate_key_uri=ceremony.gate_key,
-        work_dir=folder,
-        trust_dir=ceremony.metadata_dir.parent,
-        public_url="http://127.0.0.1:1",
-        mqtt_url="mqtt://127.0.0.1:1",
-        ca=create_ca(folder / "ca", TENANT, datetime.now(UTC)),
-        audit_log=AuditLog(
-            sessions, TENANT, load_signer(generate_key(folder / "audit.pem")), folder / "audit.checkpoint"
-        ),
-    )
-
-
 def make_fleet(folder: Path, ceremony: CeremonyResult, url: str = "") -> Fleet:
     """Return a fleet without devices, its database in `folder` or, migrated, at `url`, and its controller started."""
     engine = lend_engine(url) if url else new_sqlite(folder / "fleet.sqlite")
@@ -483,7 +453,7 @@ def make_fleet(folder: Path, ceremony: CeremonyResult, url: str = "") -> Fleet:
         session.add(Tenant(name=TENANT, created_at=START))
         session.flush()
         session.add_all(Group(tenant=TENANT, name=name, created_at=START) for name in ("lab", "shop"))
-    made = Fleet(make_registry(sessions, ceremony, folder), ceremony, engine, MemoryBroker())
+    made = Fleet(registry_without_builds(folder, ceremony, sessions), ceremony, engine, MemoryBroker())
     made.start_controller()
     return made
 

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from modelfleet.agent_client.identity import key_path
 from modelfleet.policies.roles import Role
 from modelfleet.registry import people, problems
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.registry.tables import Device, DeviceCertificate, Group, Tenant
 from modelfleet.rollout.bundles.routes import router
 from modelfleet.rollout.controller import Controller
@@ -27,7 +28,6 @@ from modelfleet.signer.names import sha256_of
 from tests.databases import new_sqlite
 from tests.unit.agent_client.fleet import GROUP, SLOT, TENANT, Fleet, make_device, now
 from tests.unit.agent_client.fleet import Device as EdgeDevice
-from tests.unit.rollout.conftest import make_registry
 
 DAY = 86400
 
@@ -124,7 +124,7 @@ def make_office(fleet: Fleet, folder: Path) -> Iterator[Office]:
             name: people.make_user(session, TENANT, name=name, role=role, actor="test", now=now())[1]
             for name, role in roles.items()
         }
-    registry = make_registry(sessions, fleet.keys, folder)
+    registry = registry_without_builds(folder, fleet.keys, sessions)
     controller = Controller(registry, MemoryBroker(), fleet.director, now)
     controller.start()
     app = FastAPI()

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from modelfleet.registry import audit
 from modelfleet.registry.cli_audit import audit as command
+from modelfleet.registry.no_builds import registry_without_builds
 from modelfleet.registry.tables import Base
 from modelfleet.service.database import open_database, session_factory
 from modelfleet.service.keep_audit import keep_audit, make_audit_key, note_metadata, open_audit_log, sign_audit
@@ -18,7 +19,6 @@ from modelfleet.service.settings import Settings
 from modelfleet.signer.ceremony import CeremonyResult, create_repository
 from modelfleet.signer.checkpoint import verify_checkpoint
 from modelfleet.signer.keys import load_signer, public_key_of_pem
-from tests.unit.rollout.conftest import make_registry
 
 NOW = datetime.now(UTC)
 
@@ -34,7 +34,7 @@ def registry(paths: CeremonyResult) -> Iterator[object]:
     engine = open_database(settings.sqlalchemy_url)
     Base.metadata.create_all(engine)
     sessions = session_factory(engine)
-    made = make_registry(sessions, paths, paths.data_dir / "work")
+    made = registry_without_builds(paths.data_dir / "work", paths, sessions)
     yield replace(made, audit_log=open_audit_log(settings, sessions))
     engine.dispose()
 
